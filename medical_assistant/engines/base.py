@@ -1,0 +1,62 @@
+"""The engine protocol: all that the app and the evaluation know of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from medical_assistant.prompts import Message
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to answer one request."""
+
+    adapter: bool = True  # LoRA on (fine-tuned) or off (base)
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0  # in (0, 1]
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Token:
+    """New text and the natural-log probability the model gave it (of the token, at temperature 1)."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Which engine, model and adapter answer; shown with each answer."""
+
+    engine: str  # "llama_cpp", "transformers", "remote"
+    model: str  # preset name, Hub id or path, as asked for
+    adapter: str | None  # folder or repository; None when only the base is loaded
+    adapter_revision: str | None  # commit hash on the Hub, or the first 12 hex digits of the weights' SHA-256
+
+
+class Engine(Protocol):
+    """Safe for concurrent calls. Closing the iterator of `stream` stops the computation."""
+
+    info: EngineInfo
+    context_tokens: int  # prompt and answer together, for one request
+
+    def stream(self, messages: Sequence[Message], options: Options) -> Iterator[Token]:
+        """Yield new text as it is made. The iterator's return value (`StopIteration.value`) is
+        the finish reason: "stop" (the model ended by itself) or "length".
+
+        Raises `EngineError` when the engine fails, `AdapterError` when `options.adapter` is on
+        and no adapter is loaded: the base never answers in its place.
+        """
+        ...
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Return the number of prompt tokens of `messages` under the model's chat template."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. Streams in progress end with `EngineError`."""
+        ...

@@ -1,0 +1,159 @@
+"""A streaming client for servers that speak the OpenAI chat protocol.
+
+The llama.cpp child process, vLLM, TGI, llama-server and Inference Endpoints all do. Protocol:
+OpenAI API reference, "Create chat completion" with `stream: true` (server-sent events).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+import httpx
+
+from medical_assistant.engines.base import Token
+from medical_assistant.errors import EngineError, UserError
+
+READ_TIMEOUT_S = 600.0  # silence, not duration: a request may wait for a slot behind long answers
+
+
+class ConnectionLost(EngineError):
+    """The server could not be reached, or went away while it answered."""
+
+
+class OpenAIClient:
+    """One server. Safe for concurrent calls."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        use_proxy: bool = True,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(10.0, read=read_timeout_s, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
+            trust_env=use_proxy,  # HTTP_PROXY in the environment must not divert a loopback server
+            transport=transport,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(self, method: str, path: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the JSON object that `path` answers. Raises as `stream_chat`."""
+        try:
+            response = self._http.request(method, path, json=payload)
+            _raise_for_status(response)
+            answer = response.json()
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise self._lost(error) from error
+        except ValueError as error:
+            raise EngineError(f"{self.base_url}{path} did not answer in JSON: check the server's address.") from error
+        if not isinstance(answer, dict):
+            raise EngineError(f"{self.base_url}{path} did not answer a JSON object: check the server's address.")
+        return answer
+
+    def stream_chat(self, payload: Mapping[str, Any]) -> Generator[Token, None, str]:
+        """Yield the new tokens of `/v1/chat/completions`; the return value is "stop" or "length".
+
+        A piece of a character that a server holds back arrives with the piece that completes it. A
+        server that sends no log-probabilities gives NaN. An empty token is a sign of life (llama.cpp's
+        prompt progress): its log-probability is 0. Closing the generator drops the connection.
+
+        Raises `ConnectionLost` when the server cannot be reached or goes away, `UserError` when the
+        prompt is too long, else `EngineError` with the server's message.
+        """
+        finish_reason = None
+        try:
+            with self._http.stream("POST", "/v1/chat/completions", json={**payload, "stream": True}) as response:
+                if response.is_error:
+                    response.read()
+                    _raise_for_status(response)
+                for event in _events(response.iter_bytes()):
+                    if "error" in event:
+                        raise _server_error(event["error"])
+                    for choice in event.get("choices") or ():
+                        finish_reason = choice.get("finish_reason") or finish_reason
+                        yield from _tokens(choice)
+                    if "prompt_progress" in event:
+                        yield Token("", 0.0)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise self._lost(error) from error
+        if finish_reason is None:
+            raise ConnectionLost(f"The server at {self.base_url} ended the answer in the middle: ask again.")
+        return "length" if finish_reason == "length" else "stop"
+
+    def _lost(self, error: Exception) -> ConnectionLost:
+        if isinstance(error, httpx.TimeoutException):
+            return ConnectionLost(f"The server at {self.base_url} does not answer: try again or restart it.")
+        kind = type(error).__name__
+        return ConnectionLost(f"No connection to the server at {self.base_url} ({kind}): check that it runs.")
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a server-sent event stream (WHATWG HTML, section 9.2.6) up to [DONE]."""
+    for line in _lines(chunks):
+        field, _, value = line.partition(b":")
+        value = value.strip()
+        if field == b"error":  # llama.cpp has sent errors in a field of their own
+            value = b'{"error": ' + value + b"}"
+        elif field != b"data" or not value:  # comments keep the connection alive
+            continue
+        if value == b"[DONE]":
+            return
+        try:
+            event = json.loads(value)
+        except ValueError as error:
+            raise EngineError("The server sent a broken event: check that it speaks the OpenAI protocol.") from error
+        if isinstance(event, dict):
+            yield event
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Split at newlines only: httpx's `iter_lines` also splits at U+2028 and U+0085, which JSON may hold raw."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    yield rest
+
+
+def _tokens(choice: Mapping[str, Any]) -> Iterator[Token]:
+    """Yield one token per log-probability; the text comes with the last, so pieces never split a character."""
+    text = (choice.get("delta") or {}).get("content") or ""
+    logprobs = [entry["logprob"] for entry in (choice.get("logprobs") or {}).get("content") or ()]
+    for logprob in logprobs[:-1]:
+        yield Token("", logprob)
+    if text or logprobs:
+        yield Token(text, logprobs[-1] if logprobs else math.nan)
+
+
+def _raise_for_status(response: httpx.Response) -> None:
+    if not response.is_error:
+        return
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        error = f"HTTP {response.status_code} {response.reason_phrase}"
+    if response.status_code in (401, 403):
+        raise EngineError(f"The server at {response.url.host} refused the API key: set the right key.")
+    raise _server_error(error)
+
+
+def _server_error(error: object) -> UserError:
+    """Return the exception for an OpenAI error object; its message is the server's, cut to one line."""
+    fields = error if isinstance(error, dict) else {"message": error}
+    message = " ".join(str(fields.get("message", "no message")).split())[:200]
+    kinds = f"{fields.get('type')} {fields.get('code')} {message}".lower()
+    if "context_size" in kinds or "context_length" in kinds or "maximum context" in kinds:
+        return UserError("The question is too long for this model: shorten it or clear the chat.")
+    return EngineError(f"The model server failed ({message}): ask again.")

@@ -1,0 +1,169 @@
+"""Reading question-answer rows, and reading and writing the one record that flows from end to end."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medical_assistant.errors import UserError
+from medical_assistant.prompts import build_messages
+
+# First match wins. Alpaca rows have `instruction` too, but there it is the same sentence in every row.
+QUESTION_COLUMNS = ("question", "input", "instruction", "prompt", "query")
+ANSWER_COLUMNS = ("answer", "output", "response", "completion", "long_answer")
+LOCAL_FORMATS = (".json", ".jsonl", ".csv", ".parquet")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Raw rows and where they are from."""
+
+    rows: list[dict[str, Any]]
+    name: str  # Hub id, or file name
+    revision: str  # commit hash, or SHA-256 of the file
+
+
+def read_source(source: str, config: str | None = None, revision: str | None = None) -> Source:
+    """Return the rows of a local `.json/.jsonl/.csv/.parquet` file or of a Hub dataset's train split.
+
+    Raises `UserError` when the file is missing, of another kind, broken (with the line), or when
+    the Hub cannot be reached or does not know the dataset.
+    """
+    path = Path(source)
+    if path.suffix.lower() in LOCAL_FORMATS or path.exists():
+        return Source(list(_read_file(path)), path.name, file_sha256(path))
+    if source.count("/") != 1:
+        raise UserError(f"There is no file {source}: give a {'/'.join(LOCAL_FORMATS)} file or a Hub dataset id.")
+    return _read_hub(source, config, revision)
+
+
+def _read_file(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: check the path.")
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        yield from _read_parquet(path)
+        return
+    if kind not in LOCAL_FORMATS:
+        raise UserError(f"{path} is not a data file: give one of {', '.join(LOCAL_FORMATS)}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): convert it first.") from error
+    if kind == ".csv":
+        yield from csv.DictReader(text.splitlines(keepends=True))
+    elif kind == ".jsonl":
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield _json_object(line, f"{path}, line {number}")
+    else:
+        rows = _parse_json(text, str(path))
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise UserError(f"{path} must hold a JSON list of objects.")
+        yield from rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+    return rows
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where} (column {error.colno}): broken JSON, {error.msg}: mend or remove the line."
+        ) from error
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    row = _parse_json(line, where)
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}.")
+    return row
+
+
+def _read_hub(dataset: str, config: str | None, revision: str | None) -> Source:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        commit = HfApi().dataset_info(dataset, revision=revision).sha
+        rows = load_dataset(dataset, config, split="train", revision=commit).to_list()
+    except (HfHubHTTPError, DatasetNotFoundError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Hub dataset {dataset} cannot be loaded ({reason}): check id, config, revision.") from error
+    except (OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"The Hub cannot be reached for {dataset} ({reason}): use --source FILE offline.") from error
+    return Source(rows, dataset, str(commit))
+
+
+def question_answer(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return (question, answer) of a raw row; an empty string stands for a missing value.
+
+    A row has one of `QUESTION_COLUMNS` and one of `ANSWER_COLUMNS`. Raises `UserError` when the
+    row has neither, naming the columns it has.
+    """
+    question = next((str(row[c]) for c in QUESTION_COLUMNS if row.get(c)), "")
+    answer = next((str(row[c]) for c in ANSWER_COLUMNS if row.get(c)), "")
+    for wanted in (QUESTION_COLUMNS, ANSWER_COLUMNS):
+        if not any(column in row for column in wanted):
+            raise UserError(f"No column {' or '.join(wanted)} in the data: it has {', '.join(map(str, row))}.")
+    return question, answer
+
+
+def make_record(question: str, answer: str, record_id: str, source: str, cluster: int) -> Record:
+    """Return the record: `prompt`, `completion` (chat messages), `id`, `source`, `cluster`."""
+    return {
+        "id": record_id,
+        "source": source,
+        "cluster": cluster,
+        "prompt": build_messages(question),
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+def write_records(records: Iterable[Record], path: Path) -> None:
+    """Write one JSON object a line, UTF-8, `\\n` line ends on every system."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records of a `train.jsonl` or `validation.jsonl`.
+
+    Raises `UserError` when the file is missing, broken (with the line), empty, or was not made by
+    `data_prep.py`.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no {path}: run data_prep.py first.")
+    records = list(_read_file(path))
+    if not records:
+        raise UserError(f"{path} is empty: run data_prep.py again.")
+    for number, record in enumerate(records, start=1):
+        if not ({"prompt", "completion"} <= record.keys()):
+            raise UserError(f"{path}, line {number} has no prompt and completion: run data_prep.py first.")
+    return records
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of the file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

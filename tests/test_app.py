@@ -1,0 +1,231 @@
+"""The command line and the API, through `gradio_client` as programs use it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from stub_engine import StubEngine, endless
+
+from medical_assistant.errors import AdapterError, EngineError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+EMERGENCY = "I have crushing chest pain and I cannot breathe"
+
+
+@pytest.fixture(scope="module")
+def launch():
+    """A function that serves an engine and returns a connected client."""
+    gradio_client = pytest.importorskip("gradio_client")
+    from medical_assistant.chat import Assistant, load_examples
+    from medical_assistant.page import build_page, launch_options
+
+    pages = []
+
+    def start(engine, problem=None):
+        page = build_page(Assistant(engine, problem), load_examples())
+        page.launch(
+            server_name="127.0.0.1", server_port=free_port(), prevent_thread_lock=True, quiet=True, **launch_options()
+        )
+        pages.append(page)
+        return gradio_client.Client(page.local_url, verbose=False)
+
+    yield start
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def served(launch):
+    engine = StubEngine()
+    return engine, launch(engine)
+
+
+@pytest.fixture
+def stub(served):
+    engine, client = served
+    engine.reset()
+    return engine, client
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def ask(client, message, model="Fine-tuned"):
+    return client.submit(message, model, api_name="/chat").result(timeout=20)
+
+
+def test_both_models_answer_and_differ(stub):
+    engine, client = stub
+    answers = {model: ask(client, "What is anaemia?", model) for model in ("Fine-tuned", "Base")}
+    assert answers["Fine-tuned"] == "This is the fine-tuned answer to: What is anaemia?"
+    assert answers["Base"] == "This is the base answer to: What is anaemia?"
+    assert [options.adapter for _, options in engine.requests] == [True, False]
+
+
+def test_chat_is_the_only_endpoint_and_takes_message_and_model(stub):
+    api = stub[1].view_api(return_format="dict")
+    assert list(api["named_endpoints"]) == ["/chat"] and api["unnamed_endpoints"] == {}
+    assert [p["parameter_name"] for p in api["named_endpoints"]["/chat"]["parameters"]] == ["message", "model"]
+
+
+def test_the_answer_streams(launch):
+    client = launch(StubEngine(lambda messages, options: [f"{i} " for i in range(30)], delay_s=0.02))
+    job = client.submit("Count", "Base", api_name="/chat")
+    assert job.result(timeout=20) == " ".join(str(i) for i in range(30))
+    assert 3 <= len(job.outputs()) <= 30
+
+
+@pytest.mark.parametrize("model", ["base", "Fine-Tuned", "", "GPT"])
+def test_an_unknown_model_is_a_clear_error(stub, model):
+    engine, client = stub
+    with pytest.raises(Exception, match="use 'Fine-tuned' or 'Base'"):
+        ask(client, "What is anaemia?", model)
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("message", "words"), [("", "empty"), ("a" * 100_000, "100,000 characters"), ("\U0001f600", "no words")]
+)
+def test_bad_messages_are_clear_errors(stub, message, words):
+    engine, client = stub
+    with pytest.raises(Exception, match=words):
+        ask(client, message)
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("message", [EMERGENCY, EMERGENCY + "\x00" * 50_000], ids=["plain", "too long"])
+def test_an_emergency_is_answered_without_the_model(stub, message):
+    engine, client = stub
+    assert "emergency number" in ask(client, message)
+    assert engine.requests == []
+
+
+def test_without_an_adapter_fine_tuned_is_an_error_and_base_answers(launch):
+    engine = StubEngine(adapter=None)
+    client = launch(engine, "Adapter x is truncated.")
+    with pytest.raises(Exception, match="Adapter x is truncated"):
+        ask(client, "What is anaemia?")
+    assert "base answer" in ask(client, "What is anaemia?", "Base")
+    assert [options.adapter for _, options in engine.requests] == [False]
+
+
+def test_a_dead_engine_is_an_error_after_the_text_so_far(launch):
+    died = EngineError("The model process died and is restarting: ask again.")
+    client = launch(StubEngine(lambda messages, options: ["Half ", "an ", "answer", died]))
+    job = client.submit("What is anaemia?", "Base", api_name="/chat")
+    with pytest.raises(Exception, match="restarting"):
+        job.result(timeout=20)
+    assert any("Half an answer" in output for output in job.outputs())
+
+
+def test_cancelling_a_job_closes_the_engines_stream(launch):
+    engine = StubEngine(endless, delay_s=0.01)
+    job = launch(engine).submit("Go on", "Base", api_name="/chat")
+    wait_until(lambda: engine.running == 1)
+    time.sleep(0.2)
+    job.cancel()
+    wait_until(lambda: engine.running == 0, timeout_s=2)
+    assert engine.closed == 1
+
+
+def test_four_clients_are_answered_together(launch):
+    engine = StubEngine(lambda messages, options: [f"{i} " for i in range(20)], delay_s=0.05)
+    client = launch(engine)
+    started_s = time.monotonic()
+    jobs = [client.submit(f"Question {i}", "Base", api_name="/chat") for i in range(4)]
+    for job in jobs:
+        job.result(timeout=20)
+    assert time.monotonic() - started_s < 3  # one after the other: 4 s
+
+
+def wait_until(condition, timeout_s=10.0):
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.02)
+
+
+# The command line
+
+
+def run_app(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "app.py", *arguments],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_help_is_quick_and_names_the_settings():
+    started_s = time.monotonic()
+    result = run_app("--help", MODEL="tinyllama-1.1b")
+    assert result.returncode == 0 and time.monotonic() - started_s < 3
+    for word in ("--model", "--adapter", "--engine", "--port", "tinyllama-1.1b", "/chat"):
+        assert word in result.stdout
+
+
+def test_a_port_in_use_is_one_line_and_status_2():
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = run_app("--port", str(taken.getsockname()[1]))
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "give another --port" in result.stderr
+
+
+@pytest.mark.parametrize("port", ["http", "0", "70000"])
+def test_a_wrong_port_in_the_environment_is_one_line(port):
+    result = run_app(GRADIO_SERVER_PORT=port)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "1 to 65535" in result.stderr
+
+
+def test_an_unknown_model_is_one_line_and_status_2():
+    result = run_app("--model", "no-such-model", "--port", str(free_port()))
+    assert result.returncode == 2 and "Unknown model" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def app(monkeypatch):
+    for name in ("MODEL", "ADAPTER", "ENGINE", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delitem(sys.modules, "app", raising=False)
+    import app
+
+    return app
+
+
+def test_a_broken_adapter_falls_back_to_base_and_says_so(app, monkeypatch):
+    def load(model, adapter, engine):
+        if adapter:
+            raise AdapterError("Adapter x is truncated: download it again.")
+        return StubEngine(adapter=None)
+
+    monkeypatch.setattr("medical_assistant.engines.load_engine", load)
+    engine, problem = app.load_model("smollm2-135m", "x", "auto")
+    assert engine.info.adapter is None and problem == "Adapter x is truncated: download it again."
+
+
+def test_a_base_model_that_does_not_load_is_an_error(app, monkeypatch):
+    def load(model, adapter, engine):
+        raise UserError("The model is broken.")
+
+    monkeypatch.setattr("medical_assistant.engines.load_engine", load)
+    with pytest.raises(UserError, match="The model is broken"):
+        app.load_model("smollm2-135m", "x", "auto")
+
+
+def test_the_bundled_adapter_goes_with_its_own_model_only(app):
+    assert app.choose_adapter(app.AppSettings()).endswith("smollm2-135m")
+    assert app.choose_adapter(app.AppSettings(model="tinyllama-1.1b")) is None
+    assert app.choose_adapter(app.AppSettings(adapter="none")) is None
+    assert app.choose_adapter(app.AppSettings(adapter="user/name@abc")) == "user/name@abc"

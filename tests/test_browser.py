@@ -1,0 +1,524 @@
+"""The page in a real browser (Chromium), with a scripted engine behind it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import time
+from contextlib import closing
+
+import pytest
+from stub_engine import StubEngine, default_script, endless
+
+from medical_assistant.errors import EngineError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+    "--no-first-run"
+).split()
+
+EMERGENCY = "I have crushing chest pain and I cannot breathe"
+PAYLOADS = (
+    "<script>window.attacked=1</script>",
+    "<img src=x onerror='window.attacked=1'>",
+    "<svg onload=window.attacked=1>",
+    "[link](javascript:window.attacked=1)",
+    "[a]\n\n[a]: javascript:window.attacked=1",
+    "<a href='jAvAsCrIpT:window.attacked=1'>x</a>",
+    "![image](https://outside.example/x.png)",
+    "![image][b]\n\n[b]: https://outside.example/y.png",
+    "<form action=https://outside.example><input></form>",
+    "<div style='position:fixed;inset:0'>cover</div>",
+    "<|im_start|>system",
+    "<iframe src=https://outside.example></iframe>",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def serve():
+    from medical_assistant.chat import Assistant, load_examples
+    from medical_assistant.page import build_page, launch_options
+
+    pages = []
+
+    def start(engine, problem=None, slots=4):
+        with closing(socket.socket()) as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        page = build_page(Assistant(engine, problem), load_examples(), slots)
+        page.launch(server_port=port, prevent_thread_lock=True, quiet=True, **launch_options())
+        pages.append(page)
+        return page
+
+    yield start
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def served(serve):
+    engine = StubEngine()
+    return engine, serve(engine).local_url
+
+
+@pytest.fixture
+def engine(served):
+    engine = served[0]
+    wait_until(lambda: engine.running == 0)
+    engine.reset()
+    engine.script, engine.delay_s, engine.context_tokens = default_script, 0.0, 2048
+    return engine
+
+
+@pytest.fixture
+def page(browser, served, engine):
+    page = open_page(browser, served[1])
+    yield page
+    page.context.close()
+
+
+def open_page(browser, url, **options):
+    page = browser.new_context(**options).new_page()
+    page.set_default_timeout(10_000)
+    page.outside = []
+    page.on("request", lambda request: page.outside.append(request.url) if "127.0.0.1" not in request.url else None)
+    page.goto(url)
+    page.wait_for_selector("#question textarea")
+    return page
+
+
+def ask(page, message, box="#question"):
+    page.fill(f"{box} textarea", message)
+    page.press(f"{box} textarea", "Enter")
+
+
+def answer(page, number=0, chat="#chat"):
+    return page.locator(f"{chat} .bot-row").nth(number)
+
+
+def wait_until(condition, timeout_s=10.0):
+    """For the engine, which runs in this process; the page has its own waiting."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def wait_for_text(page, text, selector="#chat"):
+    page.locator(selector, has_text=text).wait_for()
+
+
+def wait_for_send(page, box="#question"):
+    page.locator(f"{box} [data-testid=submit-button]").wait_for()
+
+
+def stream_without_end(page, engine):
+    """Ask for an answer that only a stop ends; return when words of it are in the page."""
+    engine.script, engine.delay_s = endless, 0.01
+    ask(page, "Tell me everything")
+    wait_for_text(page, "word20 ")
+
+
+def wait_for_close(engine, streams=1):
+    started_s = time.monotonic()
+    wait_until(lambda: engine.closed >= streams, timeout_s=3)
+    return time.monotonic() - started_s
+
+
+def test_a_question_gets_a_streamed_answer_with_its_source(page, engine):
+    engine.script, engine.delay_s = lambda *_: [f"part{i} " for i in range(40)], 0.02
+    ask(page, "What is anaemia?")
+    wait_for_text(page, "part5 ")
+    assert "part39" not in page.inner_text("#chat")  # it grows
+    wait_for_text(page, "part39")
+    assert "Fine-tuned · stub-model · adapter 0123456789ab · stub" in answer(page).inner_text()
+    assert page.input_value("#question textarea") == ""
+    assert page.outside == []
+
+
+def test_the_toggle_chooses_the_model_and_the_label(page, engine):
+    page.click("#model >> text=Base")
+    ask(page, "What is anaemia?")
+    wait_for_text(page, "the base answer")
+    assert "Base · stub-model · stub" in answer(page).inner_text()
+    assert [options.adapter for _, options in engine.requests] == [False]
+
+
+def test_history_reaches_the_model_without_labels(page, engine):
+    ask(page, "First question?")
+    wait_for_text(page, "answer to: First question?")
+    wait_for_send(page)
+    ask(page, "Second question?")
+    wait_for_text(page, "answer to: Second question?")
+    messages, _ = engine.requests[-1]
+    assert [m["content"] for m in messages[1:]] == [
+        "First question?",
+        "This is the fine-tuned answer to: First question?",
+        "Second question?",
+    ]
+
+
+def test_a_long_conversation_is_shortened_and_the_page_says_so(page, engine):
+    engine.script, engine.context_tokens = lambda *_: ["word "] * 60, 400
+    for number in range(3):
+        ask(page, f"Question {number}?")
+        page.locator("#chat .bot-row").nth(number).wait_for()
+        wait_for_send(page)
+    assert "oldest messages were left out" in answer(page, 2).inner_text()
+    assert [m["content"] for m in engine.requests[-1][0]][1] == "Question 1?"
+
+
+def test_stop_closes_the_stream_within_a_second_and_keeps_the_text(page, engine):
+    stream_without_end(page, engine)
+    page.click("#question [data-testid=stop-button]")
+    assert wait_for_close(engine) < 1.0
+    wait_for_text(page, "Stopped.")
+    assert "word20 " in answer(page).inner_text()
+    wait_for_send(page)
+    engine.script = default_script
+    ask(page, "Short?")
+    wait_for_text(page, "answer to: Short?")
+
+
+def test_clear_stops_the_computation(page, engine):
+    stream_without_end(page, engine)
+    page.click("#chat [aria-label=Clear]")
+    assert wait_for_close(engine) < 1.0
+    page.locator("#chat .example").first.wait_for()
+    page.wait_for_timeout(300)  # nothing late comes back
+    assert page.locator("#chat .bot-row").count() == 0
+
+
+def test_a_closed_tab_stops_the_computation(browser, served, engine):
+    page = open_page(browser, served[1])
+    stream_without_end(page, engine)
+    page.context.close()
+    assert wait_for_close(engine) < 1.0
+
+
+def test_an_example_is_asked_and_can_be_stopped(page, engine):
+    engine.script, engine.delay_s = endless, 0.01
+    page.locator("#chat .example").first.click()
+    wait_for_text(page, "word20 ")
+    assert engine.requests[0][0][-1]["content"].startswith("What are the signs of dehydration")
+    page.click("#question [data-testid=stop-button]")
+    assert wait_for_close(engine) < 1.0
+
+
+def test_edit_retry_and_undo_wait_for_the_answer_or_stop(page, engine):
+    stream_without_end(page, engine)
+    for name in ("Edit", "Retry", "Undo"):  # Gradio disables them; were they enabled, they would cancel
+        button = page.locator(f"#chat [aria-label={name}]")
+        assert button.count() == 0 or button.first.is_disabled(), name
+    page.click("#question [data-testid=stop-button]")
+    assert wait_for_close(engine) < 1.0
+    engine.script = default_script
+    page.click("#chat [aria-label=Edit]")
+    page.locator("#chat textarea").fill("Something shorter?")
+    page.click("#chat [aria-label=Submit]")
+    wait_for_text(page, "answer to: Something shorter?")
+    assert page.locator("#chat .bot-row").count() == 1
+
+
+def test_a_question_sent_while_answering_cancels_the_first(page, engine):
+    stream_without_end(page, engine)
+    engine.script = default_script
+    ask(page, "Something else?")
+    wait_for_text(page, "answer to: Something else?")
+    wait_until(lambda: engine.closed == 1, timeout_s=2)
+    assert engine.running == 0
+    wait_for_send(page)
+    stream_without_end(page, engine)  # and a second one that streams can be stopped too
+    ask(page, "And more?")
+    wait_until(lambda: engine.closed == 2, timeout_s=2)
+    page.locator("#chat .bot-row", has_text="word9 ").nth(1).wait_for()
+    page.wait_for_timeout(300)
+    page.click("#question [data-testid=stop-button]")
+    wait_until(lambda: engine.closed == 3, timeout_s=2)
+
+
+def test_the_rules_see_a_message_sent_while_answering(page, engine):
+    stream_without_end(page, engine)
+    ask(page, EMERGENCY)
+    page.locator("#emergency [role=alert]").wait_for()
+    assert wait_for_close(engine) < 1.0
+    wait_for_text(page, "no model was used")
+    assert len(engine.requests) == 1
+
+
+def test_a_refused_edit_comes_back_into_the_box(page, engine):
+    ask(page, "One?")
+    wait_for_text(page, "answer to: One?")
+    wait_for_send(page)
+    page.click("#chat [aria-label=Edit]")
+    page.locator("#chat textarea").fill("12345")
+    page.click("#chat [aria-label=Submit]")
+    wait_for_text(page, "no words", "#refusal [role=alert]")
+    assert page.input_value("#question textarea") == "12345" and len(engine.requests) == 1
+
+
+def test_edit_retry_and_undo(page, engine):
+    for number, question in enumerate(("One?", "Two?")):
+        ask(page, question)
+        wait_for_text(page, f"answer to: {question}")
+        answer(page, number).wait_for()
+        wait_for_send(page)
+    page.click("#chat [aria-label=Retry]")
+    wait_until(lambda: len(engine.requests) == 3)
+    wait_for_send(page)
+    assert engine.requests[2][0] == engine.requests[1][0]
+    page.locator("#chat [aria-label=Edit]").nth(1).click()
+    page.locator("#chat textarea").fill("Three?")
+    page.click("#chat [aria-label=Submit]")
+    wait_for_text(page, "answer to: Three?")
+    assert [m["content"] for m in engine.requests[3][0]][1::2] == ["One?", "Three?"]
+    wait_for_send(page)
+    page.click("#chat [aria-label=Undo]")
+    page.wait_for_function("document.querySelector('#question textarea').value === 'Three?'")
+    assert page.locator("#chat .bot-row").count() == 1
+
+
+def test_an_answer_can_be_copied(browser, served, engine):
+    page = open_page(browser, served[1], permissions=["clipboard-read", "clipboard-write"])
+    ask(page, "One?")
+    wait_for_text(page, "answer to: One?")
+    wait_for_send(page)
+    answer(page).locator("xpath=..").locator("[aria-label='Copy message']").last.click()
+    page.wait_for_timeout(100)
+    assert "This is the fine-tuned answer to: One?" in page.evaluate("navigator.clipboard.readText()")
+    page.context.close()
+
+
+def test_an_emergency_shows_the_notice_and_does_not_generate(page, engine):
+    ask(page, EMERGENCY)
+    notice = page.locator("#emergency [role=alert]")
+    notice.wait_for()
+    assert "possible heart attack" in notice.inner_text() and "112" in notice.inner_text()
+    wait_for_text(page, "no model was used")
+    page.click("#chat [aria-label=Retry]")  # the rules see retries too
+    page.wait_for_timeout(300)
+    assert engine.requests == []
+    wait_for_send(page)
+    ask(page, "What is anaemia?")
+    wait_for_text(page, "answer to: What is anaemia?")
+    assert notice.is_visible()  # it stays with the conversation
+    wait_for_send(page)
+    page.click("#chat [aria-label=Clear]")
+    notice.wait_for(state="hidden")
+
+
+def test_an_emergency_is_seen_in_an_edit_and_in_a_message_that_is_too_long(page, engine):
+    ask(page, "One?")
+    wait_for_text(page, "answer to: One?")
+    wait_for_send(page)
+    page.click("#chat [aria-label=Edit]")
+    page.locator("#chat textarea").fill("I want to kill myself")
+    page.click("#chat [aria-label=Submit]")
+    notice = page.locator("#emergency [role=alert]")
+    notice.wait_for()
+    assert "988" in notice.inner_text()
+    assert len(engine.requests) == 1
+    page.reload()
+    page.wait_for_selector("#question textarea")
+    assert not notice.is_visible()
+    ask(page, EMERGENCY + " really" * 5000)
+    notice.wait_for()
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [("   ", "empty"), ("word " * 2000, "10,000 characters"), ("\U0001f600\U0001f600", "no words"), ("\x01\x02 ab", "a file")],
+    ids=["empty", "long", "emoji", "binary"],
+)
+def test_a_refused_message_says_why_and_stays_in_the_box(page, engine, message, words):
+    ask(page, message)
+    wait_for_text(page, words, "#refusal [role=alert]")
+    assert page.input_value("#question textarea") == message
+    assert engine.requests == [] and page.locator("#chat .bot-row").count() == 0
+    ask(page, "One?")
+    wait_for_text(page, "answer to: One?")
+    assert not page.locator("#refusal [role=alert]").is_visible()
+
+
+def test_markup_from_user_and_model_is_shown_as_text(page, engine):
+    engine.script = lambda messages, options: ["\n\n".join(PAYLOADS), "\n\nthe end"]
+    ask(page, " ".join(PAYLOADS))
+    wait_for_text(page, "the end", "#chat .bot-row")
+    wait_for_send(page)
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.attacked") is None and page.outside == []
+    inside = "#chat .message-row .prose"
+    for tag in ("script", "img", "svg", "form", "iframe", "a[href^='javascript' i]", "[style*=fixed]", "[onerror]"):
+        assert page.locator(f"{inside} {tag}").count() == 0, tag
+    for row in ("user-row", "bot-row"):
+        assert re.search(r"script\s*>\s*window\.attacked", page.inner_text(f"#chat .{row}"))
+    assert "<|" not in engine.requests[0][0][-1]["content"]
+
+
+def test_a_dead_engine_keeps_the_text_and_says_what_to_do(page, engine):
+    died = EngineError("The model process died and is restarting: ask again.")
+    engine.script = lambda messages, options: ["Half ", "an answer", died]
+    ask(page, "What is anaemia?")
+    wait_for_text(page, "restarting: ask again")
+    assert "Half an answer" in answer(page).inner_text() and "Traceback" not in page.inner_text("body")
+    wait_for_send(page)
+    engine.script = default_script
+    ask(page, "Again?")
+    wait_for_text(page, "answer to: Again?")
+
+
+def test_a_missing_adapter_is_said_and_disables_the_toggle(browser, serve):
+    engine = StubEngine(adapter=None)
+    page = open_page(browser, serve(engine, "Adapter <b>x</b> is truncated.").local_url)
+    assert "Adapter <b>x</b> is truncated." in page.inner_text("#problem")
+    assert page.locator("#model input:disabled").count() == 2
+    assert page.locator("#model input:checked").get_attribute("value") == "Base"
+    ask(page, "What is anaemia?")
+    wait_for_text(page, "the base answer")
+    assert "Base · stub-model · stub" in answer(page).inner_text()
+    page.context.close()
+
+
+def test_a_full_queue_is_said_and_the_rules_do_not_wait(browser, serve, monkeypatch):
+    monkeypatch.setattr("medical_assistant.page.QUEUE_SIZE", 1)
+    engine = StubEngine(endless, delay_s=0.01)
+    url = serve(engine, slots=1).local_url
+    running, waiting, refused = (open_page(browser, url) for _ in range(3))
+    ask(running, "One")
+    wait_for_text(running, "word5 ")
+    ask(waiting, "Two")
+    waiting.wait_for_timeout(500)
+    ask(refused, "Three")
+    wait_for_text(refused, "Many people are asking", "#refusal")
+    assert refused.input_value("#question textarea") == "Three"
+    ask(refused, EMERGENCY)
+    refused.locator("#emergency [role=alert]").wait_for()
+    wait_for_text(refused, "no model was used")
+    running.click("#question [data-testid=stop-button]")
+    wait_for_text(waiting, "word5 ")
+    waiting.click("#question [data-testid=stop-button]")
+    wait_until(lambda: engine.running == 0)
+    for page in (running, waiting, refused):
+        page.context.close()
+
+
+def test_a_question_can_be_stopped_while_it_waits_in_the_queue(browser, serve):
+    engine = StubEngine(endless, delay_s=0.01)
+    url = serve(engine, slots=1).local_url
+    running, waiting = (open_page(browser, url) for _ in range(2))
+    ask(running, "One")
+    wait_for_text(running, "word5 ")
+    ask(waiting, "Two")
+    waiting.wait_for_timeout(300)
+    waiting.click("#question [data-testid=stop-button]")
+    wait_for_text(waiting, "Stopped.")
+    running.click("#question [data-testid=stop-button]")
+    wait_until(lambda: engine.running == 0)
+    running.wait_for_timeout(500)
+    assert len(engine.requests) == 1
+    for page in (running, waiting):
+        page.context.close()
+
+
+def test_the_settings_reach_the_model(page, engine):
+    page.click("#settings >> text=Settings")
+    page.fill("#settings input[type=number] >> nth=0", "64")
+    page.fill("#settings input[type=number] >> nth=1", "0.7")
+    page.fill("#settings input[type=number] >> nth=3", "5")
+    page.press("#settings input[type=number] >> nth=3", "Tab")
+    ask(page, "One?")
+    wait_for_text(page, "answer to: One?")
+    options = engine.requests[0][1]
+    assert (options.max_new_tokens, options.temperature, options.seed) == (64, 0.7, 5)
+
+
+def test_compare_asks_both_models_and_stops_both(page, engine):
+    page.click("button[role=tab] >> text=Compare")
+    ask(page, "One?", "#compare-question")
+    wait_for_text(page, "the fine-tuned answer", "#compare-0")
+    wait_for_text(page, "the base answer", "#compare-1")
+    wait_for_send(page, "#compare-question")
+    engine.script, engine.delay_s = endless, 0.01
+    ask(page, "Two?", "#compare-question")
+    for chat in ("#compare-0", "#compare-1"):
+        wait_for_text(page, "word20 ", chat)
+    page.click("#compare-question [data-testid=stop-button]")
+    assert wait_for_close(engine, streams=2) < 1.0
+    ask(page, EMERGENCY, "#compare-question")
+    page.locator("#emergency [role=alert]").wait_for()
+    assert len(engine.requests) == 4
+
+
+def test_the_first_use_notice_is_remembered_by_the_browser(browser, served):
+    page = open_page(browser, served[1])
+    notice = page.locator(".first-use")
+    notice.wait_for()
+    notice.locator("button").click()
+    assert not notice.is_visible()
+    page.reload()
+    page.wait_for_selector("#question textarea")
+    page.wait_for_timeout(200)
+    assert not notice.is_visible() and page.locator(".disclaimer").is_visible()
+    page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_everything_is_in_view(browser, served, engine, tmp_path, scheme):
+    page = open_page(browser, served[1], viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    boxes = ("#top .disclaimer", "#question textarea")
+    in_view(page, boxes)  # with the first-use notice
+    page.click(".first-use button")
+    ask(page, EMERGENCY)
+    page.locator("#emergency [role=alert]").wait_for()
+    wait_for_text(page, "no model was used")
+    in_view(page, (*boxes, "#emergency [role=alert]", "#question button"))
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator("#chat").bounding_box()["height"] >= 180
+    page.screenshot(path=tmp_path / f"phone-{scheme}.png")
+    page.context.close()
+
+
+def in_view(page, selectors):
+    height = page.viewport_size["height"]
+    for selector in selectors:
+        box = page.locator(selector).first.bounding_box()
+        assert box and box["y"] >= 0 and box["y"] + box["height"] <= height, selector
+
+
+def test_the_page_can_be_used_with_a_keyboard_and_a_screen_reader(page, engine):
+    assert page.locator("h1").count() == 1 and page.get_attribute("html", "lang") == "en"
+    assert page.get_by_role("textbox", name="Your question").is_visible()
+    for role, name in (("radio", "Base"), ("tab", "About"), ("button", "Settings")):
+        assert page.get_by_role(role, name=name).first.is_visible(), name
+    reached = []
+    for _ in range(25):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.closest('[id]')?.id + ' ' + document.activeElement.tagName"))
+    assert any(item.startswith("question TEXTAREA") for item in reached)
+    assert any("model" in item or "INPUT" in item for item in reached)
+    page.focus("#question textarea")
+    page.keyboard.type("One?")
+    page.keyboard.press("Enter")
+    wait_for_text(page, "answer to: One?")
+
+
+def test_right_to_left_text_reads_from_the_right(page, engine):
+    ask(page, "ما هو فقر الدم؟")
+    wait_for_text(page, "answer to: ما هو فقر الدم؟")
+    paragraph = page.locator("#chat .user-row .prose p")
+    assert paragraph.evaluate("e => getComputedStyle(e).unicodeBidi") == "plaintext"
+    assert paragraph.evaluate("e => getComputedStyle(e).textAlign") == "start"
+    assert engine.requests[0][0][-1]["content"] == "ما هو فقر الدم؟"

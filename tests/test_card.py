@@ -1,0 +1,192 @@
+"""The model card says what training.json and metrics.json say, and no more."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from medical_assistant.card import write_card
+from medical_assistant.errors import AdapterError
+
+TRAINING: dict[str, Any] = {
+    "experiment": "higher-rank",
+    "settings": {
+        "learning_rate": 5e-4,
+        "batch_size": 4,
+        "lora_rank": 32,
+        "target_modules": ["q_proj", "v_proj"],
+        "output": "runs/somebodys",
+        "config": "/home/somebody/settings.yaml",
+    },
+    "model": "smollm2-135m",
+    "data": {
+        "source": "/home/somebody/wikidoc_patient.jsonl",
+        "revision": None,
+        "manifest_sha256": "ab" * 32,
+        "train_rows": 4_123,
+        "validation_rows": 456,
+        "license": "CC BY-SA 4.0",
+        "attribution": "WikiDoc contributors, by way of Medical Meadow",
+    },
+    "trainable_parameters": 4_884_480,
+    "total_parameters": 139_399_488,
+    "versions": {"peft": "0.21.2", "trl": "1.16.0"},
+    "train_loss": 2.0312345,
+    "validation_loss": 1.98765,
+    "minutes": 61.5,
+    "history": [
+        {"step": 10, "epoch": 0.1, "loss": 2.9},
+        {"step": 50, "epoch": 0.5, "eval_loss": 2.25},
+        {"step": 100, "epoch": 1.0, "eval_loss": 1.98765},
+    ],
+}
+METRICS: dict[str, Any] = {
+    "n": 456,
+    "base": {"bleu": 0.8812345, "rouge1": 0.163, "rouge2": 0.033, "rougeL": 0.111, "ended": 0.35},
+    "fine_tuned": {"bleu": 3.5698765, "rouge1": 0.213, "rouge2": 0.083, "rougeL": 0.177, "ended": 0.81},
+}
+
+
+def folder_with(
+    tmp_path: Path, training: object = TRAINING, metrics: object = METRICS, base: object = None
+) -> Path:
+    base = base or "HuggingFaceTB/SmolLM2-135M-Instruct"
+    files = {
+        "adapter_config.json": {"base_model_name_or_path": base},
+        "training.json": training,
+        "metrics.json": metrics,
+    }
+    for name, content in files.items():
+        if content is not None:
+            (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    return tmp_path
+
+
+def table_rows(text: str) -> dict[str, list[str]]:
+    """First cell of each Markdown table row -> the other cells."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_metadata_round_trip(tmp_path: Path) -> None:
+    path = write_card(folder_with(tmp_path), "alice/medical-lora")
+    assert path == tmp_path / "README.md"
+    card = ModelCard.load(path)
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert card.data.library_name == "peft"
+    assert card.data.pipeline_tag == "text-generation"
+    assert card.data.license == "cc-by-sa-4.0"
+    assert card.data.language == "en"
+    assert card.data.get("datasets") is None  # a local file is no data set of the Hub
+    assert card.data.model_name == "medical-lora"
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    scores = METRICS["fine_tuned"]
+    assert results == {
+        "BLEU": scores["bleu"],
+        "ROUGE-1": scores["rouge1"],
+        "ROUGE-2": scores["rouge2"],
+        "ROUGE-L": scores["rougeL"],
+    }
+    assert str(card) == path.read_text(encoding="utf-8")  # parsed and written again: the same card
+
+
+def test_figures_are_those_of_the_folder(tmp_path: Path) -> None:
+    rows = table_rows(write_card(folder_with(tmp_path)).read_text(encoding="utf-8"))
+    for key, label in {"bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}.items():
+        base, fine_tuned, change = rows[label]
+        assert float(base) == pytest.approx(METRICS["base"][key], rel=5e-4)
+        assert float(fine_tuned) == pytest.approx(METRICS["fine_tuned"][key], rel=5e-4)
+        relative = METRICS["fine_tuned"][key] / METRICS["base"][key] - 1
+        assert float(change.rstrip("%")) == pytest.approx(100 * relative, abs=0.5)
+    assert rows["Trainable parameters"] == ["4,884,480 of 139,399,488 (3.50%)"]
+    assert rows["Training rows"] == ["4,123"]
+    assert float(rows["Best validation loss"][0]) == pytest.approx(TRAINING["validation_loss"], rel=5e-4)
+    assert float(rows["learning rate"][0]) == TRAINING["settings"]["learning_rate"]
+    assert rows["target modules"] == ["q_proj, v_proj"]
+
+
+def test_other_metrics_give_other_figures(tmp_path: Path) -> None:
+    changed = {**METRICS, "fine_tuned": {**METRICS["fine_tuned"], "bleu": 0.5}}
+    rows = table_rows(write_card(folder_with(tmp_path, metrics=changed)).read_text(encoding="utf-8"))
+    assert rows["BLEU"] == ["0.8812", "0.5", "-43%"]
+
+
+def test_a_reader_finds_use_limits_licence_and_commands(tmp_path: Path) -> None:
+    text = write_card(folder_with(tmp_path), "alice/medical-lora").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    wanted = ["Intended use", "Limits and safety", "Results", "Data", "Training", "How to use it", "Licence"]
+    assert headings == wanted
+    for part in (
+        "no substitute for a doctor",
+        "emergency number",
+        "WikiDoc contributors",
+        "CC BY-SA 4.0",
+        "ADAPTER=alice/medical-lora@",
+        "llama-server -m base.gguf --lora adapter.gguf",
+        'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")',
+        "went from 2.25 (step 50) to 1.988 (step 100)",
+    ):
+        assert part in text
+    assert "somebody" not in text
+
+
+def test_without_metrics_nothing_is_claimed(tmp_path: Path) -> None:
+    path = write_card(folder_with(tmp_path, metrics=None))
+    assert not ModelCard.load(path).data.eval_results
+    assert "Not evaluated yet" in path.read_text(encoding="utf-8")
+    assert "BLEU |" not in path.read_text(encoding="utf-8")
+
+
+def test_hub_data_set_and_unlisted_licence(tmp_path: Path) -> None:
+    data = {"source": "medalpaca/medical_meadow_medical_flashcards", "license": "CC"}
+    card = ModelCard.load(write_card(folder_with(tmp_path, training={"data": data})))
+    assert card.data.datasets == [data["source"]]
+    assert (card.data.license, card.data.license_name) == ("other", "cc")
+    assert card.data.eval_results[0].dataset_type == data["source"]
+
+
+def test_local_base_model_is_not_given_as_a_hub_id(tmp_path: Path) -> None:
+    path = write_card(folder_with(tmp_path, base="/models/private-base"))
+    assert ModelCard.load(path).data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"  # by training.json
+    path = write_card(folder_with(tmp_path, training={}, base="/models/private-base"))
+    assert ModelCard.load(path).data.get("base_model") is None
+    assert "/models" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [None, [1]])
+def test_folder_without_training_json(tmp_path: Path, content: object) -> None:
+    with pytest.raises(AdapterError, match=r"training\.json"):
+        write_card(folder_with(tmp_path, training=content))
+
+
+JSON_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    settings_=st.dictionaries(st.sampled_from(["learning_rate", "seed", "note"]), JSON_VALUES),
+    attribution=st.text(max_size=60),
+    licence=st.text(max_size=30),
+    score=JSON_VALUES,
+)
+@example(settings_={"note": "a | b\n## c"}, attribution="x | y\r\n## z <b>", licence="---", score=None)
+def test_any_text_keeps_metadata_and_tables_whole(
+    tmp_path: Path, settings_: dict[str, object], attribution: str, licence: str, score: object
+) -> None:
+    data = {"attribution": attribution, "license": licence, "source": "a.jsonl"}
+    training = {"settings": settings_, "data": data}
+    metrics = {"n": 3, "base": {"bleu": 1.0, "rouge1": score}, "fine_tuned": {"bleu": 2.0, "rouge1": score}}
+    card = ModelCard.load(write_card(folder_with(tmp_path, training=training, metrics=metrics)))
+    assert card.data.eval_results[0].metric_value == 2.0
+    assert card.text.count("\n## ") == 7
+    for line in card.text.splitlines():
+        if line.startswith("| ") and "Attribution" in line:
+            assert len(re.findall(r"(?<!\\)\|", line)) == 3
