@@ -57,6 +57,7 @@ class Assistant:
     def __init__(self, engine: Engine, problem: str | None = None) -> None:
         self.engine = engine
         self.problem = problem
+        assess("")  # reads the rules now: a broken rules file must stop the start, not the first message
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -1,49 +1,22 @@
 """The deterministic emergency layer: it reads every message before any model does.
 
-`assess(message, history)` is the only entry. The rules are data (`assets/triage.yaml`): concepts
-(phrases for one finding), context (negation, questions, past, idioms) and rules over concepts and
-numbers, each with the guideline it comes from. The code below only reads text:
-
-1. `normalise`: Unicode tricks, contractions, spelling.     2. `_sentences`: words with clause marks.
-3. `_find`: phrases in one sentence.     4. `_findings`: drop what is denied, asked about or long past.
-5. rules over what is left, alone and joined with the user's earlier messages.
-
-Sentences are cut at `MAX_SENTENCE_WORDS`, every phrase has a bounded reach, and all regular expressions
-have bounded repeats, so the time is linear in the length of the message.
+`assess(message, history)` is the only entry. What counts as a red flag is data (`assets/triage.yaml`):
+concepts (phrases for one finding), context (negation, questions, past, idioms), numbers, and rules over
+them, each with the guideline it comes from. `triage_rules` loads the file, `triage_reading` reads a message
+with it, this module decides.
 """
 
 from __future__ import annotations
 
 import operator
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from medical_assistant.triage_rules import NUMBER_WORDS, Phrase, Rule, Rules, load_rules
+from medical_assistant.triage_reading import Reading, read
+from medical_assistant.triage_rules import Rule, Rules, load_rules
 
 LEVELS = ("emergency", "urgent", "see_clinician", "routine")
-MAX_SENTENCE_WORDS = 80
-_OVERLAP = 12  # words that two cuts of one long sentence share, so that no phrase is lost at the cut
-_MAX_CHARACTERS = 200_000  # after Unicode decomposition, which can make a text 18 times longer
 MAX_HISTORY = 6  # earlier user messages that can join the current one
-_NEAR, _FAR, _PAST = 4, 10, 6  # words that "no", "denies", "history of" reach forward
-
-_HOMOGLYPHS = str.maketrans(
-    "аеорсухіјѕһԁӏкмтвнԛԝαοριντυχεηκβßıᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ",
-    "aeopcyxijshdlkmtbhqwaopivtuxenkbsiabcdefghijklmnoprstuvwyz",
-)
-_LEET = str.maketrans("01345@$!", "oieasasi")
-_QUOTES = re.compile("['`\u00b4\u2018\u2019\u201b\u02bc\u2032\uff07]")
-_DASHES = re.compile("[\u2010-\u2015\u2212]")
-_SPACED_LETTERS = re.compile(r"(?<![a-z])[a-z](?:[ .\-_*][a-z]){3,40}(?![a-z])")
-_LEET_IN_WORD = re.compile(r"(?<=[a-z])[01345@$!](?=[a-z])")
-_STRETCHED = re.compile(r"([a-z])\1{2,}")
-_SENTENCE_END = re.compile(r"[.!?\u3002\u061f\uff1f]+(?=\s|$|[\"')])|[;\r]|\n\s*\n|\n\s*[-*\u2022]")
-_TOKEN = re.compile(r"[a-z]+|\d+(?:\.\d+)?|[,:()\u2014\n]|(?<= )- ")
-_NUMBER_WORD = re.compile(r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|one(?= (?:month|week|day|year)))\b")
-_CLAUSE_ENDS = frozenset((",", "and", "but", "so", "because"))
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -68,17 +41,17 @@ class Triage:
 def assess(message: str, history: Sequence[str] = ()) -> Triage:
     """Return the `Triage` of `message`, read together with `history` (earlier user messages, oldest first).
 
-    Never raises, whatever the text. Earlier messages count only when this one follows up on them (adds a finding, or
-    says that it is worse, still there, asks whether to wait), not when it asks about something else or
-    says that all is well.
+    Never raises, whatever the text. Earlier messages count only when this one follows up on them (adds a
+    finding, says that it is worse or still there, asks whether to wait), not when it asks about something
+    else or says that all is well.
     """
     rules = load_rules()
-    current = _read(str(message))
+    current = read(str(message), rules)
     fired = _fire(rules, current)
     if current.follows_up and history:
         joined = current
         for earlier in list(history)[: -MAX_HISTORY - 1 : -1]:
-            reading = _read(str(earlier))
+            reading = read(str(earlier), rules)
             if reading.over:  # "I am safe now" closes what was said before it
                 break
             joined = joined.join(reading)
@@ -100,216 +73,18 @@ def assess(message: str, history: Sequence[str] = ()) -> Triage:
     )
 
 
-# ---- what one message says ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Reading:
-    concepts: frozenset[str] = frozenset()
-    measures: tuple[tuple[str, float], ...] = ()
-    follows_up: bool = False
-    over: bool = False
-
-    def join(self, other: _Reading) -> _Reading:
-        return _Reading(self.concepts | other.concepts, self.measures + other.measures)
-
-
-@lru_cache(maxsize=256)
-def _read(message: str) -> _Reading:
-    """Return the findings of one message. Equal sentences are read once."""
-    rules = load_rules()
-    text = normalise(message, rules)
-    concepts: set[str] = set()
-    measures: list[tuple[str, float]] = []
-    follows = resolved = asks = False
-    exam = first_person = False
-    for sentence in dict.fromkeys(_SENTENCE_END.split(text)):
-        in_general = True
-        for tokens in _sentences(sentence, rules):
-            spans = _find(tokens, rules)
-            found, general, over = _findings(tokens, spans, rules)
-            concepts |= found
-            follows |= not general and ("follow_up" in spans or not found.isdisjoint(rules.red_flags))
-            asks |= general
-            resolved |= over
-            exam |= "exam" in spans
-            first_person |= "first_person" in spans
-            in_general &= general
-        if not in_general:
-            measures += _measure(sentence, rules)
-    if exam and not first_person:
-        return _Reading()
-    follows |= bool(measures) and not asks
-    return _Reading(frozenset(concepts), tuple(dict.fromkeys(measures)), follows and not resolved, resolved)
-
-
-def normalise(message: str, rules: Rules) -> str:
-    """Return lower-case ASCII-like text: invisible characters gone, look-alikes and contractions resolved."""
-    text = message[:_MAX_CHARACTERS]
-    if not text.isascii():
-        text = unicodedata.normalize("NFKD", text)[:_MAX_CHARACTERS]
-        text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me"))
-    text = _DASHES.sub("-", _QUOTES.sub("", text.lower().translate(_HOMOGLYPHS)))
-    text = _LEET_IN_WORD.sub(lambda match: match.group().translate(_LEET), text)
-    text = _SPACED_LETTERS.sub(lambda match: re.sub(r"[^a-z]", "", match.group()), text)
-    text = _STRETCHED.sub(r"\1", text)
-    text = re.sub(r"\bw/o\b", "without", text)
-    text = re.sub(r"(?<=[a-z])[-/](?=[a-z])", " ", text)
-    return rules.aliases.sub(lambda match: rules.alias_of[re.sub(r"\s+", " ", match.group())], text)
-
-
-def _sentences(sentence: str, rules: Rules) -> list[list[str]]:
-    """Return the different runs of at most `MAX_SENTENCE_WORDS` words, which start with "^"; "," marks any soft break, numbers stay as they are."""
-    words = [rules.respell(token) if token[0].isalnum() else "," for token in _TOKEN.findall(sentence)]
-    cuts = dict.fromkeys(tuple(words[i : i + MAX_SENTENCE_WORDS]) for i in range(0, max(1, len(words) - _OVERLAP), MAX_SENTENCE_WORDS - _OVERLAP))
-    return [["^", *cut, "$"] for cut in cuts]
-
-
-_Span = tuple[int, int]  # first word, one past the last
-
-
-def _find(tokens: list[str], rules: Rules) -> dict[str, list[_Span]]:
-    """Return for each concept where it stands in `tokens`. Words inside idioms are read as nothing."""
-    kinds = [rules.kinds(token) for token in tokens]
-    for start, end in _match(kinds, tokens, rules.idioms, rules).get("idioms", ()):
-        for i in range(start, end):
-            kinds[i] = frozenset()
-    return _match(kinds, tokens, rules.phrases, rules)
-
-
-def _match(kinds: list[frozenset[int]], tokens: list[str], index: dict[int, list[Phrase]], rules: Rules) -> dict[str, list[_Span]]:
-    present = frozenset().union(*kinds)
-    spans: dict[str, list[_Span]] = {}
-    for kind in present & index.keys():
-        starts = [i for i, at in enumerate(kinds) if kind in at]
-        for phrase in index[kind]:
-            if all(not element.isdisjoint(present) for element in phrase.elements):
-                for start in starts:
-                    end = _reach(phrase, 1, start + 1, kinds, tokens, rules)
-                    if end:
-                        spans.setdefault(phrase.concept, []).append((start, end))
-    return spans
-
-
-def _reach(phrase: Phrase, element: int, at: int, kinds: list[frozenset[int]], tokens: list[str], rules: Rules) -> int:
-    """Return the end of `phrase` when its elements from number `element` on follow word `at`, else 0."""
-    if element == len(phrase.elements):
-        return at
-    gap = phrase.gaps[element]
-    for position in range(at, len(tokens)):
-        if not phrase.elements[element].isdisjoint(kinds[position]):
-            end = _reach(phrase, element + 1, position + 1, kinds, tokens, rules)
-            if end:
-                return end
-        word = tokens[position]
-        if word not in rules.fillers:
-            gap -= 1
-        if gap < 0 or word in rules.barriers:
-            return 0
-    return 0
-
-
-def _findings(tokens: list[str], spans: dict[str, list[_Span]], rules: Rules) -> tuple[set[str], bool, bool]:
-    """Return (concepts that are present, whether the sentence asks in general, whether it says that it is over)."""
-    ask_from = _question_start(tokens, spans)
-    resolved = 0 if spans.get("not_resolved") else max((start for start, _ in spans.get("resolved", ())), default=0)
-    if spans.get("present"):
-        past: list[_Span] = []
-    elif spans.get("past_whole"):
-        past = [(0, len(tokens))]
-    else:
-        past = [_clause(place, tokens) for place in spans.get("past", ())]
-    found = set()
-    for concept, places in spans.items():
-        if concept in rules.context:
-            continue
-        for place in places:
-            # "The chest pain is gone but my arm is numb": what is said before the cue is over.
-            if place[0] < resolved and concept not in rules.outlasts_recovery:
-                continue
-            if any(start <= place[0] < end for start, end in past):
-                continue
-            if ask_from is not None and place[0] >= ask_from and concept not in rules.outlasts_question:
-                continue
-            if concept not in rules.outlasts_negation and _is_denied(place, tokens, spans):
-                continue
-            found.add(concept)
-            break
-    return found, ask_from is not None, resolved > 0
-
-
-def _clause(place: _Span, tokens: list[str]) -> _Span:
-    """Return the words of the clause around `place`."""
-    start, end = place
-    while start > 0 and tokens[start - 1] not in _CLAUSE_ENDS:
-        start -= 1
-    while end < len(tokens) and tokens[end] not in _CLAUSE_ENDS:
-        end += 1
-    return start, end
-
-
-def _question_start(tokens: list[str], spans: dict[str, list[_Span]]) -> int | None:
-    """Return the word from which the sentence asks in general, or None when it is about somebody here and now."""
-    if spans.get("help_request"):
-        return None
-    cues = [span[0] for span in spans.get("information", ())] + [0] * ("information_after" in spans)
-    impersonal = {i for span in spans.get("impersonal", ()) for i in range(*span)}
-    personal = [a for a, b in spans.get("personal", ()) if not impersonal.intersection(range(a, b))]
-    last = max(personal, default=-1)
-    return min((cue for cue in cues if cue > last), default=None)
-
-
-def _is_denied(place: _Span, tokens: list[str], spans: dict[str, list[_Span]]) -> bool:
-    """Whether a negation (or "history of") reaches the words at `place`: NegEx (Chapman 2001), with clause ends."""
-    exceptions = spans.get("negation_exception", ())
-    ends = spans.get("negation_end", ())
-    lists = [a for a, _ in spans.get("negation_list", ())]
-    for cue, reach, over_commas in (("negation_near", _NEAR, False), ("negation_far", _FAR, True), ("past_near", _PAST, False), ("hypothetical", _PAST, False)):
-        for start, end in spans.get(cue, ()):
-            if start >= place[0] or end >= place[1] or any(a <= start < b for a, b in exceptions):
-                continue
-            if any(end <= a < place[0] for a, _ in ends):
-                continue
-            between = tokens[end : place[0]]
-            commas = between.count(",")
-            listed = any(a > end for a in lists)
-            if commas and not (over_commas or listed):
-                continue
-            if len(between) - commas <= (_FAR + 4 if listed else reach):
-                return True
-    return any(0 <= a - place[1] <= 1 for a, _ in spans.get("denied_after", ()))
-
-
-def _measure(sentence: str, rules: Rules) -> list[tuple[str, float]]:
-    """Return the readings in one sentence in the unit that their name states."""
-    sentence = _NUMBER_WORD.sub(lambda match: str(NUMBER_WORDS[match.group()]), sentence)
-    readings = []
-    for name, (low, high, patterns) in rules.measures.items():
-        for pattern in patterns:
-            for match in pattern.finditer(sentence):
-                value = float(match.group(1))
-                if name == "temperature_c" and value > 80:
-                    value = (value - 32) * 5 / 9
-                # Blood glucose above 34 mmol/l (600 mg/dl) does not read on a home meter: smaller numbers are mmol/l.
-                if name == "glucose_mg_dl" and value <= 34 and "mg" not in sentence:
-                    value *= 18
-                if low <= value <= high:
-                    readings.append((name, round(value, 2)))
-    return readings
-
-
-# ---- rules and answer ----------------------------------------------------------------------------------
-
-
-def _fire(rules: Rules, reading: _Reading) -> list[Rule]:
+def _fire(rules: Rules, reading: Reading) -> list[Rule]:
     """Return the rules that hold, in file order."""
 
     def holds(part: str) -> bool:
         if part.startswith("not "):
             return not holds(part[4:])
         words = part.split()
-        if len(words) == 3:
-            return any(name == words[0] and _COMPARE[words[1]](value, float(words[2])) for name, value in reading.measures)
+        if len(words) == 3 and words[1] in _COMPARE:
+            return any(
+                name == words[0] and _COMPARE[words[1]](value, float(words[2]))
+                for name, value in reading.measures
+            )
         return any(concept in reading.concepts for concept in part.split("|"))
 
     return [rule for rule in rules.rules if any(all(holds(part) for part in line) for line in rule.when)]
@@ -325,7 +100,15 @@ def _answer(rules: Rules, reasons: Sequence[str], categories: Sequence[str]) -> 
     texts = rules.answers
     crisis = categories[0] in texts["crisis_categories"]
     extra = dict.fromkeys(texts["extra_numbers"][c] for c in categories if c in texts["extra_numbers"])
-    numbers = [texts["numbers"][name] for name in ([*extra, "emergency"] if crisis else ["emergency", *extra])]
+    numbers = [
+        texts["numbers"][name] for name in ([*extra, "emergency"] if crisis else ["emergency", *extra])
+    ]
     first_aid = [texts["first_aid"][category] for category in categories[:2]]
-    parts = [_fill(texts["crisis" if crisis else "emergency"], reasons), *numbers, "**Until help comes:**", *first_aid, texts["closing"]]
+    parts = [
+        _fill(texts["crisis" if crisis else "emergency"], reasons),
+        *numbers,
+        "**Until help comes:**",
+        *first_aid,
+        texts["closing"],
+    ]
     return "\n\n".join(parts)

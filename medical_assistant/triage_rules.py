@@ -6,8 +6,8 @@ The phrase language is described at the top of the YAML file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -19,10 +19,18 @@ from medical_assistant.errors import UserError
 
 RULES_FILE = Path(__file__).resolve().parent.parent / "assets" / "triage.yaml"
 NUMBER_WORDS = {
-    "one": 1, "two": 2, "couple": 2, "three": 3, "few": 3, "four": 4, "five": 5, "six": 6, "several": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "eleven": 11, "twelve": 12, "dozen": 12, "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "hundred": 100,
-}  # fmt: skip
+    **dict(
+        zip(
+            "one two three four five six seven eight nine ten eleven twelve".split(),
+            range(1, 13),
+            strict=True,
+        )
+    ),
+    **{"couple": 2, "few": 3, "several": 6, "dozen": 12, "fifteen": 15, "hundred": 100},
+    **dict(zip("twenty thirty forty fifty sixty".split(), range(20, 70, 10), strict=True)),
+}
 MANY = 5  # from here a number of tablets is more than any usual single dose
+WITHOUT = " without "
 _DEFAULT_GAP = 3  # words that "~" may jump over
 _AND_GAP = 5  # words between the two sides of "A & B"
 
@@ -49,7 +57,7 @@ class Rule:
 
 @dataclass
 class Rules:
-    """The compiled file. `phrases` and `idioms` map the id of a first word to the phrases that start with it."""
+    """The compiled file. `phrases` and `idioms`: id of a first word to the phrases that start with it."""
 
     phrases: dict[int, list[Phrase]]
     idioms: dict[int, list[Phrase]]
@@ -58,6 +66,7 @@ class Rules:
     sources: dict[str, str]
     answers: dict[str, Any]
     context: frozenset[str]
+    without: tuple[tuple[str, ...], ...]  # ("a without b", a, b) for each such part of a rule
     red_flags: frozenset[str]  # concepts that some emergency rule uses
     fillers: frozenset[str]
     barriers: frozenset[str]
@@ -66,25 +75,13 @@ class Rules:
     outlasts_negation: frozenset[str]
     aliases: re.Pattern[str]
     alias_of: dict[str, str]
-    words: _Words
-    spelling: _Spelling
-    known: dict[str, frozenset[int]] = field(default_factory=dict)
-
-    def kinds(self, token: str) -> frozenset[int]:
-        """Return the ids of all phrase words that `token` fits."""
-        if token not in self.known:
-            if len(self.known) > 50_000:  # a bound for a server that runs for months
-                self.known.clear()
-            self.known[token] = self.words.fit(token)
-        return self.known[token]
-
-    def respell(self, token: str) -> str:
-        """Return the key word that `token` is one slip away from, else `token`."""
-        return self.spelling.correct(token)
+    kinds: Callable[[str], frozenset[int]]  # ids of all phrase words that a word fits
+    respell: Callable[[str], str]  # the key word that a word is one slip away from, else the word
+    vocabulary: frozenset[str]  # the exact words of all phrases
 
 
 class _Words:
-    """Ids of the words that phrases use: exact words, prefixes ("bleed*") NUM and MANY."""
+    """Ids of the words that phrases use: exact words, prefixes ("bleed*"), NUM and MANY."""
 
     def __init__(self) -> None:
         self.exact: dict[str, int] = {}
@@ -107,12 +104,11 @@ class _Words:
 
 
 class _Spelling:
-    """Words one slip (insertion, deletion, change or swap) from a key word, found by shared deletions (SymSpell)."""
+    """Words one slip (insertion, deletion, change, swap) from a key word, by shared deletions (SymSpell)."""
 
     def __init__(self, targets: list[str], real_words: set[str]) -> None:
         self.real_words = real_words | set(targets)
         self.by_deletion: dict[str, list[str]] = {}
-        self.seen: dict[str, str] = {}
         for target in targets:
             for key in _deletions(target):
                 self.by_deletion.setdefault(key, []).append(target)
@@ -120,20 +116,16 @@ class _Spelling:
     def correct(self, token: str) -> str:
         if not 4 <= len(token) <= 16 or token in self.real_words or not token.isalpha():
             return token
-        if token not in self.seen:
-            if len(self.seen) > 50_000:
-                self.seen.clear()
-            self.seen[token] = self._nearest(token)
-        return self.seen[token]
-
-    def _nearest(self, token: str) -> str:
-        for key in _deletions(token):
-            for target in self.by_deletion.get(key, ()):
-                swap = sorted(token) == sorted(target)
-                # Four-letter words are too close to each other: "pian" is "pain", "main" is not.
-                if token[0] == target[0] and (swap or len(target) > 4) and _one_slip(token, target):
-                    return target
-        return token
+        near = {target for key in _deletions(token) for target in self.by_deletion.get(key, ())}
+        # Four-letter words are too close to each other: "pian" is "pain", "main" is not.
+        slips = (
+            target
+            for target in near
+            if token[0] == target[0]
+            and (len(target) > 4 or sorted(token) == sorted(target))
+            and _one_slip(token, target)
+        )
+        return min(slips, default=token)
 
 
 def _deletions(word: str) -> set[str]:
@@ -147,7 +139,10 @@ def _one_slip(a: str, b: str) -> bool:
         start += 1
     rest_a, rest_b = a[start:], b[start:]
     return (
-        rest_a[1:] == rest_b[1:] or rest_a[1:] == rest_b or rest_a == rest_b[1:] or (rest_a[:2] == rest_b[:2][::-1] and rest_a[2:] == rest_b[2:])
+        rest_a[1:] == rest_b[1:]
+        or rest_a[1:] == rest_b
+        or rest_a == rest_b[1:]
+        or (rest_a[:2] == rest_b[:2][::-1] and rest_a[2:] == rest_b[2:])
     )
 
 
@@ -163,11 +158,15 @@ def _expand(phrase: str) -> Iterator[list[str]]:
 
 
 def _variants(word: str) -> list[list[str]]:
-    """Return what one element of a phrase can be: "up?" is [up] or nothing, "co|carbon_monoxide" [co] or [carbon, monoxide]."""
-    variants = [[]] if word.endswith("?") else []
+    """Return what one element can be: "up?" [up] or nothing, "co|car_fumes" [co] or [car, fumes]."""
+    variants: list[list[str]] = [[]] if word.endswith("?") else []
     names = word.removesuffix("?").split("|")
     single = [name for name in names if "_" not in name]
-    return variants + [name.split("_") for name in names if "_" in name] + ([["|".join(single)]] if single else [])
+    return (
+        variants
+        + [name.split("_") for name in names if "_" in name]
+        + ([["|".join(single)]] if single else [])
+    )
 
 
 def _compile(concept: str, phrase: str, sets: dict[str, list[str]], words: _Words) -> Iterator[Phrase]:
@@ -182,7 +181,9 @@ def _compile(concept: str, phrase: str, sets: dict[str, list[str]], words: _Word
             names: list[str] = []
             for name in word.split("|"):
                 if name.startswith("<") and name[1:-1] not in sets:
-                    raise UserError(f"{RULES_FILE.name}: {name} in {phrase!r} is no word set: add it under `sets`.")
+                    raise UserError(
+                        f"{RULES_FILE.name}: {name} in {phrase!r} is no word set: add it under `sets`."
+                    )
                 names += sets[name[1:-1]] if name.startswith("<") else [name]
             elements.append(frozenset(words.id_of(name) for name in names))
             gaps.append(gap)
@@ -201,7 +202,7 @@ def _index(phrases: list[Phrase]) -> dict[int, list[Phrase]]:
 
 @lru_cache(maxsize=1)
 def load_rules(path: Path = RULES_FILE) -> Rules:
-    """Return the compiled rules. Raises `UserError` when the file names a concept, set or source that it lacks."""
+    """Return the compiled rules. `UserError`: the file names a concept, set or source that it lacks."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times faster
     data: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), loader)
     sets = {name: str(words).split() for name, words in data["sets"].items()}
@@ -213,26 +214,49 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
         for phrase in phrases:
             compiled += _compile(concept, str(phrase), sets, words)
     rules = [
-        Rule(r["level"], r["category"], r["reason"], r["source"], tuple(tuple(p.strip() for p in line.split(" + ")) for line in r["when"]))
+        Rule(
+            r["level"],
+            r["category"],
+            r["reason"],
+            r["source"],
+            tuple(tuple(p.strip() for p in line.split(" + ")) for line in r["when"]),
+        )
         for r in data["rules"]
     ]
     _check(rules, data)
+    parts = {part for rule in rules for line in rule.when for part in line}
     alias_of = {str(key): str(value) for key, value in data["spelling"]["aliases"].items()}
     # Longest first: "can not" must win over "can".
-    alternatives = "|".join(re.escape(key).replace(r"\ ", r"\s") for key in sorted(alias_of, key=len, reverse=True))
+    alternatives = "|".join(
+        re.escape(key).replace(r"\ ", r"\s") for key in sorted(alias_of, key=len, reverse=True)
+    )
+    spelling = _Spelling(
+        str(data["spelling"]["targets"]).split(),
+        {*str(data["spelling"]["real_words"]).split(), *words.exact},
+    )
     return Rules(
         phrases=_index([phrase for phrase in compiled if phrase.concept != "idioms"]),
         idioms=_index([phrase for phrase in compiled if phrase.concept == "idioms"]),
         rules=rules,
         measures={
-            name: (measure["range"][0], measure["range"][1], [re.compile(pattern) for pattern in measure["patterns"]])
+            name: (
+                measure["range"][0],
+                measure["range"][1],
+                [re.compile(pattern) for pattern in measure["patterns"]],
+            )
             for name, measure in data["measures"].items()
         },
         sources=data["sources"],
         answers=data["answers"],
         context=frozenset(data["context"]),
+        without=tuple((part, *part.split(WITHOUT)) for part in sorted(parts) if WITHOUT in part),
         red_flags=frozenset(
-            name for rule in rules if rule.level == "emergency" for line in rule.when for part in line for name in part.split("|")
+            name
+            for rule in rules
+            if rule.level == "emergency"
+            for line in rule.when
+            for part in line
+            for name in names_in(part)
         ),
         fillers=frozenset(str(data["fillers"]).split()),
         barriers=frozenset(str(data["barriers"]).split()),
@@ -241,20 +265,33 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
         outlasts_negation=frozenset(data["outlasts_negation"]),
         aliases=re.compile(rf"\b(?:{alternatives})\b"),
         alias_of=alias_of,
-        words=words,
-        spelling=_Spelling(str(data["spelling"]["targets"]).split(), {*str(data["spelling"]["real_words"]).split(), *words.exact}),
+        # 50,000 words bound the memory of a server that runs for months.
+        kinds=lru_cache(maxsize=50_000)(words.fit),
+        vocabulary=frozenset(words.exact),
+        respell=lru_cache(maxsize=50_000)(spelling.correct),
     )
+
+
+def names_in(part: str) -> list[str]:
+    """Return the concepts or the measure that one part of a rule names."""
+    if WITHOUT in part:
+        return part.split(WITHOUT)
+    return [name.split()[0] for name in part.removeprefix("not ").split("|")]
 
 
 def _check(rules: list[Rule], data: dict[str, Any]) -> None:
     known = set(data["concepts"]) | set(data["measures"])
     for rule in rules:
         if rule.source not in data["sources"]:
-            raise UserError(f"{RULES_FILE.name}: source {rule.source!r} of {rule.reason!r} is not under `sources`: add it.")
+            raise UserError(
+                f"{RULES_FILE.name}: source {rule.source!r} of {rule.reason!r} is unknown: add it."
+            )
         for line in rule.when:
             for part in line:
-                for name in part.removeprefix("not ").split("|"):
-                    if name.split()[0] not in known:
-                        raise UserError(f"{RULES_FILE.name}: {name!r} in {rule.reason!r} is no concept or measure: add it.")
+                for name in names_in(part):
+                    if name not in known:
+                        raise UserError(
+                            f"{RULES_FILE.name}: {name!r} in {rule.reason!r} is unknown: add a concept."
+                        )
         if rule.level == "emergency" and rule.category not in data["answers"]["first_aid"]:
             raise UserError(f"{RULES_FILE.name}: no `first_aid` text for {rule.category!r}: write it.")

@@ -10,6 +10,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from stub_engine import StubEngine, endless
 
@@ -229,3 +230,80 @@ def test_the_bundled_adapter_goes_with_its_own_model_only(app):
     assert app.choose_adapter(app.AppSettings(model="tinyllama-1.1b")) is None
     assert app.choose_adapter(app.AppSettings(adapter="none")) is None
     assert app.choose_adapter(app.AppSettings(adapter="user/name@abc")) == "user/name@abc"
+
+
+# With the real engine
+
+
+@pytest.fixture(scope="module")
+def real_app(tmp_path_factory):
+    """(client, process, seconds from process start to the first page) of `python app.py` with a small adapter."""
+    gradio_client = pytest.importorskip("gradio_client")
+    pytest.importorskip("xllamacpp")
+    from adapter_fixture import make_adapter
+
+    from medical_assistant.presets import find_preset
+
+    if find_preset("smollm2-135m").embedded_gguf() is None:
+        pytest.skip("the embedded model is not installed")
+    adapter, port = make_adapter(tmp_path_factory.mktemp("adapter") / "random"), free_port()
+    started_s = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--adapter", str(adapter), "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: process.poll() is not None or answers(port), timeout_s=60)
+        assert process.poll() is None
+        first_page_s = time.monotonic() - started_s
+        yield gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False), process, first_page_s
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def answers(port):
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def children(process):
+    import psutil
+
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_the_real_engine_answers_with_both_models_and_they_differ(real_app):
+    beginnings = {model: beginning(real_app[0], model) for model in ("Fine-tuned", "Base")}
+    assert beginnings["Fine-tuned"] != beginnings["Base"]
+
+
+def beginning(client, model):
+    """The first 100 characters of a streamed answer; the rest is cancelled, for a busy machine takes half a minute."""
+    job = client.submit("What is a fever?", model, api_name="/chat")
+    wait_until(lambda: job.outputs() and len(job.outputs()[-1]) >= 100, timeout_s=60)
+    text = job.outputs()[-1][:100]
+    job.cancel()
+    return text
+
+
+def test_the_app_starts_soon_and_is_small(real_app):
+    _, process, first_page_s = real_app
+    assert first_page_s < 20  # measured 3.4 s on two free cores; other tests may run beside this one
+    psutil = pytest.importorskip("psutil")
+    resident = sum(p.memory_info().rss for p in [psutil.Process(process.pid), *children(process)])
+    assert resident < 700e6
+
+
+def test_the_app_survives_the_death_of_its_engine(real_app):
+    psutil = pytest.importorskip("psutil")
+    client, process, _ = real_app
+    job = client.submit("Tell me all about vitamins", "Base", api_name="/chat")
+    wait_until(lambda: any(job.outputs()[1:]), timeout_s=30)
+    (engine,) = children(process)
+    engine.kill()
+    with pytest.raises(Exception, match="not complete.*restarting"):
+        job.result(timeout=60)
+    assert beginning(client, "Base")
+    assert psutil.Process(process.pid).is_running()

@@ -8,3 +8,8 @@ notice.querySelector("button").addEventListener("click", () => {
   notice.hidden = true;
   try { localStorage.setItem(key, "yes"); } catch (error) { /* storage is blocked */ }
 });
+
+// Gradio marks the example buttons as a list without list items, which screen readers cannot follow.
+const unmark = () => document.querySelectorAll(".examples[role=list]").forEach((list) => list.removeAttribute("role"));
+new MutationObserver(unmark).observe(document.body, { childList: true, subtree: true });
+unmark();

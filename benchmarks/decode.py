@@ -1,0 +1,323 @@
+"""Decoding speed, side by side, in one run: the bare library, our engine, the page's API, transformers.
+
+    python benchmarks/decode.py [--json FILE] [--tokens 128] [--repeats 3] [--skip page transformers]
+
+Every row answers the same question greedily on the same model. Tokens/s are those after the first
+token; with four clients they are the four together. Repeats are interleaved, so that other work on
+the machine falls on all rows alike; the table holds medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from medical_assistant.engines import Options, load_engine  # noqa: E402
+from medical_assistant.engines.llama_cpp import LlamaCppEngine, usable_cores  # noqa: E402
+from medical_assistant.errors import UserError, run_script  # noqa: E402
+from medical_assistant.presets import find_preset  # noqa: E402
+from medical_assistant.prompts import build_messages  # noqa: E402
+
+MODEL = "smollm2-135m"
+ADAPTER = ROOT / "assets" / "adapters" / MODEL
+QUESTION = "What causes high blood pressure and how is it treated?"
+CLIENTS = 4
+TARGETS = {"engine": 0.92, "page": 0.85, "transformers": 4.0}
+
+# When each new token came, in seconds since the request.
+Times = list[float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `ratio` compares with the bare library under the same number of clients."""
+
+    name: str
+    clients: int
+    tokens_per_s: float
+    first_token_s: float
+    ratio: float | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    threads = arguments.threads or usable_cores()
+    with ExitStack() as stack:
+        engine = stack.enter_context(open_engine(threads))
+        rows: dict[tuple[str, int], Callable[[], Times]] = {}
+        for clients in (1, CLIENTS):
+            rows["bare", clients] = partial(time_bare, open_bare(threads), arguments.tokens)
+            rows["engine, base", clients] = partial(time_engine, engine, False, arguments.tokens)
+            if engine.info.adapter:
+                rows["engine, adapter", clients] = partial(time_engine, engine, True, arguments.tokens)
+        notes = []
+        if "page" not in arguments.skip:
+            if (ROOT / "app.py").is_file():
+                page = stack.enter_context(open_page(threads))
+                rows["page, base", 1] = partial(time_page, page, engine, "Base", arguments.tokens)
+            else:
+                notes.append("page: skipped, there is no app.py")
+        if "transformers" not in arguments.skip:
+            for dtype in ("bfloat16", "float32"):
+                rows[f"transformers, {dtype}", 1] = partial(time_generate, load_generate(dtype), arguments.tokens)
+        samples = measure(rows, arguments.repeats)
+        table = summarise(samples)
+        stop_cpu_s = measure_stop(engine)
+    report = {
+        "tokens": arguments.tokens,
+        "repeats": arguments.repeats,
+        "threads": threads,
+        "rows": [asdict(row) for row in table],
+        "stop_cpu_s": stop_cpu_s,
+        "checks": check_targets(table),
+        "notes": notes,
+    }
+    print(render(report))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the table to this file")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens of one answer (default 128)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each row (default 3)")
+    parser.add_argument("--threads", type=int, help="llama.cpp's threads (default: the usable cores)")
+    parser.add_argument("--skip", nargs="+", default=(), choices=["page", "transformers"], help="rows to leave out")
+    arguments = parser.parse_args(argv)
+    if not 2 <= arguments.tokens <= 200 or arguments.repeats < 1:
+        raise UserError("--tokens must be from 2 to 200, --repeats at least 1.")
+    return arguments
+
+
+def measure(rows: dict[tuple[str, int], Callable[[], Times]], repeats: int) -> dict[tuple[str, int], list[list[Times]]]:
+    """Return, by (row, clients), one list per repeat with the times of each client. One warm-up is thrown away."""
+    samples: dict[tuple[str, int], list[list[Times]]] = {key: [] for key in rows}
+    for repeat in range(repeats + 1):
+        for key, run in rows.items():
+            _, clients = key
+            with ThreadPoolExecutor(clients) as pool:
+                times = [future.result() for future in [pool.submit(run) for _ in range(clients)]]
+            if repeat:
+                samples[key].append(times)
+    return samples
+
+
+def summarise(samples: dict[tuple[str, int], list[list[Times]]]) -> list[Row]:
+    """Return the rows with medians over the repeats; the faster transformers dtype alone is kept."""
+    speeds = {key: statistics.median(map(_tokens_per_s, repeats)) for key, repeats in samples.items()}
+    table = []
+    for (name, clients), speed in speeds.items():
+        if name.startswith("transformers") and speed < max(v for k, v in speeds.items() if k[0].startswith("transf")):
+            continue
+        first = statistics.median(times[0] for repeat in samples[name, clients] for times in repeat)
+        bare = speeds.get(("bare", clients))
+        table.append(Row(name, clients, round(speed, 1), round(first, 3), round(speed / bare, 3) if bare else None))
+    return table
+
+
+def _tokens_per_s(clients: list[Times]) -> float:
+    """Tokens after each client's first, over the time from the first to the last of all."""
+    return sum(len(times) - 1 for times in clients) / (max(t[-1] for t in clients) - min(t[0] for t in clients))
+
+
+def check_targets(table: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return {target: {"value", "target", "met"}} for the rows that were measured."""
+    ratios = {(row.name, row.clients): row.ratio for row in table}
+    values = {"engine": ratios.get(("engine, base", 1)), "page": ratios.get(("page, base", 1))}
+    slow = next((row.tokens_per_s for row in table if row.name.startswith("transformers")), None)
+    if slow:
+        values["transformers"] = next(row.tokens_per_s for row in table if row.name == "engine, base") / slow
+    return {
+        name: {"value": round(value, 2), "target": TARGETS[name], "met": value >= TARGETS[name]}
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def open_bare(threads: int) -> Any:
+    """Return the library's own server in this process, with its own defaults but for threads and slots."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(find_preset(MODEL).embedded_gguf())
+    params.n_parallel = CLIENTS
+    params.n_ctx = CLIENTS * 2048
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.verbosity = 0
+    return xllamacpp.Server(params)
+
+
+def time_bare(server: Any, tokens: int) -> Times:
+    start, times = time.perf_counter(), []
+
+    def receive(chunk: Any) -> None:
+        chunk = json.loads(chunk) if isinstance(chunk, str | bytes) else chunk
+        if any((choice.get("delta") or {}).get("content") for choice in chunk.get("choices") or ()):
+            times.append(time.perf_counter() - start)
+
+    payload = {"messages": build_messages(QUESTION), "max_tokens": tokens, "temperature": 0, "stream": True}
+    server.handle_chat_completions(payload, receive)
+    return times
+
+
+@contextmanager
+def open_engine(threads: int) -> Iterator[LlamaCppEngine]:
+    adapter = ADAPTER if ADAPTER.is_dir() else None
+    engine = load_engine(MODEL, adapter, "llama_cpp", threads=threads)
+    assert isinstance(engine, LlamaCppEngine)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def time_engine(engine: LlamaCppEngine, adapter: bool, tokens: int) -> Times:
+    start = time.perf_counter()
+    options = Options(adapter=adapter, max_new_tokens=tokens)
+    stream = engine.stream(build_messages(QUESTION), options)
+    return [time.perf_counter() - start for token in stream if token.text]
+
+
+@contextmanager
+def open_page(threads: int) -> Iterator[Any]:
+    """Yield a `gradio_client` of `python app.py` on a free port."""
+    from gradio_client import Client
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "CPU_CORES": str(threads), "GRADIO_SERVER_PORT": str(port)}
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--model", MODEL], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(url, process)
+        yield Client(url, verbose=False)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise UserError(f"app.py ended with status {process.returncode}: run it by hand to see why.")
+        try:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise UserError(f"app.py did not answer within {timeout_s:.0f} s: run it by hand to see why.")
+
+
+def time_page(client: Any, engine: LlamaCppEngine, model: str, tokens: int) -> Times:
+    """Updates hold several tokens: each of them counts as come when its update came."""
+    start, updates = time.perf_counter(), []
+    for text in client.submit(QUESTION, model, api_name="/chat"):
+        updates.append((time.perf_counter() - start, text))
+    times: Times = []
+    for seconds, text in updates:
+        times += [seconds] * (_count(engine, text) - len(times))
+        if len(times) >= tokens:
+            break
+    # The first update's tokens came together: one of them stands for the first, as in the other rows.
+    return times[times.count(times[0]) - 1 :]
+
+
+def _count(engine: LlamaCppEngine, text: str) -> int:
+    if not text:
+        return 0
+    empty = engine.count_tokens([{"role": "user", "content": ""}])
+    return engine.count_tokens([{"role": "user", "content": text}]) - empty
+
+
+def load_generate(dtype: str) -> tuple[Any, Any]:
+    """Return (tokenizer, model) of the same GGUF under transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf = find_preset(MODEL).embedded_gguf()
+    assert gguf is not None
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype))
+    return tokenizer, model.eval()
+
+
+def time_generate(loaded: tuple[Any, Any], tokens: int) -> Times:
+    from transformers.generation.streamers import BaseStreamer
+
+    tokenizer, model = loaded
+    start, times = time.perf_counter(), []
+
+    class Clock(BaseStreamer):
+        def put(self, value: Any) -> None:
+            times.append(time.perf_counter() - start)
+
+        def end(self) -> None:
+            pass
+
+    messages = build_messages(QUESTION)
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    model.generate(**inputs, max_new_tokens=tokens, do_sample=False, streamer=Clock())
+    return times[1:]  # the first call brings the prompt
+
+
+def measure_stop(engine: LlamaCppEngine) -> float | None:
+    """Return the CPU seconds of the engine's process in the second after a stream is closed; None off Linux."""
+    stat = Path(f"/proc/{engine.child_pid()}/stat")
+    if not stat.exists():
+        return None
+
+    def cpu_s() -> float:
+        fields = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    options = Options(adapter=False, max_new_tokens=1500, temperature=1.5)
+    stream = engine.stream(build_messages(QUESTION), options)
+    for _ in range(8):
+        next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    before = cpu_s()
+    time.sleep(1.0)
+    return round(cpu_s() - before, 2)
+
+
+def render(report: dict[str, Any]) -> str:
+    lines = [f"{'':24}{'clients':>8}{'tokens/s':>10}{'first s':>9}{'of bare':>9}"]
+    for row in report["rows"]:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        lines.append(
+            f"{row['name']:24}{row['clients']:>8}{row['tokens_per_s']:>10.1f}{row['first_token_s']:>9.3f}{ratio:>9}"
+        )
+    for name, check in report["checks"].items():
+        against = "× transformers.generate" if name == "transformers" else "of bare"
+        verdict = "met" if check["met"] else "MISSED"
+        lines.append(f"{name}: {check['value']:.2f} {against}, target {check['target']:.2f}: {verdict}")
+    if report["stop_cpu_s"] is not None:
+        lines.append(f"stop: {report['stop_cpu_s']:.2f} s of CPU in the second after closing")
+    return "\n".join([*lines, *report["notes"]])
+
+
+if __name__ == "__main__":
+    run_script(main)
