@@ -8,7 +8,8 @@ Serves the page on http://127.0.0.1:7860, and the same answers to programs:
 
     gradio_client.Client("http://127.0.0.1:7860").predict("What is anaemia?", "Fine-tuned", api_name="/chat")
 
-A Space sets MODEL, ADAPTER, ENGINE, GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in its environment; the command line wins.
+A Space sets MODEL, ADAPTER, ENGINE, GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in its environment;
+the command line wins.
 """
 
 from __future__ import annotations

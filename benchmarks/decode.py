@@ -17,32 +17,34 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from medical_assistant.engines import Options, load_engine  # noqa: E402
-from medical_assistant.engines.llama_cpp import LlamaCppEngine, usable_cores  # noqa: E402
+from medical_assistant.adapter import load_adapter  # noqa: E402
+from medical_assistant.engines import Options, find_gguf  # noqa: E402
+from medical_assistant.engines.llama_cpp import LlamaCppEngine  # noqa: E402
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.presets import find_preset  # noqa: E402
 from medical_assistant.prompts import build_messages  # noqa: E402
 
 MODEL = "smollm2-135m"
+PRESET = find_preset(MODEL)
 ADAPTER = ROOT / "assets" / "adapters" / MODEL
 QUESTION = "What causes high blood pressure and how is it treated?"
 CLIENTS = 4
 TARGETS = {"engine": 0.92, "page": 0.85, "transformers": 4.0}
 
-# When each new token came, in seconds since the request.
-Times = list[float]
+Times = list[float]  # when each new token came, in seconds since the request
 
 
 @dataclass(frozen=True)
@@ -58,36 +60,34 @@ class Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    threads = arguments.threads or usable_cores()
     with ExitStack() as stack:
-        engine = stack.enter_context(open_engine(threads))
+        adapter = load_adapter(ADAPTER, PRESET) if ADAPTER.is_dir() else None
+        engine = LlamaCppEngine(find_gguf(PRESET), adapter, threads=arguments.threads)
+        stack.enter_context(closing(engine))
+        bare = open_bare(engine.threads)
         rows: dict[tuple[str, int], Callable[[], Times]] = {}
         for clients in (1, CLIENTS):
-            rows["bare", clients] = partial(time_bare, open_bare(threads), arguments.tokens)
+            rows["bare", clients] = partial(time_bare, bare, arguments.tokens)
             rows["engine, base", clients] = partial(time_engine, engine, False, arguments.tokens)
-            if engine.info.adapter:
+            if adapter:
                 rows["engine, adapter", clients] = partial(time_engine, engine, True, arguments.tokens)
-        notes = []
         if "page" not in arguments.skip:
-            if (ROOT / "app.py").is_file():
-                page = stack.enter_context(open_page(threads))
-                rows["page, base", 1] = partial(time_page, page, engine, "Base", arguments.tokens)
-            else:
-                notes.append("page: skipped, there is no app.py")
+            page = stack.enter_context(open_page(engine.threads))
+            rows["page, base", 1] = partial(time_page, page, engine, "Base", arguments.tokens)
+            if adapter:
+                rows["page, adapter", 1] = partial(time_page, page, engine, "Fine-tuned", arguments.tokens)
         if "transformers" not in arguments.skip:
             for dtype in ("bfloat16", "float32"):
                 rows[f"transformers, {dtype}", 1] = partial(time_generate, load_generate(dtype), arguments.tokens)
-        samples = measure(rows, arguments.repeats)
-        table = summarise(samples)
+        table = summarise(measure(rows, arguments.repeats))
         stop_cpu_s = measure_stop(engine)
     report = {
         "tokens": arguments.tokens,
         "repeats": arguments.repeats,
-        "threads": threads,
+        "threads": engine.threads,
         "rows": [asdict(row) for row in table],
         "stop_cpu_s": stop_cpu_s,
         "checks": check_targets(table),
-        "notes": notes,
     }
     print(render(report))
     if arguments.json:
@@ -100,7 +100,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the table to this file")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of one answer (default 128)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each row (default 3)")
-    parser.add_argument("--threads", type=int, help="llama.cpp's threads (default: the usable cores)")
+    parser.add_argument("--threads", type=int, help="llama.cpp's threads (default: the engine's choice)")
     parser.add_argument("--skip", nargs="+", default=(), choices=["page", "transformers"], help="rows to leave out")
     arguments = parser.parse_args(argv)
     if not 2 <= arguments.tokens <= 200 or arguments.repeats < 1:
@@ -113,9 +113,8 @@ def measure(rows: dict[tuple[str, int], Callable[[], Times]], repeats: int) -> d
     samples: dict[tuple[str, int], list[list[Times]]] = {key: [] for key in rows}
     for repeat in range(repeats + 1):
         for key, run in rows.items():
-            _, clients = key
-            with ThreadPoolExecutor(clients) as pool:
-                times = [future.result() for future in [pool.submit(run) for _ in range(clients)]]
+            with ThreadPoolExecutor(key[1]) as pool:
+                times = list(pool.map(lambda _, run=run: run(), range(key[1])))
             if repeat:
                 samples[key].append(times)
     return samples
@@ -158,7 +157,7 @@ def open_bare(threads: int) -> Any:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = str(find_preset(MODEL).embedded_gguf())
+    params.model.path = str(find_gguf(PRESET))
     params.n_parallel = CLIENTS
     params.n_ctx = CLIENTS * 2048
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
@@ -179,22 +178,10 @@ def time_bare(server: Any, tokens: int) -> Times:
     return times
 
 
-@contextmanager
-def open_engine(threads: int) -> Iterator[LlamaCppEngine]:
-    adapter = ADAPTER if ADAPTER.is_dir() else None
-    engine = load_engine(MODEL, adapter, "llama_cpp", threads=threads)
-    assert isinstance(engine, LlamaCppEngine)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
 def time_engine(engine: LlamaCppEngine, adapter: bool, tokens: int) -> Times:
     start = time.perf_counter()
     options = Options(adapter=adapter, max_new_tokens=tokens)
-    stream = engine.stream(build_messages(QUESTION), options)
-    return [time.perf_counter() - start for token in stream if token.text]
+    return [time.perf_counter() - start for token in engine.stream(build_messages(QUESTION), options) if token.text]
 
 
 @contextmanager
@@ -205,30 +192,24 @@ def open_page(threads: int) -> Iterator[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "CPU_CORES": str(threads), "GRADIO_SERVER_PORT": str(port)}
+    # The engine leaves one core to the page when the model is small, as this one is.
+    environment = {**os.environ, "CPU_CORES": str(threads + 1), "GRADIO_SERVER_PORT": str(port)}
     process = subprocess.Popen(
         [sys.executable, "app.py", "--model", MODEL], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
     )
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(url, process)
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise UserError("app.py did not come up: run `python app.py` to see why.")
+            with suppress(httpx.TransportError):
+                httpx.get(url, trust_env=False).raise_for_status()
+                break
+            time.sleep(0.1)
         yield Client(url, verbose=False)
     finally:
         process.terminate()
         process.wait(10)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise UserError(f"app.py ended with status {process.returncode}: run it by hand to see why.")
-        try:
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise UserError(f"app.py did not answer within {timeout_s:.0f} s: run it by hand to see why.")
 
 
 def time_page(client: Any, engine: LlamaCppEngine, model: str, tokens: int) -> Times:
@@ -246,8 +227,6 @@ def time_page(client: Any, engine: LlamaCppEngine, model: str, tokens: int) -> T
 
 
 def _count(engine: LlamaCppEngine, text: str) -> int:
-    if not text:
-        return 0
     empty = engine.count_tokens([{"role": "user", "content": ""}])
     return engine.count_tokens([{"role": "user", "content": text}]) - empty
 
@@ -257,8 +236,7 @@ def load_generate(dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    gguf = find_preset(MODEL).embedded_gguf()
-    assert gguf is not None
+    gguf = find_gguf(PRESET)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype))
     return tokenizer, model.eval()
@@ -290,14 +268,14 @@ def measure_stop(engine: LlamaCppEngine) -> float | None:
         return None
 
     def cpu_s() -> float:
-        fields = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        fields = stat.read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     options = Options(adapter=False, max_new_tokens=1500, temperature=1.5)
     stream = engine.stream(build_messages(QUESTION), options)
     for _ in range(8):
         next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     before = cpu_s()
     time.sleep(1.0)
     return round(cpu_s() - before, 2)
@@ -316,7 +294,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"{name}: {check['value']:.2f} {against}, target {check['target']:.2f}: {verdict}")
     if report["stop_cpu_s"] is not None:
         lines.append(f"stop: {report['stop_cpu_s']:.2f} s of CPU in the second after closing")
-    return "\n".join([*lines, *report["notes"]])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -109,9 +109,7 @@ def card_metadata(
     )
 
 
-def _body(
-    preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[str, Any], repository: str
-) -> str:
+def _body(preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[str, Any], repository: str) -> str:
     base = f"[{preset.repository}](https://huggingface.co/{preset.repository})" if preset else "a local model"
     sections = [
         f"# {repository.partition('/')[2] or repository}",

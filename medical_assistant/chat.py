@@ -108,11 +108,11 @@ class Assistant:
             )
             if dropped:
                 reply = replace(reply, notes=(_trimmed_note(dropped),))
-            for reply in _grow(reply, self.engine.stream(messages, options)):
+            for grown in _grow(reply, self.engine.stream(messages, options)):
+                reply = grown
                 yield reply
         except EngineError as error:
             yield replace(reply, notes=(*reply.notes, f"This answer is not complete. {error}"), failed=True)
-
 
     def answer_both(self, message: str, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
         """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both."""
@@ -249,7 +249,7 @@ def question_text(turn: Mapping[str, Any]) -> str:
 
 
 def _parts(content: object) -> list[str]:
-    items = content if isinstance(content, list) else [content]
+    items: list[Any] = content if isinstance(content, list) else [content]
     return [item if isinstance(item, str) else str(item.get("text") or "") for item in items]
 
 

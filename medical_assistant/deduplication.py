@@ -54,9 +54,7 @@ def _jaccard(left: set[bytes], right: set[bytes]) -> float:
     return len(left & right) / len(left | right)
 
 
-def cluster_pairs(
-    pairs: Sequence[Pair], generic_words: Collection[str] = (), progress: Progress = iter
-) -> list[int]:
+def cluster_pairs(pairs: Sequence[Pair], generic_words: Collection[str] = (), progress: Progress = iter) -> list[int]:
     """Return a cluster number for each pair, in order of first appearance.
 
     Two pairs share a cluster when their questions or their answers are similar (TF-IDF cosine of

@@ -134,7 +134,10 @@ def write_results(folder: Path, metrics: Mapping[str, Any], answers: Answers, re
                 "id": record["id"],
                 "question": record["prompt"][-1]["content"],
                 "reference": record["completion"][0]["content"],
-                **{name: {k: v for k, v in by_name[name][number].items() if k not in ("id", "model")} for name in by_name},
+                **{
+                    name: {k: v for k, v in by_name[name][number].items() if k not in ("id", "model")}
+                    for name in by_name
+                },
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -152,9 +152,7 @@ def check_folder(folder: Path) -> list[str]:
     return files
 
 
-def pull_adapter(
-    repository: str, revision: str | None = None, cache_dir: str | Path | None = None
-) -> tuple[Path, str]:
+def pull_adapter(repository: str, revision: str | None = None, cache_dir: str | Path | None = None) -> tuple[Path, str]:
     """Return (folder in the Hub cache, commit hash) of `user/repository[@revision]`.
 
     Only the files of the adapter contract are downloaded. A cached commit hash needs no network.
@@ -260,9 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.keep_card:
         write_card(arguments.folder, arguments.repository)
-    url = push_adapter(
-        arguments.folder, arguments.repository, private=arguments.private, revision=arguments.revision
-    )
+    url = push_adapter(arguments.folder, arguments.repository, private=arguments.private, revision=arguments.revision)
     sys.stdout.write(f"{url}\n")
     return 0
 

@@ -134,7 +134,5 @@ def _explain_status(error: HfHubHTTPError, name: str, page: str, write: bool) ->
     if status == 429:
         return "The Hub limits the number of requests: wait some minutes, or set HF_TOKEN for a higher limit."
     if status >= 500:
-        return (
-            f"The Hub keeps answering {status} for {name}: try again later (https://status.huggingface.co)."
-        )
+        return f"The Hub keeps answering {status} for {name}: try again later (https://status.huggingface.co)."
     return f"The Hub refuses the request for {name} ({one_line(error)}): look at {page}."

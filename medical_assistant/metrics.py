@@ -76,7 +76,9 @@ def _combined() -> Any:
 
         def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
             scorer = RougeScorer(ROUGE_TYPES, use_stemmer=True)
-            scores = [scorer.score(reference, answer) for reference, answer in zip(references, predictions, strict=True)]
+            scores = [
+                scorer.score(reference, answer) for reference, answer in zip(references, predictions, strict=True)
+            ]
             return {kind: sum(score[kind].fmeasure for score in scores) / len(scores) for kind in ROUGE_TYPES}
 
     return evaluate.combine([Bleu(), Rouge()])

@@ -35,7 +35,8 @@ def build_page(assistant: Assistant, examples: Sequence[Example], slots: int = 4
         return len(page._queue) >= QUEUE_SIZE
 
     with gr.Blocks(title="Medical Assistant", analytics_enabled=False, fill_height=True) as page:
-        _html("header", elem_id="top", js_on_load=_asset("notice.js"))
+        _html("header", elem_id="top")
+        _html("first_use", elem_id="first-use", js_on_load=_asset("first_use.js"))
         if assistant.problem:
             _html("problem", {"problem": assistant.problem}, elem_id="problem")
         emergency = _html("emergency", elem_id="emergency")
@@ -195,9 +196,7 @@ def _settings(assistant: Assistant) -> list[Any]:
     default, longest = Options(), min(1024, assistant.engine.context_tokens // 2)
     return [
         gr.Slider(32, longest, min(default.max_new_tokens, longest), step=32, label="Longest answer (tokens)"),
-        gr.Slider(
-            0, 1.5, default.temperature, step=0.1, label="Temperature", info="0: always the likeliest words"
-        ),
+        gr.Slider(0, 1.5, default.temperature, step=0.1, label="Temperature", info="0: always the likeliest words"),
         gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", info="Used where the temperature is above 0"),
         gr.Number(default.seed, precision=0, minimum=0, label="Seed", info="Same seed, same answer"),
     ]

@@ -54,9 +54,7 @@ def validate_question(question: str) -> str:
     if not question.strip():
         raise UserError("The question is empty: type a health question.")
     if len(question) > MAX_QUESTION_CHARACTERS:
-        raise UserError(
-            f"The question has {len(question):,} characters: shorten it to {MAX_QUESTION_CHARACTERS:,}."
-        )
+        raise UserError(f"The question has {len(question):,} characters: shorten it to {MAX_QUESTION_CHARACTERS:,}.")
     unreadable = sum(1 for c in question if _CONTROL.match(c) or c == "\ufffd")
     if unreadable > 0.05 * len(question):
         raise UserError("This looks like a file, not a question: paste the text of your question.")
@@ -125,5 +123,7 @@ def contract_difference(trained: Mapping[str, object], served: Mapping[str, obje
     """Return None when the two contracts agree, else a phrase that names what differs."""
     for key in ("system_prompt", "chat_template", "special_tokens"):
         if trained.get(key) != served.get(key):
-            return f"{key.replace('_', ' ')}: trained with {trained.get(key)!r:.60}, served with {served.get(key)!r:.60}"
+            return (
+                f"{key.replace('_', ' ')}: trained with {trained.get(key)!r:.60}, served with {served.get(key)!r:.60}"
+            )
     return None

@@ -39,9 +39,7 @@ def parse_settings(cls: type[Settings], argv: Sequence[str] | None, description:
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of the settings below")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     for name, field in fields.items():
@@ -71,9 +69,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, kind: type, field: d
     option = f"--{name.replace('_', '-')}"
     # Absent options stay out of the namespace, so that they do not hide what the YAML file says.
     if kind is bool:
-        parser.add_argument(
-            option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-        )
+        parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     else:
         parser.add_argument(
             option,

@@ -141,7 +141,9 @@ def check_resume(checkpoints: Path, settings: ResolvedSettings) -> bool:
         found = json.loads(record.read_text(encoding="utf-8"))
         changed = sorted(key for key in wanted if found.get(key) != wanted[key])
         if changed:
-            raise UserError(f"--resume with other settings ({', '.join(changed)}): use the run's own, or a new --output.")
+            raise UserError(
+                f"--resume with other settings ({', '.join(changed)}): use the run's own, or a new --output."
+            )
         return any(checkpoints.glob("checkpoint-*/trainer_state.json"))
     checkpoints.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
@@ -177,7 +179,7 @@ def training_record(
     manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.is_file() else {}
     history = trainer.state.log_history
     evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    summary = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
+    summary: dict[str, Any] = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
     parameters = list(trainer.model.parameters())
     keys = ("step", "epoch", "loss", "eval_loss", "learning_rate")
     return {

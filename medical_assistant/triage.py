@@ -82,8 +82,7 @@ def _fire(rules: Rules, reading: Reading) -> list[Rule]:
         words = part.split()
         if len(words) == 3 and words[1] in _COMPARE:
             return any(
-                name == words[0] and _COMPARE[words[1]](value, float(words[2]))
-                for name, value in reading.measures
+                name == words[0] and _COMPARE[words[1]](value, float(words[2])) for name, value in reading.measures
             )
         return any(concept in reading.concepts for concept in part.split("|"))
 
@@ -100,9 +99,7 @@ def _answer(rules: Rules, reasons: Sequence[str], categories: Sequence[str]) -> 
     texts = rules.answers
     crisis = categories[0] in texts["crisis_categories"]
     extra = dict.fromkeys(texts["extra_numbers"][c] for c in categories if c in texts["extra_numbers"])
-    numbers = [
-        texts["numbers"][name] for name in ([*extra, "emergency"] if crisis else ["emergency", *extra])
-    ]
+    numbers = [texts["numbers"][name] for name in ([*extra, "emergency"] if crisis else ["emergency", *extra])]
     first_aid = [texts["first_aid"][category] for category in categories[:2]]
     parts = [
         _fill(texts["crisis" if crisis else "emergency"], reasons),

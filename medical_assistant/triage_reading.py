@@ -140,9 +140,7 @@ def _match(
     return spans
 
 
-def _reach(
-    phrase: Phrase, element: int, at: int, kinds: list[frozenset[int]], tokens: list[str], rules: Rules
-) -> int:
+def _reach(phrase: Phrase, element: int, at: int, kinds: list[frozenset[int]], tokens: list[str], rules: Rules) -> int:
     """Return the end of `phrase` when its elements from number `element` on follow word `at`, else 0."""
     if element == len(phrase.elements):
         return at
@@ -163,9 +161,7 @@ def _reach(
 def _findings(tokens: list[str], spans: dict[str, list[_Span]], rules: Rules) -> tuple[set[str], bool, bool]:
     """Return (concepts that are present, whether it asks in general, whether it says that it is over)."""
     ask_from = _question_start(tokens, spans)
-    resolved = (
-        0 if spans.get("not_resolved") else max((start for start, _ in spans.get("resolved", ())), default=0)
-    )
+    resolved = 0 if spans.get("not_resolved") else max((start for start, _ in spans.get("resolved", ())), default=0)
     if spans.get("present"):
         past: list[_Span] = []
     elif spans.get("past_whole"):

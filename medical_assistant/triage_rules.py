@@ -162,11 +162,7 @@ def _variants(word: str) -> list[list[str]]:
     variants: list[list[str]] = [[]] if word.endswith("?") else []
     names = word.removesuffix("?").split("|")
     single = [name for name in names if "_" not in name]
-    return (
-        variants
-        + [name.split("_") for name in names if "_" in name]
-        + ([["|".join(single)]] if single else [])
-    )
+    return variants + [name.split("_") for name in names if "_" in name] + ([["|".join(single)]] if single else [])
 
 
 def _compile(concept: str, phrase: str, sets: dict[str, list[str]], words: _Words) -> Iterator[Phrase]:
@@ -181,9 +177,7 @@ def _compile(concept: str, phrase: str, sets: dict[str, list[str]], words: _Word
             names: list[str] = []
             for name in word.split("|"):
                 if name.startswith("<") and name[1:-1] not in sets:
-                    raise UserError(
-                        f"{RULES_FILE.name}: {name} in {phrase!r} is no word set: add it under `sets`."
-                    )
+                    raise UserError(f"{RULES_FILE.name}: {name} in {phrase!r} is no word set: add it under `sets`.")
                 names += sets[name[1:-1]] if name.startswith("<") else [name]
             elements.append(frozenset(words.id_of(name) for name in names))
             gaps.append(gap)
@@ -227,9 +221,7 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
     parts = {part for rule in rules for line in rule.when for part in line}
     alias_of = {str(key): str(value) for key, value in data["spelling"]["aliases"].items()}
     # Longest first: "can not" must win over "can".
-    alternatives = "|".join(
-        re.escape(key).replace(r"\ ", r"\s") for key in sorted(alias_of, key=len, reverse=True)
-    )
+    alternatives = "|".join(re.escape(key).replace(r"\ ", r"\s") for key in sorted(alias_of, key=len, reverse=True))
     spelling = _Spelling(
         str(data["spelling"]["targets"]).split(),
         {*str(data["spelling"]["real_words"]).split(), *words.exact},
@@ -283,15 +275,11 @@ def _check(rules: list[Rule], data: dict[str, Any]) -> None:
     known = set(data["concepts"]) | set(data["measures"])
     for rule in rules:
         if rule.source not in data["sources"]:
-            raise UserError(
-                f"{RULES_FILE.name}: source {rule.source!r} of {rule.reason!r} is unknown: add it."
-            )
+            raise UserError(f"{RULES_FILE.name}: source {rule.source!r} of {rule.reason!r} is unknown: add it.")
         for line in rule.when:
             for part in line:
                 for name in names_in(part):
                     if name not in known:
-                        raise UserError(
-                            f"{RULES_FILE.name}: {name!r} in {rule.reason!r} is unknown: add a concept."
-                        )
+                        raise UserError(f"{RULES_FILE.name}: {name!r} in {rule.reason!r} is unknown: add a concept.")
         if rule.level == "emergency" and rule.category not in data["answers"]["first_aid"]:
             raise UserError(f"{RULES_FILE.name}: no `first_aid` text for {rule.category!r}: write it.")

@@ -23,7 +23,9 @@ def question_file(tmp_path: Path) -> Path:
             name = f"{organ}{kind}"
             facts = f"alpha{i}{j} beta{i}{j} gamma{i}{j} delta{i}{j} epsilon{i}{j}"
             rows.append({"input": f"What are the symptoms of {name}?", "output": f"Signs of {name} include {facts}."})
-            rows.append({"input": f"Which signs does {name} have?", "output": f"It shows as zeta{i}{j} eta{i}{j} in {name}."})
+            rows.append(
+                {"input": f"Which signs does {name} have?", "output": f"It shows as zeta{i}{j} eta{i}{j} in {name}."}
+            )
     path = tmp_path / "cards.jsonl"
     path.write_text("".join(json.dumps({"instruction": "Answer truthfully", **row}) + "\n" for row in rows))
     return path

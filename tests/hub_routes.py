@@ -126,9 +126,7 @@ def _download(request: Request, content: bytes, headers: dict[str, str]) -> Repl
     if not asked:
         return Reply(content, 200, headers)
     start, end = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
-    return Reply(
-        content[start : end + 1], 206, {**headers, "Content-Range": f"bytes {start}-{end}/{len(content)}"}
-    )
+    return Reply(content[start : end + 1], 206, {**headers, "Content-Range": f"bytes {start}-{end}/{len(content)}"})
 
 
 def api(request: Request) -> Reply:

@@ -48,9 +48,7 @@ class HubServer:
         self.failures: list[tuple[str, int, str]] = []  # (part of the path, status, body)
         self.lock = threading.RLock()
         # The storage host is another origin, as the Hub's is.
-        self.servers = [
-            ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, serve)) for serve in (api, storage)
-        ]
+        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, serve)) for serve in (api, storage)]
         self.endpoint, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
         self.running = True
         for server in self.servers:

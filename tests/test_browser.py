@@ -341,7 +341,12 @@ def test_an_emergency_is_seen_in_an_edit_and_in_a_message_that_is_too_long(page,
 
 @pytest.mark.parametrize(
     ("message", "words"),
-    [("   ", "empty"), ("word " * 2000, "10,000 characters"), ("\U0001f600\U0001f600", "no words"), ("\x01\x02 ab", "a file")],
+    [
+        ("   ", "empty"),
+        ("word " * 2000, "10,000 characters"),
+        ("\U0001f600\U0001f600", "no words"),
+        ("\x01\x02 ab", "a file"),
+    ],
     ids=["empty", "long", "emoji", "binary"],
 )
 def test_a_refused_message_says_why_and_stays_in_the_box(page, engine, message, words):
@@ -507,7 +512,9 @@ def test_the_page_can_be_used_with_a_keyboard_and_a_screen_reader(page, engine):
     reached = []
     for _ in range(25):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.closest('[id]')?.id + ' ' + document.activeElement.tagName"))
+        reached.append(
+            page.evaluate("document.activeElement.closest('[id]')?.id + ' ' + document.activeElement.tagName")
+        )
     assert any(item.startswith("question TEXTAREA") for item in reached)
     assert any("model" in item or "INPUT" in item for item in reached)
     page.focus("#question textarea")

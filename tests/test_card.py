@@ -54,9 +54,7 @@ METRICS: dict[str, Any] = {
 }
 
 
-def folder_with(
-    tmp_path: Path, training: object = TRAINING, metrics: object = METRICS, base: object = None
-) -> Path:
+def folder_with(tmp_path: Path, training: object = TRAINING, metrics: object = METRICS, base: object = None) -> Path:
     base = base or "HuggingFaceTB/SmolLM2-135M-Instruct"
     files = {
         "adapter_config.json": {"base_model_name_or_path": base},

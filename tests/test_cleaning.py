@@ -32,7 +32,8 @@ def test_repair_never_fails_and_leaves_single_spaces(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "question", ["What are the risks?", "When to Contact a Medical Professional?", "When may I resume my regular activities?"]
+    "question",
+    ["What are the risks?", "When to Contact a Medical Professional?", "When may I resume my regular activities?"],
 )
 def test_questions_that_name_nothing(question: str) -> None:
     assert not names_something(question, RULES)
@@ -61,7 +62,9 @@ def test_rejections(question: str, answer: str, step: str) -> None:
 
 
 def test_a_clicking_knee_is_kept() -> None:
-    assert rejection("Why does my knee hurt?", "Your knee buckles, clicks, or locks after injury.", RULES, 4, 200) is None
+    assert (
+        rejection("Why does my knee hurt?", "Your knee buckles, clicks, or locks after injury.", RULES, 4, 200) is None
+    )
 
 
 def test_log_keeps_three_examples() -> None:

@@ -34,7 +34,9 @@ def test_outputs_and_manifest(question_file: Path, tmp_path: Path) -> None:
     assert manifest["source"] == {"name": "cards.jsonl", "revision": file_sha256(question_file), "rows": 63}
     assert manifest["sha256"]["train.jsonl"] == file_sha256(folder / "train.jsonl")
     record = train[0]
-    assert [m["role"] for m in record["prompt"]] == ["system", "user"] and record["completion"][0]["role"] == "assistant"
+    assert [m["role"] for m in record["prompt"]] == ["system", "user"] and record["completion"][0][
+        "role"
+    ] == "assistant"
     assert {"id", "source", "cluster"} <= record.keys()
 
 

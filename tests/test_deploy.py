@@ -63,13 +63,9 @@ def test_new_space_gets_the_tracked_files_in_one_commit(
     assert "notes.txt" in caplog.text and "patients" not in caplog.text
 
 
-def test_options_set_hardware_variables_and_privacy(
-    hub_server: HubServer, clone: Path, signed_in: None
-) -> None:
+def test_options_set_hardware_variables_and_privacy(hub_server: HubServer, clone: Path, signed_in: None) -> None:
     pinned = "alice/adapter@" + "0" * 40
-    deploy.main(
-        [NAME, "--hardware", "cpu-basic", "--private", "--model", "tinyllama-1.1b", "--adapter", pinned]
-    )
+    deploy.main([NAME, "--hardware", "cpu-basic", "--private", "--model", "tinyllama-1.1b", "--adapter", pinned])
     space = hub_server.repositories["spaces", NAME]
     assert (space.hardware, space.private) == ("cpu-basic", True)
     assert space.variables == {"MODEL": "tinyllama-1.1b", "ADAPTER": pinned}
@@ -77,9 +73,7 @@ def test_options_set_hardware_variables_and_privacy(
     assert paths.index("variables") < paths.index("main")  # the build starts with the commit
 
 
-def test_update_replaces_removes_and_leaves_alone(
-    hub_server: HubServer, clone: Path, signed_in: None
-) -> None:
+def test_update_replaces_removes_and_leaves_alone(hub_server: HubServer, clone: Path, signed_in: None) -> None:
     old = {"assets/old.yaml": b"", "medical_assistant/old.py": b"", "mine.txt": b"kept", "app.py": b"old"}
     space = hub_server.add_repository(NAME, old, kind="spaces", hardware="t4-small")
     deploy.deploy_space(NAME)
@@ -137,9 +131,7 @@ def test_unknown_hardware_is_refused_by_the_command(capsys: pytest.CaptureFixtur
     assert "quantum" in capsys.readouterr().err
 
 
-def test_failures_have_their_sentence(
-    hub_server: HubServer, clone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_have_their_sentence(hub_server: HubServer, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(UserError, match="No Hugging Face token"):
         deploy.deploy_space(NAME)
@@ -159,9 +151,7 @@ def test_failures_have_their_sentence(
         deploy.deploy_space(NAME)
 
 
-def test_a_folder_that_is_no_clone(
-    hub_server: HubServer, clone: Path, tmp_path: Path, signed_in: None
-) -> None:
+def test_a_folder_that_is_no_clone(hub_server: HubServer, clone: Path, tmp_path: Path, signed_in: None) -> None:
     subprocess.run(["git", "rm", "-q", "--cached", "app.py"], cwd=clone, check=True)
     with pytest.raises(UserError, match=r"does not track app\.py"):
         deploy.deploy_space(NAME)

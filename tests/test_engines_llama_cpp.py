@@ -18,7 +18,7 @@ from adapter_fixture import make_adapter
 
 from medical_assistant.adapter import load_adapter
 from medical_assistant.engines import Options, Token, load_engine
-from medical_assistant.engines.llama_cpp import MAX_RESTARTS, LlamaCppEngine, usable_cores
+from medical_assistant.engines.llama_cpp import MAX_RESTARTS, LlamaCppEngine, choose_threads, usable_cores
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.presets import find_preset
 from medical_assistant.prompts import build_messages
@@ -177,7 +177,9 @@ def test_concurrent_requests_do_not_mix(engine):
     alone = {job: text(engine, Options(job[1], 12), build_messages(job[0])) for job in jobs}
     together: dict = {}
     threads = [
-        threading.Thread(target=lambda j=job: together.update({j: text(engine, Options(j[1], 12), build_messages(j[0]))}))
+        threading.Thread(
+            target=lambda j=job: together.update({j: text(engine, Options(j[1], 12), build_messages(j[0]))})
+        )
         for job in jobs
     ]
     for thread in threads:
@@ -367,3 +369,13 @@ def test_usable_cores(monkeypatch):
     assert usable_cores() == 3
     monkeypatch.setenv("CPU_CORES", "2.5 cores")
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_a_small_model_leaves_a_core_to_the_page(monkeypatch, tmp_path):
+    small, large = tmp_path / "small.gguf", tmp_path / "large.gguf"
+    small.write_bytes(b"x")
+    with large.open("wb") as file:
+        file.truncate(700_000_000)  # sparse: takes no space
+    for cores, expected in (("1", (1, 1)), ("2", (1, 2)), ("8", (7, 8))):
+        monkeypatch.setenv("CPU_CORES", cores)
+        assert (choose_threads(small), choose_threads(large)) == expected

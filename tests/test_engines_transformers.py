@@ -277,6 +277,8 @@ def test_bad_models_and_settings(tmp_path, make_engine):
         make_engine(dtype="float31")
     with pytest.raises(UserError, match="quantisation"):
         make_engine(quantize="int3")
+    with pytest.raises(UserError, match="GGUF"):
+        load_engine("smollm2-135m", engine="transformers", quantize="nf4")
 
 
 def test_nf4(make_engine, adapter):
@@ -322,12 +324,13 @@ def both_engines(tmp_path_factory):
     folder = ASSETS / "adapters" / "smollm2-135m"
     if not (folder / "adapter.gguf").is_file():
         folder = make_adapter(tmp_path_factory.mktemp("random"))
-    llama = load_engine("smollm2-135m", folder, "llama_cpp")
+    llama = load_engine("smollm2-135m", folder, "llama_cpp", threads=1)
     yield llama, load_engine("smollm2-135m", folder, "transformers", dtype="float32")
     llama.close()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_both_engines_read_the_same_tokens(both_engines):
     llama, transformers = both_engines
     chat = build_messages(
@@ -341,6 +344,7 @@ def test_both_engines_read_the_same_tokens(both_engines):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("adapter_on", [False, True])
 def test_both_engines_choose_the_same_next_token(both_engines, adapter_on):
     """Over 50 questions: 40 greedy tokens of llama.cpp, read again by transformers in one pass.

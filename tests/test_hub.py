@@ -32,9 +32,7 @@ def forget_cache() -> None:
 # Push and pull.
 
 
-def test_pull_returns_the_pushed_bytes_of_one_commit(
-    hub_server: HubServer, toy_adapter: Path, signed_in: None
-) -> None:
+def test_pull_returns_the_pushed_bytes_of_one_commit(hub_server: HubServer, toy_adapter: Path, signed_in: None) -> None:
     url = push_adapter(toy_adapter, NAME)
     repository = hub_server.repositories["models", NAME]
     assert repository.messages == ["initial commit", "Upload adapter"]
@@ -70,9 +68,7 @@ def test_pinned_commit_keeps_its_bytes_after_a_new_push(
     assert (read_folder(folder), commit) == (read_folder(newer), second)
 
 
-def test_push_to_a_branch_leaves_main_alone(
-    hub_server: HubServer, toy_adapter: Path, signed_in: None
-) -> None:
+def test_push_to_a_branch_leaves_main_alone(hub_server: HubServer, toy_adapter: Path, signed_in: None) -> None:
     push_adapter(toy_adapter, NAME, revision="candidate")
     repository = hub_server.repositories["models", NAME]
     assert set(repository.files("main")) == {".gitattributes"}
@@ -107,9 +103,7 @@ def test_child_process_with_hf_endpoint(hub_server: HubServer, toy_adapter: Path
     assert done.stderr.count("\n") == 1
 
 
-def test_command_writes_the_card_for_its_repository(
-    hub_server: HubServer, toy_adapter: Path, signed_in: None
-) -> None:
+def test_command_writes_the_card_for_its_repository(hub_server: HubServer, toy_adapter: Path, signed_in: None) -> None:
     assert main([str(toy_adapter), NAME]) == 0
     assert f"ADAPTER={NAME}@" in hub_server.repositories["models", NAME].files()["README.md"].decode()
 
@@ -156,9 +150,7 @@ def test_incomplete_folder_makes_no_request(
 
 
 @pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"README.md"}))
-def test_broken_file_makes_no_request(
-    hub_server: HubServer, toy_adapter: Path, signed_in: None, name: str
-) -> None:
+def test_broken_file_makes_no_request(hub_server: HubServer, toy_adapter: Path, signed_in: None, name: str) -> None:
     (toy_adapter / name).write_bytes((toy_adapter / name).read_bytes()[:-9])
     with pytest.raises(AdapterError, match=name):
         push_adapter(toy_adapter, NAME)

@@ -60,9 +60,7 @@ def test_pull_outlasts_two_failures(hub_server: HubServer, toy_adapter: Path, pa
     assert hub_server.failures == []
 
 
-def test_lost_answer_does_not_make_a_second_commit(
-    hub_server: HubServer, toy_adapter: Path, signed_in: None
-) -> None:
+def test_lost_answer_does_not_make_a_second_commit(hub_server: HubServer, toy_adapter: Path, signed_in: None) -> None:
     hub_server.fail_next(LOSE_ANSWER, path="/commit/")
     url = push_adapter(toy_adapter, NAME)
     repository = hub_server.repositories["models", NAME]
@@ -117,9 +115,7 @@ def test_every_failure_has_its_own_sentence(
     hub_server.add_repository("alice/gated", read_folder(toy_adapter), gated=True)
     hub_server.add_repository(NAME, read_folder(toy_adapter))
 
-    def failure_of(
-        call: Callable[..., object], *arguments: Any, token: str | None = None, **options: Any
-    ) -> str:
+    def failure_of(call: Callable[..., object], *arguments: Any, token: str | None = None, **options: Any) -> str:
         monkeypatch.setenv("HF_TOKEN", token or "")
         with pytest.raises(UserError) as raised:
             call(*arguments, **options)

@@ -10,12 +10,17 @@ import sacrebleu
 from medical_assistant.metrics import bleu_signature, import_evaluate, score_answers
 from tests.conftest import ROOT
 
-REFERENCES = ["Gout is caused by crystals of uric acid in a joint.", "Asthma narrows the airways and makes it hard to breathe."]
+REFERENCES = [
+    "Gout is caused by crystals of uric acid in a joint.",
+    "Asthma narrows the airways and makes it hard to breathe.",
+]
 
 
 def test_perfect_and_empty_answers_bound_the_scores() -> None:
     best = score_answers(REFERENCES, REFERENCES)
-    assert best["bleu"] == pytest.approx(100) and all(best[k] == pytest.approx(1) for k in ("rouge1", "rouge2", "rougeL"))
+    assert best["bleu"] == pytest.approx(100) and all(
+        best[k] == pytest.approx(1) for k in ("rouge1", "rouge2", "rougeL")
+    )
     assert set(score_answers(["", ""], REFERENCES).values()) == {0.0}
 
 

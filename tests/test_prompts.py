@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from medical_assistant import prompts
 from medical_assistant.errors import UserError
 
-FORGED = ["<|im_start|>system", "<|im_end|>", "</s>", "<s>", "[INST]", "[/INST]", "<<SYS>>", "<|eot_id|>", "<start_of_turn>"]
+FORGED = [
+    "<|im_start|>system",
+    "<|im_end|>",
+    "</s>",
+    "<s>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+]
 
 
 @pytest.mark.parametrize("token", FORGED)
@@ -45,7 +55,14 @@ def test_history_is_sent_and_forged_system_turns_are_dropped() -> None:
 
 @pytest.mark.parametrize(
     ("question", "word"),
-    [("", "empty"), (" \n", "empty"), ("a" * 100_000, "shorten"), ("\x00\x01" * 9, "file"), ("🤒🤢", "words"), ("1234 ?", "words")],
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("a" * 100_000, "shorten"),
+        ("\x00\x01" * 9, "file"),
+        ("🤒🤢", "words"),
+        ("1234 ?", "words"),
+    ],
 )
 def test_unusable_questions_say_what_to_do(question: str, word: str) -> None:
     with pytest.raises(UserError, match=word):

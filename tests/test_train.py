@@ -45,7 +45,7 @@ def batch(prepared_data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPa
 
 def test_mistake_1_the_loss_is_on_the_answer_and_its_end_only(batch) -> None:
     trainer, tokenizer, tensors = batch
-    for row, (ids, labels) in enumerate(zip(tensors["input_ids"], tensors["labels"], strict=True)):
+    for row, labels in enumerate(tensors["labels"]):
         learnt = tokenizer.decode(labels[labels != -100])
         answer = trainer.train_dataset[row]["completion_mask"]
         assert learnt.startswith("Condition") and learnt.rstrip().endswith(tokenizer.eos_token)
@@ -171,7 +171,9 @@ def test_a_truncated_adapter_is_refused(trained: Path, tiny_model: Path, tmp_pat
 
 
 def test_the_five_experiments_are_the_seeds() -> None:
-    table = {n: (e["learning_rate"], e["batch_size"], e["lora_rank"], e["epochs"]) for n, e in load_experiments().items()}
+    table = {
+        n: (e["learning_rate"], e["batch_size"], e["lora_rank"], e["epochs"]) for n, e in load_experiments().items()
+    }
     assert table == {
         "baseline": (2e-4, 4, 16, 1),
         "lower-lr": (1e-4, 4, 16, 1),

@@ -25,9 +25,7 @@ def rows(name):
 def misses(name):
     """Return (rows whose level is not among the accepted ones, number of rows)."""
     data = rows(name)
-    wrong = [
-        row["text"] for row in data if assess(row["text"], row.get("history", ())).level not in row["level"]
-    ]
+    wrong = [row["text"] for row in data if assess(row["text"], row.get("history", ())).level not in row["level"]]
     return wrong, len(data)
 
 
@@ -205,9 +203,7 @@ def test_disguise(text):
 def test_ordinary_words_are_not_misread_as_typos():
     respell = load_rules().respell
     assert respell("suicde") == "suicide" and respell("pian") == "pain"
-    for (
-        word
-    ) in "chess cheat strike prison breach hearth cooking smelling never fewer broad shallow cushing".split():
+    for word in "chess cheat strike prison breach hearth cooking smelling never fewer broad shallow cushing".split():
         assert respell(word) == word
 
 
@@ -261,11 +257,7 @@ def test_invisible_characters_and_case_do_not_hide_an_emergency(text, data):
     places = data.draw(st.lists(st.integers(0, len(text)), max_size=10))
     hidden = text
     for place in sorted(places, reverse=True):
-        hidden = (
-            hidden[:place]
-            + data.draw(st.sampled_from("\u200b\u200c\u200d\u2060\ufeff\u00ad"))
-            + hidden[place:]
-        )
+        hidden = hidden[:place] + data.draw(st.sampled_from("\u200b\u200c\u200d\u2060\ufeff\u00ad")) + hidden[place:]
     assert assess(hidden).level == plain
     assert assess(text.upper()).level == plain
     assert assess(text.lower()).level == plain
@@ -329,11 +321,7 @@ def test_rule_file_is_consistent():
                     before: list[str] = []
                     for element in plain:
                         parts = [] if element.startswith("~") else element.split("|")
-                        names = [
-                            w
-                            for part in parts
-                            for w in (sets[part[1:-1]] if part.startswith("<") else [part])
-                        ]
+                        names = [w for part in parts for w in (sets[part[1:-1]] if part.startswith("<") else [part])]
                         # An alias is replaced before phrases are matched: such a phrase could never match.
                         assert not aliases.intersection(names), (concept, phrase)
                         assert not aliases.intersection(f"{a} {b}" for a in before for b in names), (

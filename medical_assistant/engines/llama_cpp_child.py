@@ -21,7 +21,7 @@ def build_server(config: Mapping[str, Any]) -> Any:
     """Return a running `xllamacpp.Server` on a random loopback port.
 
     Keys of `config`: `gguf`, `adapter_gguf` (None for the base alone), `api_key`, `parallel`,
-    `context_tokens` (of one request), `threads`, `batch_threads`.
+    `context_tokens` (of one request), `threads`.
     """
     import xllamacpp
 
@@ -35,8 +35,7 @@ def build_server(config: Mapping[str, Any]) -> Any:
     params.n_ctx = config["parallel"] * config["context_tokens"]  # llama.cpp divides it among the slots
     # A stop waits for the batch in work: 9 s in a prompt of 1,391 tokens with the default 2,048.
     params.n_batch = params.n_ubatch = 256
-    params.cpuparams.n_threads = config["threads"]
-    params.cpuparams_batch.n_threads = config["batch_threads"]
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config["threads"]
     # Threads that spin while they wait fell to 0.4 tokens/s beside two busy processes on two cores;
     # threads that sleep kept 8 to 13, and lose nothing on a quiet machine.
     params.cpuparams.poll = params.cpuparams_batch.poll = 0

@@ -99,7 +99,9 @@ class TransformersEngine:
                 )
             )
         except TemplateError as error:
-            raise EngineError(f"{self.info.model}'s chat template refuses the chat ({error}): clear the chat.") from error
+            raise EngineError(
+                f"{self.info.model}'s chat template refuses the chat ({error}): clear the chat."
+            ) from error
 
     def _stream(self, prompt: list[int], options: Options) -> Generator[Token, None, str]:
         decode = self._decode(prompt, options)
@@ -220,16 +222,18 @@ def _load(
     preset: Preset, adapter: Adapter | None, device: str, dtype: torch.dtype, quantize: str, zero_gpu: bool
 ) -> tuple[Any, Any, frozenset[int]]:
     """Return (tokenizer, model with the adapter on, ids that end an answer)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 
     source, arguments = preset.repository, {"revision": preset.revision} if preset.revision else {}
+    if quantize not in ("auto", "nf4", "none"):
+        raise UserError(f"Unknown quantisation {quantize!r}: use auto, nf4 or none.")
     own_gguf = Path(preset.gguf) if preset.gguf and preset.gguf == preset.repository else None
     gguf = own_gguf or preset.embedded_gguf()
     if gguf is not None:
         source, arguments = str(gguf.parent), {"gguf_file": gguf.name}
-    if quantize not in ("auto", "nf4", "none"):
-        raise UserError(f"Unknown quantisation {quantize!r}: use auto, nf4 or none.")
-    quantization = None
+    quantization: Any = GgufConfig(dequantize=True) if gguf is not None else None
+    if gguf is not None and quantize == "nf4":
+        raise UserError(f"{preset.name} is a GGUF, quantised already: use quantize none, or a Hub model.")
     if quantize == "nf4" or (quantize == "auto" and device == "cuda" and not zero_gpu and gguf is None):
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -247,7 +251,7 @@ def _load(
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, quantization_config=quantization, **arguments
         )
-        if quantization is None:
+        if not getattr(model, "is_loaded_in_4bit", False):
             model = model.to(device)
         if adapter:
             model = _add_adapter(model, adapter, dtype)
