@@ -91,7 +91,7 @@ def page(browser, served, engine):
 
 def open_page(browser, url, **options):
     page = browser.new_context(**options).new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(30_000)  # the test machine may be busy
     page.outside = []
     page.on("request", lambda request: page.outside.append(request.url) if "127.0.0.1" not in request.url else None)
     page.goto(url)
@@ -445,6 +445,8 @@ def test_the_settings_reach_the_model(page, engine):
     page.fill("#settings input[type=number] >> nth=1", "0.7")
     page.fill("#settings input[type=number] >> nth=3", "5")
     page.press("#settings input[type=number] >> nth=3", "Tab")
+    page.wait_for_function("document.querySelector('#settings input[type=range]').value === '64'")
+    page.wait_for_timeout(300)  # from the fields to the page's state
     ask(page, "One?")
     wait_for_text(page, "answer to: One?")
     options = engine.requests[0][1]

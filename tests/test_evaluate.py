@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import json
-import runpy
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -44,10 +45,16 @@ def evaluate(prepared_data: Path, monkeypatch: pytest.MonkeyPatch):
     records = read_records(prepared_data / "validation.jsonl")
     engine = ScriptedEngine({r["prompt"][-1]["content"]: r["completion"][0]["content"] for r in records})
     monkeypatch.setattr("medical_assistant.engines.load_engine", lambda *arguments: engine)
-    main = runpy.run_path(str(ROOT / "evaluate.py"))["main"]
+    # Under another name: "evaluate" is Hugging Face's package, which the metrics need.
+    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "evaluate_script", script)
+    spec.loader.exec_module(script)
 
     def run(output: Path, *more: str) -> dict:
-        main(["--data", str(prepared_data), "--adapter", "x/y", "--output", str(output), "--parallel", "1", *more])
+        script.main(
+            ["--data", str(prepared_data), "--adapter", "x/y", "--output", str(output), "--parallel", "1", *more]
+        )
         return json.loads((output / "metrics.json").read_text())
 
     run.engine, run.records = engine, records

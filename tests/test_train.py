@@ -31,7 +31,7 @@ def trained(prepared_data: Path, tiny_model: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def batch(prepared_data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory):
-    """(trainer, tokenizer, first batch) of an untrained run."""
+    """(trainer, tokenizer, first batch, its answers) of an untrained run."""
     from medical_assistant import base_model, training
 
     preset = find_preset(str(tiny_model))
@@ -40,25 +40,23 @@ def batch(prepared_data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPa
     rows[0]["completion"][0]["content"] *= 3  # rows of two lengths, so that there is padding
     resolved = settings(output=tmp_path_factory.mktemp("batch"), model=str(tiny_model))
     trainer = training.make_trainer(base_model.load_model(preset, "none"), tokenizer, resolved, rows, rows[:4])
-    return trainer, tokenizer, trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    tensors = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    return trainer, tokenizer, tensors, [row["completion"][0]["content"] for row in rows[:4]]
 
 
 def test_mistake_1_the_loss_is_on_the_answer_and_its_end_only(batch) -> None:
-    trainer, tokenizer, tensors = batch
-    for row, labels in enumerate(tensors["labels"]):
-        learnt = tokenizer.decode(labels[labels != -100])
-        answer = trainer.train_dataset[row]["completion_mask"]
-        assert learnt.startswith("Condition") and learnt.rstrip().endswith(tokenizer.eos_token)
-        assert "<|im_start|>" not in learnt and SYSTEM_PROMPT not in learnt
-        assert int((labels != -100).sum()) == sum(answer)  # no padding, though pad = EOS here
-        assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    _, tokenizer, tensors, answers = batch
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    for answer, labels in zip(answers, tensors["labels"], strict=True):
+        # Neither prompt nor padding is learnt, and EOS is, though pad = EOS here.
+        assert tokenizer.decode(labels[labels != -100]) == answer + tokenizer.eos_token + "\n"
     assert (tensors["attention_mask"] == 0).any()  # there was padding to get wrong
 
 
 def test_mistake_2_training_and_serving_read_the_same_tokens(batch) -> None:
-    trainer, tokenizer, _ = batch
+    trainer, tokenizer, _, _ = batch
     row = trainer.train_dataset[1]
-    prompt = [i for i, answer in zip(row["input_ids"], row["completion_mask"], strict=True) if not answer]
+    prompt = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
     messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": "What is condition 1?"}]
     served = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert prompt == served
