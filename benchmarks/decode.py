@@ -45,6 +45,7 @@ CLIENTS = 4
 TARGETS = {"engine": 0.92, "page": 0.85, "transformers": 4.0}
 
 Times = list[float]  # when each new token came, in seconds since the request
+Rows = dict[tuple[str, int], Callable[[int], Times]]  # (name, clients): what one client runs for so many tokens
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         engine = LlamaCppEngine(find_gguf(PRESET), adapter, threads=arguments.threads)
         stack.enter_context(closing(engine))
         bare = open_bare(engine.threads)
-        rows: dict[tuple[str, int], Callable[[], Times]] = {}
+        rows: Rows = {}
         for clients in (1, CLIENTS):
-            rows["bare", clients] = partial(time_bare, bare, arguments.tokens)
-            rows["engine, base", clients] = partial(time_engine, engine, False, arguments.tokens)
+            rows["bare", clients] = partial(time_bare, bare)
+            rows["engine, base", clients] = partial(time_engine, engine, False)
             if adapter:
-                rows["engine, adapter", clients] = partial(time_engine, engine, True, arguments.tokens)
+                rows["engine, adapter", clients] = partial(time_engine, engine, True)
         if "page" not in arguments.skip:
             page = stack.enter_context(open_page(engine.threads))
-            rows["page, base", 1] = partial(time_page, page, engine, "Base", arguments.tokens)
+            rows["page, base", 1] = partial(time_page, page, engine, "Base")
             if adapter:
-                rows["page, adapter", 1] = partial(time_page, page, engine, "Fine-tuned", arguments.tokens)
+                rows["page, adapter", 1] = partial(time_page, page, engine, "Fine-tuned")
         if "transformers" not in arguments.skip:
             for dtype in ("bfloat16", "float32"):
-                rows[f"transformers, {dtype}", 1] = partial(time_generate, load_generate(dtype), arguments.tokens)
-        table = summarise(measure(rows, arguments.repeats))
+                rows[f"transformers, {dtype}", 1] = partial(time_generate, load_generate(dtype))
+        table = summarise(measure(rows, arguments.repeats, arguments.tokens))
         stop_cpu_s = measure_stop(engine)
     report = {
         "tokens": arguments.tokens,
@@ -108,15 +109,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def measure(rows: dict[tuple[str, int], Callable[[], Times]], repeats: int) -> dict[tuple[str, int], list[list[Times]]]:
-    """Return, by (row, clients), one list per repeat with the times of each client. One warm-up is thrown away."""
+def measure(rows: Rows, repeats: int, tokens: int) -> dict[tuple[str, int], list[list[Times]]]:
+    """Return, by (row, clients), one list per repeat with the times of each client.
+
+    A run of two tokens goes before each: the prompt is then in the cache for every row, which
+    llama.cpp otherwise empties when a request turns the adapter on or off.
+    """
     samples: dict[tuple[str, int], list[list[Times]]] = {key: [] for key in rows}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for key, run in rows.items():
             with ThreadPoolExecutor(key[1]) as pool:
-                times = list(pool.map(lambda _, run=run: run(), range(key[1])))
-            if repeat:
-                samples[key].append(times)
+                list(pool.map(run, [2] * key[1]))
+                samples[key].append(list(pool.map(run, [tokens] * key[1])))
     return samples
 
 
@@ -216,13 +220,19 @@ def open_page(threads: int) -> Iterator[Any]:
 def time_page(client: Any, engine: LlamaCppEngine, model: str, tokens: int) -> Times:
     """Updates hold several tokens: each of them counts as come when its update came."""
     start, updates = time.perf_counter(), []
-    for text in client.submit(QUESTION, model, api_name="/chat"):
-        updates.append((time.perf_counter() - start, text))
+    job, done = client.submit(QUESTION, model, api_name="/chat"), False
+    while not done:  # iterating over the job holds the lock that its updates need
+        time.sleep(0.005)
+        done = job.done()
+        updates += [(time.perf_counter() - start, text) for text in job.outputs()[len(updates) :]]
+    job.result()
     times: Times = []
     for seconds, text in updates:
         times += [seconds] * (_count(engine, text) - len(times))
         if len(times) >= tokens:
             break
+    if times and times[0] == times[-1]:
+        raise UserError("The page sent its answer in one update, so it has no rate: run again on a quieter machine.")
     # The first update's tokens came together: one of them stands for the first, as in the other rows.
     return times[times.count(times[0]) - 1 :]
 
@@ -235,11 +245,12 @@ def _count(engine: LlamaCppEngine, text: str) -> int:
 def load_generate(dtype: str) -> tuple[Any, Any]:
     """Return (tokenizer, model) of the same GGUF under transformers."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     gguf = find_gguf(PRESET)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype))
+    dense: dict[str, Any] = {"dtype": getattr(torch, dtype), "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **dense)
     return tokenizer, model.eval()
 
 

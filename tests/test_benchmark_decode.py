@@ -49,10 +49,24 @@ def test_medians_ratios_and_targets(decode):
 
 
 def test_page_updates_become_token_times(decode):
+    class Job:
+        updates = ["", "a b", "a b c", "a b c d e f", "a b c d e f g"]
+        polls = 0
+
+        def done(self):
+            self.polls += 1
+            return self.polls >= len(self.updates)
+
+        def outputs(self):
+            return self.updates[: self.polls]
+
+        def result(self):
+            return self.updates[-1]
+
     class Client:
         def submit(self, question, model, api_name):
             assert api_name == "/chat" and model == "Base"
-            return iter(["", "a b", "a b c", "a b c d e f", "a b c d e f g"])
+            return Job()
 
     class Engine:
         def count_tokens(self, messages):
