@@ -30,17 +30,20 @@ def steady(first_s: float, per_s: float, tokens: int = 11) -> list[float]:
 
 def test_medians_ratios_and_targets(decode):
     samples = {
-        ("bare", 1): [[steady(0.1, 100)], [steady(0.1, 110)], [steady(0.3, 1)]],  # one repeat was disturbed
+        ("bare, base", 1): [[steady(0.1, 100)], [steady(0.1, 110)], [steady(0.3, 1)]],  # one repeat was disturbed
         ("engine, base", 1): [[steady(0.2, 95)]] * 3,
+        ("bare, adapter", 1): [[steady(0.1, 80)]] * 3,
+        ("engine, adapter", 1): [[steady(0.1, 76)]] * 3,
         ("page, base", 1): [[steady(0.5, 50)]] * 3,
         ("transformers, bfloat16", 1): [[steady(1, 20)]] * 3,
         ("transformers, float32", 1): [[steady(1, 10)]] * 3,
-        ("bare", 4): [[steady(0.1, 50)] * 4] * 3,
+        ("bare, base", 4): [[steady(0.1, 50)] * 4] * 3,
     }
-    rows = {(row.name, row.clients): row for row in decode.summarise(samples)}
-    assert rows["bare", 1].tokens_per_s == 100 and rows["bare", 1].ratio == 1
-    assert rows["engine, base", 1].ratio == 0.95 and rows["engine, base", 1].first_token_s == 0.2
-    assert rows["bare", 4].tokens_per_s == 200  # four clients at 50
+    rows = {(row["name"], row["clients"]): row for row in decode.summarise(samples)}
+    assert rows["bare, base", 1]["tokens_per_s"] == 100 and rows["bare, base", 1]["ratio"] == 1
+    assert rows["engine, base", 1]["ratio"] == 0.95 and rows["engine, base", 1]["first_token_s"] == 0.2
+    assert rows["bare, base", 4]["tokens_per_s"] == 200  # four clients at 50
+    assert rows["engine, adapter", 1]["ratio"] == 0.95  # against the bare library with the adapter on
     assert ("transformers, float32", 1) not in rows  # the faster dtype is the honest one
     checks = decode.check_targets(list(rows.values()))
     assert checks["engine"] == {"value": 0.95, "target": 0.92, "met": True}
@@ -89,7 +92,7 @@ def test_small_run(decode, tmp_path, capsys):
     assert decode.main([*budget, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     rows = {(row["name"], row["clients"]): row for row in report["rows"]}
-    assert {("bare", 1), ("bare", 4), ("engine, base", 1), ("engine, base", 4)} <= set(rows)
+    assert {("bare, base", 1), ("bare, base", 4), ("engine, base", 1), ("engine, base", 4)} <= set(rows)
     assert all(row["tokens_per_s"] > 0 and row["first_token_s"] > 0 for row in rows.values())
     assert report["checks"]["engine"]["value"] > 0
     assert "engine, base" in capsys.readouterr().out
