@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from medical_assistant.records import read_records
 
     validation = settings.data / "validation.jsonl"
-    records = read_records(validation)[: settings.limit or None]
+    rows = read_records(validation)
+    records = rows[: settings.limit or None]
     answers = evaluation.Answers.open(settings.output, settings.resume)
     engine = load_engine(settings.model, settings.adapter, settings.engine)
     try:
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         engine.close()
     metrics = evaluation.measure(answers, records, engine.info, validation, settings.max_new_tokens)
+    metrics["data"]["checkpoint_rows"] = evaluation.checkpoint_rows(
+        settings.adapter, settings.data, len(rows), len(records)
+    )
     evaluation.write_results(settings.output, metrics, answers, records)
     if settings.update_adapter:
         evaluation.update_adapter(Path(settings.adapter), metrics)

@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = resolve_settings(given, torch.cuda.is_available())
     tokenizer = base_model.load_tokenizer(preset)
     train, long_train = training.fit_records(train[: settings.max_train_rows or None], tokenizer, settings.max_length)
+    # The last rows choose the checkpoint, so that the first ones are left for `evaluate.py --limit`.
     validation, long_validation = training.fit_records(
-        validation[: settings.max_validation_rows or None], tokenizer, settings.max_length
+        validation[-settings.max_validation_rows :], tokenizer, settings.max_length
     )
     rows = {"train_rows": len(train), "validation_rows": len(validation), "too_long": long_train + long_validation}
     print(f"{len(train):,} train and {len(validation):,} validation rows; {rows['too_long']} too long, left out")
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer.train(resume_from_checkpoint=resume)
 
     training.write_adapter_folder(trainer, tokenizer, preset, settings, rows)
-    write_card(given.output)
+    write_card(given.output, given.push_to_hub)
     print(f"adapter in {given.output}")
     if given.push_to_hub:
         from medical_assistant.hub import push_adapter

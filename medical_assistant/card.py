@@ -51,11 +51,11 @@ LIMITS = """\
   before the model is asked, as the Medical Assistant application does, and must show a disclaimer."""
 
 
-def write_card(folder: str | Path, repository: str = "user/repository") -> Path:
+def write_card(folder: str | Path, repository: str | None = None) -> Path:
     """Return the path of `folder`/README.md, written from training.json and metrics.json.
 
-    Without metrics.json the card says that the adapter is not evaluated. `repository` is the Hub
-    name in the examples. Raises `AdapterError` when adapter_config.json or training.json is missing
+    Without metrics.json the card says that the adapter is not evaluated. `repository` is its
+    Hub name (user/name), where it has one. Raises `AdapterError` when adapter_config.json or training.json is missing
     or is not JSON.
     """
     folder = Path(folder)
@@ -71,7 +71,7 @@ def write_card(folder: str | Path, repository: str = "user/repository") -> Path:
 
 
 def card_metadata(
-    preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[str, Any], repository: str
+    preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[str, Any], repository: str | None
 ) -> ModelCardData:
     """Return the card's metadata; `model-index` holds the fine-tuned scores of `metrics`.
 
@@ -103,16 +103,16 @@ def card_metadata(
         license_name=license_name,
         datasets=[source] if _is_hub_id(source) else None,
         tags=["medical", "lora", "peft", "trl", "sft", "gguf", "llama.cpp"],
-        model_name=repository.partition("/")[2] or repository,
+        model_name=_title(preset, repository),
         eval_results=results or None,
         inference=False,  # no hosted widget: it would show answers without the application's safety layer
     )
 
 
-def _body(preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[str, Any], repository: str) -> str:
+def _body(preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[str, Any], repository: str | None) -> str:
     base = f"[{preset.repository}](https://huggingface.co/{preset.repository})" if preset else "a local model"
     sections = [
-        f"# {repository.partition('/')[2] or repository}",
+        f"# {_title(preset, repository)}",
         f"A LoRA adapter for {base} that answers health questions. **It gives general information and is no "
         "substitute for a doctor. In an emergency call your local emergency number.**",
         f"## Intended use\n\n{INTENDED_USE}",
@@ -120,10 +120,14 @@ def _body(preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[s
         f"## Results\n\n{_results(metrics)}",
         f"## Data\n\n{_data(training.get('data') or {})}",
         f"## Training\n\n{_training(training)}",
-        f"## How to use it\n\n{_usage(preset, repository)}",
+        f"## How to use it\n\n{_usage(preset, repository or 'user/repository')}",
         f"## Licence\n\n{_license_text(preset, training.get('data') or {})}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _title(preset: Preset | None, repository: str | None) -> str:
+    return repository.rpartition("/")[2] if repository else f"Medical adapter of {preset.name if preset else 'a model'}"
 
 
 def _results(metrics: Mapping[str, Any]) -> str:
@@ -138,6 +142,9 @@ def _results(metrics: Mapping[str, Any]) -> str:
         "through the same engine and prompt. BLEU is sacreBLEU's corpus BLEU (0 to 100), ROUGE the F-measure "
         "with stemming, both against the reference answer alone."
     )
+    chose = (metrics.get("data") or {}).get("checkpoint_rows")
+    if chose is not None:
+        note += f" {chose or 'None'} of them also chose the checkpoint."
     return _table(("Score", "Base model", "With this adapter", "Change"), rows) + f"\n\n{note}"
 
 

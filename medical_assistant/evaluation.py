@@ -95,6 +95,21 @@ def _answer(engine: Engine, record: Record, options: Options) -> dict[str, Any]:
     }
 
 
+def checkpoint_rows(adapter: str, data: Path, rows: int, used: int) -> int | None:
+    """Return how many of the first `used` of `rows` validation rows also chose the adapter's checkpoint.
+
+    `train.py` takes those from the end of the file. None when it cannot be known: an adapter that is
+    not a local folder, or one that was trained on other data.
+    """
+    try:
+        training = json.loads((Path(adapter) / "training.json").read_text(encoding="utf-8"))["data"]
+        if training["manifest_sha256"] != file_sha256(data / "manifest.json"):
+            return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return max(0, used - (rows - int(training["validation_rows"])))
+
+
 def measure(
     answers: Answers, records: Sequence[Record], info: EngineInfo, validation: Path, max_new_tokens: int
 ) -> dict[str, Any]:

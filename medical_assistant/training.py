@@ -47,6 +47,8 @@ def make_trainer(
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    from medical_assistant.cpu_trainer import CpuSFTTrainer
+
     steps_an_epoch = -(-len(train) // (settings.batch_size * settings.gradient_accumulation_steps))
     total_steps = settings.max_steps if settings.max_steps > 0 else round(steps_an_epoch * settings.epochs)
     every = max(1, round(steps_an_epoch / settings.evaluations_per_epoch))
@@ -92,7 +94,8 @@ def make_trainer(
         task_type="CAUSAL_LM",
     )
     columns = ("prompt", "completion")
-    return SFTTrainer(
+    trainer_class = SFTTrainer if cuda else CpuSFTTrainer
+    return trainer_class(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list([{c: record[c] for c in columns} for record in train]),

@@ -102,3 +102,16 @@ def test_table_shows_the_change() -> None:
     scores = {"bleu": 1.0, "rouge1": 0.1}
     metrics = {"n": 2, "base": scores, "fine_tuned": {"bleu": 2.0, "rouge1": 0.1}, "relative_change": {"bleu": 1.0}}
     assert "+100%" in evaluation.table(metrics)
+
+
+def test_rows_that_chose_the_checkpoint_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    manifest = evaluation.file_sha256(tmp_path / "manifest.json")
+    training = tmp_path / "training.json"
+    training.write_text(json.dumps({"data": {"manifest_sha256": manifest, "validation_rows": 30}}))
+    assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) == 0
+    assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=75) == 5
+    assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=100) == 30
+    training.write_text(json.dumps({"data": {"manifest_sha256": "other", "validation_rows": 30}}))
+    assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) is None
+    assert evaluation.checkpoint_rows("user/name", tmp_path, rows=100, used=70) is None

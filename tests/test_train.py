@@ -62,6 +62,22 @@ def test_mistake_2_training_and_serving_read_the_same_tokens(batch) -> None:
     assert prompt == served
 
 
+def test_the_cpu_trainer_has_trls_loss_and_gradients(batch) -> None:
+    import torch
+    from trl import SFTTrainer
+
+    trainer, _, tensors, _ = batch
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    gradients = []
+    for method in (type(trainer).compute_loss, SFTTrainer.compute_loss):
+        loss = method(trainer, trainer.model, dict(tensors))
+        gradients.append((loss.item(), *torch.autograd.grad(loss, parameters)))
+    assert type(trainer) is not SFTTrainer
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-4)
+    for ours, theirs in zip(gradients[0][1:], gradients[1][1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_rows_that_would_be_cut_are_left_out(prepared_data: Path, tiny_model: Path) -> None:
     from medical_assistant import base_model, training
 

@@ -1,0 +1,58 @@
+"""README says what is there: every file in its tree, every figure from a committed artefact (mistake 10)."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ADAPTER = ROOT / "assets" / "adapters" / "smollm2-135m"
+
+
+def test_the_tree_names_every_module_and_no_other() -> None:
+    tree = README.split("## What is where")[1].split("\n## ")[0]
+    named = set(re.findall(r"[\w/]+\.py", tree)) | {"medical_assistant"}
+    package = ROOT / "medical_assistant"
+    modules = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name != "__init__.py"}
+    scripts = {p.name for p in ROOT.glob("*.py")}
+    assert named - {"medical_assistant"} == modules | scripts
+
+
+def test_the_front_matter_is_a_spaces() -> None:
+    matter = yaml.safe_load(README.split("---")[1])
+    assert matter["sdk"] == "gradio" and (ROOT / matter["app_file"]).is_file()
+    everything, cpu = ((ROOT / name).read_text().splitlines() for name in ("requirements.txt", "requirements-cpu.txt"))
+    assert f"gradio=={matter['sdk_version']}" in cpu
+    assert {line for line in cpu if not line.startswith("#")} <= set(everything)  # a Space's build sees one file
+    assert not any(line.startswith("-r") for line in everything)
+    assert len(matter["short_description"]) <= 60  # the Hub refuses more
+
+
+def test_mistake_10_figures_of_the_bundled_adapter_come_from_its_artefacts() -> None:
+    metrics = json.loads((ADAPTER / "metrics.json").read_text(encoding="utf-8"))
+    section = README.split("## The bundled adapter")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (BLEU|ROUGE-1|ROUGE-2|ROUGE-L) \| ([\d.]+) \| ([\d.]+) \| \+(\d+) % \|$", section, re.M)
+    assert len(rows) == 4
+    for label, base, tuned, change in rows:
+        key = label.lower().replace("-", "").replace("rougel", "rougeL")
+        assert float(base) == pytest.approx(metrics["base"][key], abs=0.005)
+        assert float(tuned) == pytest.approx(metrics["fine_tuned"][key], abs=0.005)
+        assert int(change) == round(100 * metrics["relative_change"][key])
+    assert f"{metrics['n']} held-back questions" in section
+
+
+def test_mistake_10_speeds_come_from_the_committed_benchmark() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "decode.json").read_text(encoding="utf-8"))
+    section = README.split("## Speed")[1].split("\n## ")[0]
+    speeds = {(row["name"], row["clients"]): row for row in report["rows"]}
+    found = re.findall(r"^\| (.+?) \| (\d) \| ([\d.]+) \| ([\d.]+) \|$", section, re.M)
+    assert len(found) == len(speeds)
+    for name, clients, tokens_per_s, ratio in found:
+        row = speeds[name, int(clients)]
+        assert float(tokens_per_s) == row["tokens_per_s"]
+        assert float(ratio) == pytest.approx(row["ratio"], abs=0.005)
