@@ -296,6 +296,20 @@ def test_the_app_starts_soon_and_is_small(real_app):
     assert resident < 700e6
 
 
+def test_a_dropped_client_leaves_the_real_engine_idle_within_a_second(real_app):
+    client, process, _ = real_app
+    (engine,) = children(process)
+    job = client.submit("Tell me all about vitamins", "Base", api_name="/chat")
+    wait_until(lambda: any(job.outputs()), timeout_s=30)
+    before_s = sum(engine.cpu_times()[:2])
+    job.cancel()
+    time.sleep(1)
+    stopped_s = sum(engine.cpu_times()[:2])
+    time.sleep(1)
+    assert stopped_s - before_s < 1  # a whole answer is 2 s of one core
+    assert sum(engine.cpu_times()[:2]) - stopped_s < 0.05
+
+
 def test_the_app_survives_the_death_of_its_engine(real_app):
     psutil = pytest.importorskip("psutil")
     client, process, _ = real_app

@@ -212,6 +212,45 @@ def test_a_closed_tab_stops_the_computation(browser, served, engine):
     assert wait_for_close(engine) < STOP_LIMIT_S
 
 
+@pytest.fixture(scope="module")
+def real_engine(serve):
+    """(CPU seconds so far of the llama.cpp engine, URL of a page on it)."""
+    pytest.importorskip("xllamacpp")
+    from medical_assistant.engines.llama_cpp import LlamaCppEngine
+    from medical_assistant.presets import find_preset
+
+    gguf = find_preset("smollm2-135m").embedded_gguf()
+    if gguf is None:
+        pytest.skip("the embedded model is not installed")
+    engine = LlamaCppEngine(gguf)
+    url = serve(engine).local_url
+    child = pytest.importorskip("psutil").Process(engine.child_pid())
+    yield lambda: sum(child.cpu_times()[:2]), url
+    engine.close()
+
+
+@pytest.mark.parametrize("way", ["stop", "close the tab", "reload"])
+def test_the_real_engine_is_idle_within_a_second(browser, real_engine, way):
+    cpu_s, url = real_engine
+    page = open_page(browser, url)
+    ask(page, "Tell me all about vitamins, one after the other")
+    page.wait_for_function("document.querySelector('#chat .bot-row')?.innerText.length > 60")
+    before_s = cpu_s()
+    if way == "stop":
+        page.click("#question button >> text=Stop")
+    elif way == "reload":
+        page.reload()
+    else:
+        page.context.close()
+    time.sleep(1)
+    stopped_s = cpu_s()
+    time.sleep(1)
+    assert stopped_s - before_s < 1  # a whole answer is 2 s of one core
+    assert cpu_s() - stopped_s < 0.05
+    if way != "close the tab":
+        page.context.close()
+
+
 def test_an_example_is_asked_and_can_be_stopped(page, engine):
     engine.script, engine.delay_s = endless, 0.01
     page.locator("#chat .example").first.click()
