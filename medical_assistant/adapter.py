@@ -65,8 +65,7 @@ def load_adapter(adapter: str | Path, preset: Preset) -> Adapter:
             raise AdapterError(f"There is no adapter folder {name}: give a folder of train.py or a Hub repository.")
         from medical_assistant.hub import pull_adapter
 
-        repository, _, wanted = name.partition("@")
-        folder, revision = pull_adapter(repository, wanted or None)
+        folder, revision = pull_adapter(name)
     for file in REQUIRED_FILES:
         if not (folder / file).is_file():
             raise AdapterError(f"Adapter {name} has no {file}: train or download it again.")

@@ -109,7 +109,9 @@ def card_metadata(
     )
 
 
-def _body(preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[str, Any], repository: str | None) -> str:
+def _body(
+    preset: Preset | None, training: Mapping[str, Any], metrics: Mapping[str, Any], repository: str | None
+) -> str:
     base = f"[{preset.repository}](https://huggingface.co/{preset.repository})" if preset else "a local model"
     sections = [
         f"# {_title(preset, repository)}",

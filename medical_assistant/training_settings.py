@@ -39,7 +39,7 @@ class TrainSettings:
     max_length: int = setting(512, "tokens a record; longer ones are left out, never cut")
     max_steps: int = setting(-1, "stop after this many steps; -1 trains all epochs")
     max_train_rows: int = setting(0, "train on the first N rows; 0 is all")
-    max_validation_rows: int = setting(200, "validation rows, from the end of the file, whose loss chooses the checkpoint; 0 is all")
+    max_validation_rows: int = setting(200, "last validation rows, whose loss chooses the checkpoint; 0 is all")
     evaluations_per_epoch: int = setting(2, "validation losses and checkpoints an epoch")
     logging_steps: int = setting(10, "steps between two logged losses")
     report_to: str = setting("none", "tracker: tensorboard, wandb, trackio or none")

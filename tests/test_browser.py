@@ -160,7 +160,7 @@ def test_the_toggle_chooses_the_model_and_the_label(page, engine):
     assert [options.adapter for _, options in engine.requests] == [False]
 
 
-def test_history_reaches_the_model_without_labels(page, engine):
+def test_mistake_7_history_reaches_the_model_without_labels(page, engine):
     ask(page, "First question?")
     wait_for_text(page, "answer to: First question?")
     wait_for_send(page)
@@ -184,7 +184,7 @@ def test_a_long_conversation_is_shortened_and_the_page_says_so(page, engine):
     assert [m["content"] for m in engine.requests[-1][0]][1] == "Question 1?"
 
 
-def test_stop_closes_the_stream_within_a_second_and_keeps_the_text(page, engine):
+def test_mistake_5_stop_closes_the_stream_within_a_second_and_keeps_the_text(page, engine):
     stream_without_end(page, engine)
     page.click("#question button >> text=Stop")
     assert wait_for_close(engine) < STOP_LIMIT_S
@@ -251,7 +251,7 @@ def test_the_real_engine_is_idle_within_a_second(browser, real_engine, way):
         page.context.close()
 
 
-def test_an_example_is_asked_and_can_be_stopped(page, engine):
+def test_mistake_5_an_example_is_asked_and_can_be_stopped(page, engine):
     engine.script, engine.delay_s = endless, 0.01
     page.locator("#chat .example").first.click()
     wait_for_text(page, "word20 ")
@@ -345,7 +345,7 @@ def test_an_answer_can_be_copied(browser, served, engine):
     page.context.close()
 
 
-def test_an_emergency_shows_the_notice_and_does_not_generate(page, engine):
+def test_mistake_9_an_emergency_shows_the_notice_and_does_not_generate(page, engine):
     ask(page, EMERGENCY)
     notice = page.locator("#emergency [role=alert]")
     notice.wait_for()
@@ -429,7 +429,7 @@ def test_a_dead_engine_keeps_the_text_and_says_what_to_do(page, engine):
     wait_for_text(page, "answer to: Again?")
 
 
-def test_a_missing_adapter_is_said_and_disables_the_toggle(browser, serve):
+def test_mistake_6_a_missing_adapter_is_said_and_disables_the_toggle(browser, serve):
     engine = StubEngine(adapter=None)
     page = open_page(browser, serve(engine, "Adapter <b>x</b> is truncated.").local_url)
     assert "Adapter <b>x</b> is truncated." in page.inner_text("#problem")

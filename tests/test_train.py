@@ -67,6 +67,7 @@ def test_the_cpu_trainer_has_trls_loss_and_gradients(batch) -> None:
     from trl import SFTTrainer
 
     trainer, _, tensors, _ = batch
+    trainer.model.float().eval()  # no bfloat16 rounding, no dropout
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     gradients = []
     for method in (type(trainer).compute_loss, SFTTrainer.compute_loss):
@@ -120,14 +121,14 @@ def test_the_gguf_holds_the_same_lora(trained: Path) -> None:
     numpy.testing.assert_array_equal(tensors["blk.1.attn_q.weight.lora_b"][:4], q[[0, 8, 1, 9]])
 
 
-def test_a_run_is_not_overwritten(trained: Path, prepared_data: Path, tiny_model: Path) -> None:
+def test_mistake_8_a_run_is_not_overwritten(trained: Path, prepared_data: Path, tiny_model: Path) -> None:
     before = (trained / "adapter_model.safetensors").read_bytes()
     with pytest.raises(UserError, match="already holds"):
         run(prepared_data, tiny_model, trained)
     assert (trained / "adapter_model.safetensors").read_bytes() == before
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_resume_goes_on(
+def test_mistake_8_ctrl_c_keeps_a_checkpoint_and_resume_goes_on_as_if_uninterrupted(
     prepared_data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -152,7 +153,23 @@ def test_ctrl_c_keeps_a_checkpoint_and_resume_goes_on(
         run(prepared_data, tiny_model, tmp_path / "run", "--resume", "--learning-rate", "9e-3")
     run(prepared_data, tiny_model, tmp_path / "run", "--resume")
     assert len(calls) == 6  # 24 rows in batches of 4: three steps before, three after
-    assert json.loads((tmp_path / "run/training.json").read_text())["steps"] == 6
+    monkeypatch.undo()
+    run(prepared_data, tiny_model, tmp_path / "whole")
+    resumed, whole = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("run", "whole"))
+    assert resumed["steps"] == whole["steps"] == 6
+    losses = [[entry["loss"] for entry in record["history"] if "loss" in entry] for record in (resumed, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, "bfloat16"), (False, "float16")])
+def test_mistake_8_no_bf16_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: str) -> None:
+    import torch
+
+    from medical_assistant.base_model import compute_dtype
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    assert compute_dtype() == getattr(torch, dtype)
 
 
 def test_resume_without_a_run(prepared_data: Path, tiny_model: Path, tmp_path: Path) -> None:
