@@ -129,7 +129,8 @@ def test_a_reader_finds_use_limits_licence_and_commands(tmp_path: Path) -> None:
         "CC BY-SA 4.0",
         "ADAPTER=alice/medical-lora@",
         "llama-server -m base.gguf --lora adapter.gguf",
-        'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")',
+        'AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")',
+        'PeftModel.from_pretrained(model, "alice/medical-lora")',
         "went from 2.25 (step 50) to 1.988 (step 100)",
     ):
         assert part in text
