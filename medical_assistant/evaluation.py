@@ -102,12 +102,14 @@ def checkpoint_rows(adapter: str, data: Path, rows: int, used: int) -> int | Non
     not a local folder, or one that was trained on other data.
     """
     try:
-        training = json.loads((Path(adapter) / "training.json").read_text(encoding="utf-8"))["data"]
-        if training["manifest_sha256"] != file_sha256(data / "manifest.json"):
+        training = json.loads((Path(adapter) / "training.json").read_text(encoding="utf-8"))
+        if training["data"]["manifest_sha256"] != file_sha256(data / "manifest.json"):
             return None
+        # Not data.validation_rows: rows that were too long are counted off there, wherever they stood.
+        chose = training["settings"]["max_validation_rows"] or rows
     except (OSError, ValueError, KeyError):
         return None
-    return max(0, used - (rows - int(training["validation_rows"])))
+    return max(0, used - (rows - min(chose, rows)))
 
 
 def measure(

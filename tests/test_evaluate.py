@@ -108,10 +108,11 @@ def test_rows_that_chose_the_checkpoint_are_counted(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     manifest = evaluation.file_sha256(tmp_path / "manifest.json")
     training = tmp_path / "training.json"
-    training.write_text(json.dumps({"data": {"manifest_sha256": manifest, "validation_rows": 30}}))
+    chose = {"max_validation_rows": 30}  # of which one was too long
+    training.write_text(json.dumps({"data": {"manifest_sha256": manifest, "validation_rows": 29}, "settings": chose}))
     assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) == 0
     assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=75) == 5
     assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=100) == 30
-    training.write_text(json.dumps({"data": {"manifest_sha256": "other", "validation_rows": 30}}))
+    training.write_text(json.dumps({"data": {"manifest_sha256": "other"}, "settings": chose}))
     assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) is None
     assert evaluation.checkpoint_rows("user/name", tmp_path, rows=100, used=70) is None
