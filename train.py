@@ -1,65 +1,103 @@
 """Fine-tune a small chat model on medical questions and answers (LoRA, or QLoRA with --quantize nf4).
 
     python train.py --data data/wikidoc --output runs/baseline
-    python train.py --data data/wikidoc --output runs/rank32 --experiment higher-rank
+    python train.py --data data/wikidoc --output runs/sweep --experiment all
     python train.py --data data/wikidoc --output runs/tiny --model tinyllama-1.1b --push-to-hub user/name
+    python train.py --data data/wikidoc --output runs/big --model llama-3.1-8b --dry-run --memory-gib 24
+    python train.py --publish runs/tiny
 
 Reads the folder of data_prep.py. Writes the adapter folder: adapter_config.json, adapter_model.safetensors (PEFT),
-adapter.gguf (llama.cpp), prompt.json, training.json (settings, data, versions, losses) and README.md (model card).
-Ctrl-C keeps a checkpoint in OUTPUT/checkpoints; --resume goes on from it.
+adapter.gguf (llama.cpp), prompt.json, training.json (settings, data, versions, losses), loss.png and README.md (model
+card). With --experiment all: one such folder for each experiment, report.md, and the best one again as OUTPUT/best.
+Ctrl-C, SIGTERM and a crash leave a checkpoint; the same command with --resume goes on from it.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 
 from medical_assistant.card import write_card
 from medical_assistant.errors import UserError, run_script
 from medical_assistant.outputs import check_new_folder
-from medical_assistant.presets import find_preset
-from medical_assistant.records import read_records
+from medical_assistant.presets import Preset, find_preset
 from medical_assistant.settings import parse_settings
-from medical_assistant.training_settings import TrainSettings, resolve_settings
+from medical_assistant.training_settings import (
+    ALL_EXPERIMENTS,
+    ResolvedSettings,
+    TrainSettings,
+    resolve_settings,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = parse_settings(TrainSettings, argv, __doc__)
+    if given.publish:
+        from medical_assistant.publishing import finish_publishing
+
+        print(f"published: {finish_publishing(given.publish, given.push_to_hub)}")
+        return 0
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that a CPU does not need
     preset = find_preset(given.model)
-    train = read_records(given.data / "train.jsonl")
-    validation = read_records(given.data / "validation.jsonl")
-    if not given.resume:
-        check_new_folder(given.output)
+    if given.job:
+        from medical_assistant.jobs import run_training_job
 
-    import torch
+        return run_training_job(given, given.job)
 
-    from medical_assistant import base_model, training
+    from medical_assistant.preflight import cuda_memory
 
-    settings = resolve_settings(given, torch.cuda.is_available())
-    tokenizer = base_model.load_tokenizer(preset)
-    train, long_train = training.fit_records(train[: settings.max_train_rows or None], tokenizer, settings.max_length)
-    # The last rows choose the checkpoint, so that the first ones are left for `evaluate.py --limit`.
-    validation, long_validation = training.fit_records(
-        validation[-settings.max_validation_rows :], tokenizer, settings.max_length
-    )
-    rows = {"train_rows": len(train), "validation_rows": len(validation), "too_long": long_train + long_validation}
-    print(f"{len(train):,} train and {len(validation):,} validation rows; {rows['too_long']} too long, left out")
+    runs = resolve_settings(given, preset, given.memory_gib or cuda_memory())
+    sweep = given.experiment == ALL_EXPERIMENTS
+    for number, settings in enumerate(runs, 1):
+        if sweep:
+            print(f"\n== experiment {number} of {len(runs)}: {settings.experiment}")
+        train(settings, preset, given, sweep)
+    if given.dry_run:
+        return 0
+    folder = runs[0].output
+    if sweep:
+        from medical_assistant.sweep import write_sweep
 
-    resume = training.check_resume(given.output / "checkpoints", settings)
-    if given.resume and not resume:
-        raise UserError(f"There is no checkpoint in {given.output}: leave out --resume to start a run.")
-    model = base_model.load_model(preset, settings.quantize)
-    trainer = training.make_trainer(model, tokenizer, settings, train, validation)
-    trainer.model.print_trainable_parameters()
-    trainer.train(resume_from_checkpoint=resume)
+        folder, table = write_sweep(runs[0].output.parent, {run.experiment: run.output for run in runs})
+        print(f"\n{table}\n\nbest by validation loss, curves and report: {folder.parent}")
+    if given.merge != "none":
+        from medical_assistant.merging import merge_adapter
 
-    training.write_adapter_folder(trainer, tokenizer, preset, settings, rows)
-    write_card(given.output, given.push_to_hub)
-    print(f"adapter in {given.output}")
+        print(f"merged: {merge_adapter(folder, preset, given.merge.upper())}")
     if given.push_to_hub:
-        from medical_assistant.hub import push_adapter
+        from medical_assistant.publishing import publish_adapter
 
-        print(f"published: {push_adapter(given.output, given.push_to_hub)}")
+        print(f"published: {publish_adapter(folder, given.push_to_hub, merged=given.merge != 'none')}")
     return 0
+
+
+def train(settings: ResolvedSettings, preset: Preset, given: TrainSettings, sweep: bool) -> None:
+    """Train one adapter into `settings.output`. In a sweep, skip a finished one and go on with an interrupted one."""
+    from medical_assistant import base_model, preflight, training, training_data, training_record
+
+    sha256 = training_data.data_hash(settings.data)
+    if sweep and training_record.is_finished(settings, sha256):
+        print(f"already finished: {settings.output}")
+        return
+    if not given.resume and not (sweep and (settings.output / training.CHECKPOINTS).is_dir()):
+        check_new_folder(settings.output)
+    tokenizer = base_model.load_tokenizer(preset, settings.chat_template)
+    data = training_data.load_training_data(settings, tokenizer)
+    print(preflight.check_run(settings, preset, tokenizer, data, given.memory_gib, sys.stdout.isatty()))
+    if given.dry_run:
+        return
+
+    resume = training_record.check_resume(settings, sha256)
+    if given.resume and not resume and not sweep:
+        raise UserError(f"There is no checkpoint in {settings.output}: leave out --resume to start a run.")
+    training_record.reset_peak_memory()
+    with training.explained_failures(settings):
+        trainer = training.make_trainer(base_model.load_model(preset, settings.quantize), tokenizer, settings, data)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        training_record.write_adapter_folder(trainer, tokenizer, preset, settings, data)
+    write_card(settings.output, given.push_to_hub)
+    print(f"adapter in {settings.output}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medical_assistant.chat_templates import is_chosen
 from medical_assistant.errors import AdapterError
 from medical_assistant.presets import Preset
 from medical_assistant.prompts import SYSTEM_PROMPT, contract_difference
@@ -21,8 +22,10 @@ ADAPTER_FILES = (
     "training.json",
     "metrics.json",
     "README.md",
+    "loss.png",
 )
-REQUIRED_FILES = ADAPTER_FILES[:4]
+REQUIRED_FILES = ("adapter_config.json", "adapter_model.safetensors", "prompt.json")
+GGUF_FILE = "adapter.gguf"  # required as well, but for DoRA
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,20 @@ class Adapter:
 
     @property
     def gguf(self) -> Path:
-        return self.folder / "adapter.gguf"
+        """The path of the LoRA for llama.cpp. Raises `AdapterError` when there is none, as for DoRA."""
+        path = self.folder / GGUF_FILE
+        if not path.is_file():
+            raise AdapterError(
+                f"{self.name} has no {GGUF_FILE}, llama.cpp cannot load a DoRA: use the transformers engine, or "
+                "the merged GGUF that `train.py --merge` writes."
+            )
+        return path
+
+    @property
+    def chosen_template(self) -> str | None:
+        """The chat template to serve with in place of the model's own, None when it was trained with that."""
+        template = str(self.prompt.get("chat_template") or "")
+        return template if is_chosen(template) else None
 
     def check_prompt(self, chat_template: str, special_tokens: Mapping[str, str]) -> None:
         """Raise `AdapterError` that names the difference when the server's prompt is not the trained one."""
@@ -70,6 +86,9 @@ def load_adapter(adapter: str | Path, preset: Preset) -> Adapter:
         if not (folder / file).is_file():
             raise AdapterError(f"Adapter {name} has no {file}: train or download it again.")
     config, prompt = _read_json(folder / "adapter_config.json"), _read_json(folder / "prompt.json")
+    if needs_no_gguf(config) == (folder / GGUF_FILE).is_file():
+        fault = "is a DoRA and has an" if needs_no_gguf(config) else "has no"
+        raise AdapterError(f"Adapter {name} {fault} {GGUF_FILE}: train or download it again.")
     base_model = str(config.get("base_model_name_or_path"))
     if base_model != preset.repository:
         raise AdapterError(
@@ -78,8 +97,14 @@ def load_adapter(adapter: str | Path, preset: Preset) -> Adapter:
     if prompt.get("system_prompt") != SYSTEM_PROMPT:
         raise AdapterError(f"Adapter {name} was trained with another system prompt: retrain it.")
     _check_safetensors(folder / "adapter_model.safetensors")
-    _check_gguf(folder / "adapter.gguf")
+    if (folder / GGUF_FILE).is_file():
+        _check_gguf(folder / GGUF_FILE)
     return Adapter(folder, name, revision or _weights_hash(folder), base_model, prompt)
+
+
+def needs_no_gguf(config: Mapping[str, Any]) -> bool:
+    """Return whether the adapter with this adapter_config.json is one that llama.cpp cannot load: a DoRA."""
+    return bool(config.get("use_dora"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

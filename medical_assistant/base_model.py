@@ -6,13 +6,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from medical_assistant.chat_templates import find_chat_template, set_chat_template, tokenize_as_llama_cpp
 from medical_assistant.errors import UserError
 from medical_assistant.presets import Preset
 
 
-def load_tokenizer(preset: Preset) -> Any:
-    """Return the tokenizer, with a pad token. Raises `UserError` when it cannot be loaded or has no chat template."""
+def load_tokenizer(preset: Preset, chat_template: str | None = None) -> Any:
+    """Return the tokenizer, with a pad token and the chat template that training uses.
+
+    `chat_template` is a name in assets/chat_templates, a file, or the `chosen_template` of an adapter; without
+    it the preset's counts, then the model's own. Raises `UserError` when the tokenizer cannot be loaded or the
+    template does not serve (see `chat_templates.set_chat_template`).
+    """
     from transformers import AutoTokenizer
+
+    name = chat_template or preset.chat_template
+    chosen = find_chat_template(name) if name else None
 
     gguf = preset.embedded_gguf()
     try:
@@ -22,15 +31,15 @@ def load_tokenizer(preset: Preset) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(preset.repository, revision=preset.revision)
     except (OSError, ValueError) as error:
         raise _load_error(preset, error) from error
-    if tokenizer.chat_template is None:
-        raise UserError(f"{preset.name} has no chat template: choose an instruction-tuned (chat) model.")
+    tokenize_as_llama_cpp(tokenizer)
+    set_chat_template(tokenizer, chosen, preset.name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # the loss mask comes from the record, not from the pad token
     return tokenizer
 
 
-def load_model(preset: Preset, quantize: str) -> Any:
-    """Return the causal language model in the best dtype of the device; `quantize` is "nf4" or "none".
+def load_model(preset: Preset, quantize: str, dtype: Any = None) -> Any:
+    """Return the causal language model in `dtype`, by default the device's best; `quantize` is "nf4" or "none".
 
     NF4 with double quantisation is QLoRA's (Dettmers et al. 2023, arXiv:2305.14314), through
     bitsandbytes on CUDA and on the CPU. A GGUF is dequantised, so training starts from exactly the
@@ -38,7 +47,7 @@ def load_model(preset: Preset, quantize: str) -> Any:
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 
-    dtype = compute_dtype()
+    dtype = dtype or compute_dtype()
     gguf = preset.embedded_gguf()
     try:
         if gguf:
@@ -67,6 +76,22 @@ def load_model(preset: Preset, quantize: str) -> Any:
         raise _load_error(preset, error) from error
 
 
+def load_config(preset: Preset) -> Any:
+    """Return the model's configuration: from the preset, the installed wheel or the Hub's config.json, no weights."""
+    from transformers import AutoConfig
+
+    if preset.architecture:
+        fields = dict(preset.architecture)
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    gguf = preset.embedded_gguf()
+    try:
+        if gguf:
+            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        return AutoConfig.from_pretrained(preset.repository, revision=preset.revision)
+    except (OSError, ValueError) as error:
+        raise _load_error(preset, error) from error
+
+
 def compute_dtype() -> Any:
     """Return the torch dtype to compute in: bfloat16 where the device has it, float16 on older GPUs."""
     import torch
@@ -85,6 +110,13 @@ def _cpu_has_bf16() -> bool:
 
 
 def _load_error(preset: Preset, error: Exception) -> UserError:
+    from huggingface_hub.errors import GatedRepoError
+
+    if isinstance(error.__cause__, GatedRepoError) or isinstance(error, GatedRepoError):
+        return UserError(
+            f"{preset.repository} asks for a licence to be accepted: open https://huggingface.co/{preset.repository}, "
+            "accept it, then set HF_TOKEN or run `hf auth login`."
+        )
     reason = str(error).strip().splitlines()[0]
     fix = f"run `{preset.install}`" if preset.install else "check the name, the network and HF_TOKEN"
     return UserError(f"Model {preset.name} cannot be loaded ({reason}): {fix}.")

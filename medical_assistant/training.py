@@ -1,78 +1,76 @@
-"""Building blocks of `train.py`: data sets, trainer, and the adapter folder that it leaves behind."""
+"""The trainer of one run: TRL's arguments, PEFT's LoRA, and what stops it."""
 
 from __future__ import annotations
 
-import json
-import platform
-import shutil
+import errno
 import signal
-from collections.abc import Mapping
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.lora_gguf import write_lora_gguf
-from medical_assistant.presets import Preset
-from medical_assistant.prompts import prompt_contract
-from medical_assistant.records import Record, file_sha256
+from medical_assistant.training_data import TrainingData
 
 if TYPE_CHECKING:
     from medical_assistant.training_settings import ResolvedSettings
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "gguf")
+CHECKPOINTS, INITIAL_ADAPTER = "checkpoints", "initial-adapter"
+# EFBIG: a file over the process's own limit, for instance of a container or a shared machine.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def fit_records(records: list[Record], tokenizer: Any, max_length: int) -> tuple[list[Record], int]:
-    """Return (records of at most `max_length` tokens, number left out).
-
-    A row that is cut loses its end-of-sequence token, and a model that never sees it never stops.
-    """
-    kept = []
-    for record in records:
-        ids = tokenizer.apply_chat_template(record["prompt"] + record["completion"], return_dict=True)["input_ids"]
-        if len(ids) <= max_length:
-            kept.append(record)
-    if not kept:
-        raise UserError(f"Every record is longer than --max-length {max_length} tokens: raise it.")
-    return kept, len(records) - len(kept)
-
-
-def make_trainer(
-    model: Any, tokenizer: Any, settings: ResolvedSettings, train: list[Record], validation: list[Record]
-) -> Any:
-    """Return TRL's `SFTTrainer` with a PEFT LoRA on `model`; the loss is over the completions only."""
-    import torch
-    from datasets import Dataset
+def lora_config(settings: ResolvedSettings) -> Any:
+    """Return PEFT's `LoraConfig` of a run (LoRA: Hu et al. 2021, arXiv:2106.09685)."""
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
 
-    from medical_assistant.cpu_trainer import CpuSFTTrainer
+    initialisation = settings.init_lora_weights
+    return LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.lora_target_modules,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        init_lora_weights=True if initialisation == "default" else initialisation,
+        task_type="CAUSAL_LM",
+    )
 
-    steps_an_epoch = -(-len(train) // (settings.batch_size * settings.gradient_accumulation_steps))
-    total_steps = settings.max_steps if settings.max_steps > 0 else round(steps_an_epoch * settings.epochs)
+
+def training_arguments(settings: ResolvedSettings, train_rows: int, dtype: Any) -> Any:
+    """Return TRL's `SFTConfig` of a run on `train_rows` rows with a model of `dtype`."""
+    import torch
+    from accelerate import PartialState
+    from trl import SFTConfig
+
+    steps_an_epoch = -(-train_rows // (settings.rows_a_step * PartialState().num_processes))
     every = max(1, round(steps_an_epoch / settings.evaluations_per_epoch))
     cuda = torch.cuda.is_available()
-    arguments = SFTConfig(
-        output_dir=str(settings.output / "checkpoints"),
-        num_train_epochs=settings.epochs,
+    return SFTConfig(
+        output_dir=str(settings.output / CHECKPOINTS),
+        num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        per_device_eval_batch_size=settings.per_device_train_batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=round(settings.warmup_ratio * total_steps),
+        warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
-        max_length=settings.max_length,
+        # The rows are tokenised and none is too long; only packing still needs to know the length.
+        max_length=settings.max_length if settings.packing else None,
+        packing=settings.packing,
+        padding_free=settings.padding_free,
         completion_only_loss=True,
         # Batches of similar length: WikiDoc rows are 60-330 tokens, and padding costs as much as text.
-        train_sampling_strategy="group_by_length",
-        gradient_checkpointing=cuda and settings.gradient_checkpointing,
+        train_sampling_strategy="random" if settings.padding_free or settings.packing else "group_by_length",
+        gradient_checkpointing=settings.gradient_checkpointing,
         use_cpu=not cuda,
-        optim="paged_adamw_8bit" if cuda and settings.quantize == "nf4" else "adamw_torch_fused",
-        bf16=model.dtype == torch.bfloat16,
-        fp16=model.dtype == torch.float16,
+        optim=settings.optim,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        neftune_noise_alpha=settings.neftune_noise_alpha or None,
+        use_liger_kernel=settings.use_liger_kernel,
+        torch_compile=settings.torch_compile,
         seed=settings.seed,
         data_seed=settings.seed,
         eval_strategy="steps",
@@ -84,44 +82,62 @@ def make_trainer(
         metric_for_best_model="eval_loss",
         logging_steps=settings.logging_steps,
         report_to=settings.report_to,
+        run_name=f"{settings.output.name}-{settings.experiment}",
+        project="medical-assistant",
+        trackio_space_id=settings.space_id,
         dataloader_pin_memory=cuda,
     )
-    lora = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=settings.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    columns = ("prompt", "completion")
-    trainer_class = SFTTrainer if cuda else CpuSFTTrainer
-    return trainer_class(
+
+
+def make_trainer(model: Any, tokenizer: Any, settings: ResolvedSettings, data: TrainingData) -> Any:
+    """Return TRL's `SFTTrainer` with a PEFT LoRA on `model`; the loss is over the completions only."""
+    import torch
+    from transformers import EarlyStoppingCallback
+
+    from medical_assistant.trainers import CheckpointedSFTTrainer, CpuSFTTrainer
+
+    callbacks = [_stop_callback()]
+    if settings.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
+    trainer_class = CheckpointedSFTTrainer if torch.cuda.is_available() else CpuSFTTrainer
+    trainer = trainer_class(
         model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list([{c: record[c] for c in columns} for record in train]),
-        eval_dataset=Dataset.from_list([{c: record[c] for c in columns} for record in validation]),
+        args=training_arguments(settings, len(data.train), model.dtype),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         processing_class=tokenizer,
-        peft_config=lora,
-        callbacks=[_stop_callback()],
+        peft_config=lora_config(settings),
+        callbacks=callbacks,
+        loraplus_lr_ratio=settings.loraplus_lr_ratio,
     )
+    if settings.init_lora_weights.startswith("pissa"):
+        # PiSSA moves a part of the base into the LoRA: to serve on the unchanged base, the start must be known.
+        config = trainer.model.peft_config["default"]
+        kind, config.init_lora_weights = config.init_lora_weights, True
+        trainer.model.save_pretrained(settings.output / CHECKPOINTS / INITIAL_ADAPTER)
+        config.init_lora_weights = kind
+    return trainer
 
 
 def _stop_callback() -> Any:
-    """Return a callback that turns Ctrl-C into: finish the step, save a checkpoint, stop."""
+    """Return a callback that turns Ctrl-C and SIGTERM into: finish the step, save a checkpoint, stop."""
     from transformers import TrainerCallback
 
     class StopCallback(TrainerCallback):
         interrupted = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            signal.signal(signal.SIGINT, self._interrupt)
+            self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number in self.before:
+                signal.signal(number, self._interrupt)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.interrupted:
                 control.should_save = control.should_training_stop = True
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
             if self.interrupted:
                 raise KeyboardInterrupt
 
@@ -133,82 +149,37 @@ def _stop_callback() -> Any:
     return StopCallback()
 
 
-def check_resume(checkpoints: Path, settings: ResolvedSettings) -> bool:
-    """Return whether there is a checkpoint to resume from; remember the settings of a new run.
-
-    Raises `UserError` when the checkpoints were made with other settings.
-    """
-    record = checkpoints / "settings.json"
-    wanted = settings.as_json()
-    if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        changed = sorted(key for key in wanted if found.get(key) != wanted[key])
-        if changed:
-            raise UserError(
-                f"--resume with other settings ({', '.join(changed)}): use the run's own, or a new --output."
-            )
-        return any(checkpoints.glob("checkpoint-*/trainer_state.json"))
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-    return False
-
-
-def write_adapter_folder(
-    trainer: Any, tokenizer: Any, preset: Preset, settings: ResolvedSettings, rows: Mapping[str, int]
-) -> None:
-    """Write the adapter folder of the design into `settings.output` and remove the checkpoints."""
+@contextmanager
+def explained_failures(settings: ResolvedSettings) -> Iterator[None]:
+    """Turn a full disk and a full memory into a `UserError` that says what to change; nothing is lost."""
     import torch
+    from safetensors import SafetensorError
 
-    folder = settings.output
-    model = trainer.model
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(torch.float16)
-    model.peft_config["default"].base_model_name_or_path = preset.repository
-    model.peft_config["default"].revision = preset.revision
-    model.save_pretrained(folder, save_embedding_layers=False)
-    write_lora_gguf(folder, model.config)
-    special_tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    _write_json(folder / "prompt.json", prompt_contract(tokenizer.chat_template, special_tokens))
-    _write_json(folder / "training.json", training_record(trainer, preset, settings, rows))
-    shutil.rmtree(folder / "checkpoints")
-
-
-def training_record(
-    trainer: Any, preset: Preset, settings: ResolvedSettings, rows: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return the content of `training.json`: what was trained, on what, with what result."""
-    manifest_path = settings.data / "manifest.json"
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.is_file() else {}
-    history = trainer.state.log_history
-    evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    summary: dict[str, Any] = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
-    parameters = list(trainer.model.parameters())
-    keys = ("step", "epoch", "loss", "eval_loss", "learning_rate")
-    return {
-        "experiment": settings.experiment,
-        "model": preset.repository,
-        "settings": settings.as_json(),
-        "data": {
-            "source": manifest.get("source", {}).get("name", settings.data.name),
-            "revision": manifest.get("source", {}).get("revision"),
-            "license": manifest.get("license", "unknown"),
-            "attribution": manifest.get("attribution", ""),
-            "manifest_sha256": file_sha256(manifest_path) if manifest else None,
-            **rows,
-        },
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        # 4-bit weights hold two values a byte; get_nb_trainable_parameters of PEFT knows.
-        "total_parameters": trainer.model.get_nb_trainable_parameters()[1],
-        "steps": trainer.state.global_step,
-        "train_loss": summary.get("train_loss"),
-        "validation_loss": min(evaluations, default=None),
-        "minutes": round(summary.get("train_runtime", 0.0) / 60, 2),
-        "hardware": platform.processor() or platform.machine(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "history": [{k: entry[k] for k in keys if k in entry} for entry in history if "train_runtime" not in entry],
-    }
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"The device's memory is full: {_lower_batch(settings)}, then --resume.") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        text = str(error).lower()
+        if "not enough memory" in text or "defaultcpuallocator" in text:
+            raise UserError(f"The memory is full: {_lower_batch(settings)}.") from error
+        full = isinstance(error, OSError) and error.errno in NO_SPACE
+        if not full and not any(sign in text for sign in ("no space left", "file too large", "file write failed")):
+            raise
+        raise UserError(
+            f"The disk of {settings.output} is full: make room, then run the same command with --resume; it goes on "
+            "from the last whole checkpoint."
+        ) from error
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _lower_batch(settings: ResolvedSettings) -> str:
+    """Return which setting to lower, and to what."""
+    batch = settings.per_device_train_batch_size
+    if batch > 1:
+        return (
+            f"use --per-device-train-batch-size {batch // 2} --gradient-accumulation-steps "
+            f"{settings.rows_a_step // (batch // 2)} in a new --output"
+        )
+    if settings.max_length > 256:
+        return f"use --max-length {settings.max_length // 2} in a new --output"
+    return "choose a smaller --model"

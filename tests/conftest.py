@@ -43,6 +43,8 @@ def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_records(records[:24], folder / "train.jsonl")
     write_records(records[24:], folder / "validation.jsonl")
+    manifest = {"source": {"name": "test.jsonl", "revision": "0" * 40}, "license": "mit", "attribution": "Nobody"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -40,7 +40,7 @@ def failure(status: int, message: str, code: str = "") -> Reply:
 
 @dataclass
 class Repository:
-    kind: str  # "models" or "spaces"
+    kind: str  # "models", "datasets" or "spaces"
     name: str
     private: bool = False
     gated: bool = False
@@ -108,6 +108,9 @@ class Request:
         return repository
 
 
+Route = tuple[str, str, Callable[..., Any]]  # method, pattern of the path, what serves its groups
+
+
 def storage(request: Request) -> Reply:
     """The host of large files."""
     request.hub.token_seen_by_cdn |= "Authorization" in request.headers
@@ -131,7 +134,7 @@ def _download(request: Request, content: bytes, headers: dict[str, str]) -> Repl
 
 def api(request: Request) -> Reply:
     """The Hub itself."""
-    for method, pattern, serve in ROUTES:
+    for method, pattern, serve in (*ROUTES, *request.hub.more_routes):
         match = re.fullmatch(pattern, request.path)
         if match and method == request.method.replace("HEAD", "GET"):
             reply = serve(request, *(group and unquote(group) for group in match.groups()))
@@ -154,7 +157,7 @@ def _create(request: Request) -> Reply:
         raise failure(401, "Invalid username or password.")
     kind = f"{data.get('type', 'model')}s"
     name = f"{data.get('organization') or user}/{data['name']}"
-    url = f"{request.hub.endpoint}/{'spaces/' if kind == 'spaces' else ''}{name}"
+    url = _page(request, kind, name)
     if not may_write or name.split("/")[0] != user:
         raise failure(403, f"You don't have the rights to create a repository under {name.split('/')[0]}")
     if (kind, name) in request.hub.repositories:
@@ -204,7 +207,7 @@ def _preupload(request: Request, kind: str, name: str, branch: str) -> dict[str,
 
 
 def _lfs_batch(request: Request, prefix: str | None, name: str) -> dict[str, Any]:
-    request.repository("spaces" if prefix else "models", name, write=True)
+    request.repository(_kind(prefix), name, write=True)
     objects = json.loads(request.body)["objects"]
     for entry in objects:
         if entry["oid"] not in request.hub.objects:  # one that is there already needs no action
@@ -224,8 +227,16 @@ def _commit(request: Request, kind: str, name: str, branch: str) -> dict[str, An
         elif key == "deletedFile":
             del files[value["path"]]
     commit = repository.commit(files, lines[0]["value"]["summary"], branch)
-    page = f"{request.hub.endpoint}/{'spaces/' if kind == 'spaces' else ''}{name}"
-    return {"success": True, "commitOid": commit, "commitUrl": f"{page}/commit/{commit}"}
+    return {"success": True, "commitOid": commit, "commitUrl": f"{_page(request, kind, name)}/commit/{commit}"}
+
+
+def _page(request: Request, kind: str, name: str) -> str:
+    return f"{request.hub.endpoint}/{'' if kind == 'models' else kind + '/'}{name}"
+
+
+def _kind(prefix: str | None) -> str:
+    """Return the kind of a repository from the first part of its address."""
+    return (prefix or "models/").removesuffix("/")
 
 
 def _reference(request: Request, kind: str, name: str, what: str, value: str) -> dict[str, Any]:
@@ -250,7 +261,7 @@ def _space_hardware(request: Request, name: str) -> dict[str, Any]:
 
 
 def _resolve(request: Request, prefix: str | None, name: str, revision: str, path: str) -> Reply:
-    repository = request.repository("spaces" if prefix else "models", name, files=True)
+    repository = request.repository(_kind(prefix), name, files=True)
     commit = {"X-Repo-Commit": repository.find(revision)}
     if path not in repository.files(revision):
         missing = failure(404, "Entry not found", "EntryNotFound")
@@ -265,7 +276,7 @@ def _resolve(request: Request, prefix: str | None, name: str, revision: str, pat
     return Reply(b"", 302, {**commit, **linked, "Location": f"{request.hub.cdn}/lfs/{oid}"})
 
 
-_REPOSITORY = r"/api/(models|spaces)/([^/]+/[^/]+)"
+_REPOSITORY = r"/api/(models|datasets|spaces)/([^/]+/[^/]+)"
 ROUTES = (
     ("POST", r"/api/validate-yaml", _validate_card),
     ("POST", r"/api/repos/create", _create),
@@ -276,6 +287,6 @@ ROUTES = (
     ("POST", _REPOSITORY + r"/(branch|tag)/([^/]+)", _reference),
     ("POST", r"/api/spaces/([^/]+/[^/]+)/variables", _space_variable),
     ("POST", r"/api/spaces/([^/]+/[^/]+)/hardware", _space_hardware),
-    ("POST", r"/(spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", _lfs_batch),
-    ("GET", r"/(spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _resolve),
+    ("POST", r"/(spaces/|datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", _lfs_batch),
+    ("GET", r"/(spaces/|datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _resolve),
 )

@@ -6,7 +6,7 @@
         hub_server.add_repository("alice/adapter", {"README.md": b"..."})
         pull_adapter("alice/adapter")                  # here, or in a child process: HF_ENDPOINT is set
 
-It speaks what huggingface_hub 2.4 asks for when it creates, pushes, lists and downloads models and
+It speaks what huggingface_hub 2.4 asks for when it creates, pushes, lists and downloads models, data sets and
 Spaces: create, info, tree, preupload, Git LFS batch and basic transfer, commit (NDJSON), branches,
 tags, resolve with redirects to a CDN, Space variables and hardware.
 
@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.hub_routes import LARGE_FILES, Reply, Repository, Request, api, storage
+from tests.hub_routes import LARGE_FILES, Reply, Repository, Request, Route, api, storage
 
 DROP = 0  # a "status" of fail_next: the connection closes without an answer
 LOSE_ANSWER = -1  # the request is carried out, then the connection closes
@@ -43,6 +43,7 @@ class HubServer:
         self.tokens = {WRITE_TOKEN: ("alice", True), READ_TOKEN: ("alice", False), OTHER_TOKEN: ("bob", True)}
         self.objects: dict[str, bytes] = {}  # Git LFS store: SHA-256 -> content
         self.requests: list[str] = []
+        self.more_routes: list[Route] = []  # such as tests/hub_jobs.py brings
         self.paid_plan = True  # False: a Gradio Space on cpu-basic gets 402, as for free accounts
         self.token_seen_by_cdn = False  # a client must not send its token to the storage host
         self.failures: list[tuple[str, int, str]] = []  # (part of the path, status, body)
@@ -203,12 +204,13 @@ def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    (folder / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n toy")
     write_card(folder)
     return folder
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture

@@ -54,10 +54,12 @@ METRICS: dict[str, Any] = {
 }
 
 
-def folder_with(tmp_path: Path, training: object = TRAINING, metrics: object = METRICS, base: object = None) -> Path:
+def folder_with(
+    tmp_path: Path, training: object = TRAINING, metrics: object = METRICS, base: object = None, **config: object
+) -> Path:
     base = base or "HuggingFaceTB/SmolLM2-135M-Instruct"
     files = {
-        "adapter_config.json": {"base_model_name_or_path": base},
+        "adapter_config.json": {"base_model_name_or_path": base, **config},
         "training.json": training,
         "metrics.json": metrics,
     }
@@ -135,6 +137,89 @@ def test_a_reader_finds_use_limits_licence_and_commands(tmp_path: Path) -> None:
     ):
         assert part in text
     assert "somebody" not in text
+
+
+@pytest.mark.parametrize(
+    ("rank", "option"), [(8, ""), (16, ""), (24, " --max-lora-rank 32"), (64, " --max-lora-rank 64")]
+)
+def test_vllm_takes_the_rank(tmp_path: Path, rank: int, option: str) -> None:
+    text = write_card(folder_with(tmp_path, r=rank), "alice/medical-lora").read_text(encoding="utf-8")
+    command = (
+        "vllm serve HuggingFaceTB/SmolLM2-135M-Instruct --enable-lora --lora-modules medical-lora=alice/medical-lora"
+    )
+    assert f"\n{command}{option}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (
+            {"r": 8, "lora_alpha": 16, "target_modules": ["v_proj", "k_proj"]},
+            "LoRA, rank 8, alpha 16, on k_proj, v_proj",
+        ),
+        ({"r": 8, "use_rslora": True, "init_lora_weights": "pissa"}, "rsLoRA, rank 8, initialised by pissa"),
+        (
+            {"r": 4, "use_dora": True, "init_lora_weights": True, "target_modules": "all-linear"},
+            "DoRA, rank 4, on all-linear",
+        ),
+    ],
+)
+def test_the_kind_of_adapter_is_that_of_its_configuration(tmp_path: Path, config: dict[str, Any], kind: str) -> None:
+    rows = table_rows(write_card(folder_with(tmp_path, **config)).read_text(encoding="utf-8"))
+    assert rows["Adapter"] == [kind]
+
+
+def test_a_dora_is_not_offered_to_programs_that_refuse_it(tmp_path: Path) -> None:
+    path = write_card(folder_with(tmp_path, r=16, use_dora=True))
+    text = path.read_text(encoding="utf-8")
+    assert "vllm serve" not in text and "--lora adapter.gguf" not in text and "merge it into the base" in text
+    tags = ModelCard.load(path).data.tags
+    assert tags and "dora" in tags and "gguf" not in tags
+
+
+def test_merged_weights_and_curves_are_shown_where_they_are(tmp_path: Path) -> None:
+    text = write_card(folder_with(tmp_path), "alice/lora").read_text(encoding="utf-8")
+    assert "loss.png" not in text and "merged" not in text
+    (tmp_path / "loss.png").write_bytes(b"PNG")
+    text = write_card(tmp_path, "alice/lora", ["merged-Q8_0.gguf"]).read_text(encoding="utf-8")
+    assert "](loss.png)" in text
+    assert "hf download alice/lora merged-Q8_0.gguf --local-dir .\nllama-server -m merged-Q8_0.gguf" in text
+
+
+def test_time_and_energy_as_far_as_they_were_measured(tmp_path: Path) -> None:
+    path = write_card(folder_with(tmp_path, training={**TRAINING, "hardware": {"gpu": "T4", "cpu_cores": 2}}))
+    text = path.read_text(encoding="utf-8")
+    rows = table_rows(text)
+    assert rows["Hardware"] == ["gpu T4, cpu cores 2"] and rows["Minutes"] == ["61.5"]
+    assert "Energy and carbon were not measured." in text and "Energy (kWh)" not in rows
+    measured = {
+        **TRAINING,
+        "peak_memory_gib": 3.25,
+        "tokens_per_second": 812.0,
+        "energy_kwh": 0.0421,
+        "energy_method": "RAPL counters",
+        "git_commit": "0123abc",
+    }
+    path = write_card(folder_with(tmp_path, training=measured))
+    rows = table_rows(path.read_text(encoding="utf-8"))
+    assert rows["Energy (kWh)"] == ["0.0421"] and rows["Measured by"] == ["RAPL counters"]
+    assert rows["Peak memory (GiB)"] == ["3.25"] and rows["Commit of the code"] == ["0123abc"]
+    assert ModelCard.load(path).data.get("co2_eq_emissions") is None  # energy is no carbon
+    path = write_card(folder_with(tmp_path, training={**measured, "co2_eq_grams": 12.5}))
+    assert ModelCard.load(path).data.get("co2_eq_emissions") == {
+        "emissions": 12.5,
+        "source": "RAPL counters",
+        "training_type": "fine-tuning",
+    }
+
+
+def test_the_bundled_card_is_what_this_code_writes() -> None:
+    folder = Path(__file__).resolve().parent.parent / "assets" / "adapters" / "smollm2-135m"
+    before = (folder / "README.md").read_bytes()
+    try:
+        assert write_card(folder).read_bytes() == before
+    finally:
+        (folder / "README.md").write_bytes(before)
 
 
 def test_without_metrics_nothing_is_claimed(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.adapter import ADAPTER_FILES
+from medical_assistant.adapter import ADAPTER_FILES, load_adapter
+from medical_assistant.engines.llama_cpp import LlamaCppEngine
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.hub import main, pull_adapter, pull_file, push_adapter, split_revision
+from medical_assistant.presets import Preset
 from tests.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, read_folder, write_toy_adapter
 
 pytest_plugins = ("tests.hub_server",)
@@ -66,6 +68,21 @@ def test_pinned_commit_keeps_its_bytes_after_a_new_push(
         assert (read_folder(folder), commit) == (read_folder(toy_adapter), first)
     folder, commit = pull_adapter(NAME)
     assert (read_folder(folder), commit) == (read_folder(newer), second)
+
+
+def test_a_dora_has_no_gguf(hub_server: HubServer, toy_adapter: Path, signed_in: None) -> None:
+    config = json.loads((toy_adapter / "adapter_config.json").read_text())
+    (toy_adapter / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    (toy_adapter / "adapter.gguf").unlink()
+    push_adapter(toy_adapter, NAME)
+    folder, _ = pull_adapter(NAME)
+    assert set(read_folder(folder)) == set(ADAPTER_FILES) - {"adapter.gguf"}
+    adapter = load_adapter(folder, Preset(name="base", repository="alice/base"))
+    with pytest.raises(AdapterError, match="llama.cpp cannot load a DoRA: use the transformers engine.* --merge"):
+        LlamaCppEngine(folder / "base.gguf", adapter)
+    (folder / "adapter.gguf").write_bytes(b"of another run")
+    with pytest.raises(AdapterError, match="is a DoRA and has an adapter.gguf"):
+        load_adapter(folder, Preset(name="base", repository="alice/base"))
 
 
 def test_push_to_a_branch_leaves_main_alone(hub_server: HubServer, toy_adapter: Path, signed_in: None) -> None:
@@ -139,7 +156,7 @@ def test_repository_without_an_adapter_is_refused(hub_server: HubServer) -> None
         pull_adapter(NAME)
 
 
-@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"metrics.json"}))
+@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"metrics.json", "loss.png"}))
 def test_incomplete_folder_makes_no_request(
     hub_server: HubServer, toy_adapter: Path, signed_in: None, name: str
 ) -> None:
@@ -149,7 +166,7 @@ def test_incomplete_folder_makes_no_request(
     assert hub_server.requests == []
 
 
-@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"README.md"}))
+@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"README.md", "loss.png"}))
 def test_broken_file_makes_no_request(hub_server: HubServer, toy_adapter: Path, signed_in: None, name: str) -> None:
     (toy_adapter / name).write_bytes((toy_adapter / name).read_bytes()[:-9])
     with pytest.raises(AdapterError, match=name):

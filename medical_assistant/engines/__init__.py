@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.adapter import Adapter, load_adapter
+from medical_assistant.chat_templates import find_chat_template
 from medical_assistant.engines.base import Engine, EngineInfo, Options, Token
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.presets import Preset, find_preset
@@ -35,7 +36,8 @@ def load_engine(model: str, adapter: str | Path | None = None, engine: str = "au
     if name == "llama_cpp":
         from medical_assistant.engines.llama_cpp import LlamaCppEngine
 
-        return LlamaCppEngine(find_gguf(preset), checked, model=str(model), **settings)
+        template = find_chat_template(preset.chat_template) if preset.chat_template else None
+        return LlamaCppEngine(find_gguf(preset), checked, model=str(model), chat_template=template, **settings)
     from medical_assistant.engines.transformers import TransformersEngine
 
     return TransformersEngine(preset, checked, model=str(model), **settings)

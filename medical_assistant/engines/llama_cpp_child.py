@@ -20,8 +20,8 @@ from typing import Any
 def build_server(config: Mapping[str, Any]) -> Any:
     """Return a running `xllamacpp.Server` on a random loopback port.
 
-    Keys of `config`: `gguf`, `adapter_gguf` (None for the base alone), `api_key`, `parallel`,
-    `context_tokens` (of one request), `threads`.
+    Keys of `config`: `gguf`, `adapter_gguf` (None for the base alone), `chat_template` (None for the GGUF's
+    own), `api_key`, `parallel`, `context_tokens` (of one request), `threads`.
     """
     import xllamacpp
 
@@ -31,6 +31,8 @@ def build_server(config: Mapping[str, Any]) -> Any:
     if config["adapter_gguf"]:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(config["adapter_gguf"], 1.0)]
         params.lora_init_without_apply = True  # a request that names no scale gets the base
+    if config["chat_template"]:
+        params.chat_template = config["chat_template"]
     params.n_parallel = config["parallel"]
     params.n_ctx = config["parallel"] * config["context_tokens"]  # llama.cpp divides it among the slots
     # A stop waits for the batch in work: 9 s in a prompt of 1,391 tokens with the default 2,048.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medical_assistant.adapter import Adapter
+from medical_assistant.chat_templates import end_of_answer, find_chat_template, tokenize_as_llama_cpp
 from medical_assistant.engines.base import EngineInfo, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.presets import Preset
@@ -243,6 +244,11 @@ def _load(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        tokenize_as_llama_cpp(tokenizer)
+        if adapter and (adapter.chosen_template or not tokenizer.chat_template):
+            tokenizer.chat_template = adapter.prompt["chat_template"]
+        elif not adapter and preset.chat_template:
+            tokenizer.chat_template = find_chat_template(preset.chat_template)
         if not tokenizer.chat_template:
             raise EngineError(f"{preset.name} has no chat template: choose a chat or instruct model.")
         if adapter:
@@ -262,7 +268,8 @@ def _load(
         raise EngineError(f"{preset.name} cannot be loaded ({reason}): check the name, network and memory.") from error
     model.eval()
     ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    # Gemma's turns do not end with its EOS token.
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, end_of_answer(tokenizer)} - {None}
     return tokenizer, model, frozenset(ends)
 
 
