@@ -40,21 +40,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that a CPU does not need
     preset = find_preset(given.model)
-    if given.job:
+    if given.job and not given.dry_run:
         from medical_assistant.jobs import run_training_job
 
         return run_training_job(given, given.job)
 
+    import torch
+    from accelerate import PartialState
+
     from medical_assistant.preflight import cuda_memory
 
+    # Before any model is loaded: it chooses this process's GPU where `accelerate launch` started several.
+    state = PartialState(cpu=not torch.cuda.is_available())
     runs = resolve_settings(given, preset, given.memory_gib or cuda_memory())
+    if not given.dry_run:
+        check_goals(given, preset)
     sweep = given.experiment == ALL_EXPERIMENTS
     for number, settings in enumerate(runs, 1):
-        if sweep:
+        if sweep and state.is_main_process:
             print(f"\n== experiment {number} of {len(runs)}: {settings.experiment}")
         train(settings, preset, given, sweep)
-    if given.dry_run:
-        return 0
+    if state.is_main_process and not given.dry_run:
+        finish(runs, preset, given, sweep)
+    state.destroy_process_group()
+    return 0
+
+
+def finish(runs: Sequence[ResolvedSettings], preset: Preset, given: TrainSettings, sweep: bool) -> None:
+    """Compare the runs of a sweep, merge and publish the best adapter, as `given` asks for."""
     folder = runs[0].output
     if sweep:
         from medical_assistant.sweep import write_sweep
@@ -69,35 +82,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         from medical_assistant.publishing import publish_adapter
 
         print(f"published: {publish_adapter(folder, given.push_to_hub, merged=given.merge != 'none')}")
-    return 0
+
+
+def check_goals(given: TrainSettings, preset: Preset) -> None:
+    """Raise `UserError` now for what would fail after hours: a wrong repository, no token, no base GGUF to merge."""
+    if given.push_to_hub:
+        from medical_assistant.hub import require_token, split_revision
+
+        split_revision(given.push_to_hub)
+        require_token()
+    if given.merge != "none":
+        from medical_assistant.merging import check_merge
+
+        check_merge(preset, given.merge.upper())
 
 
 def train(settings: ResolvedSettings, preset: Preset, given: TrainSettings, sweep: bool) -> None:
     """Train one adapter into `settings.output`. In a sweep, skip a finished one and go on with an interrupted one."""
+    from accelerate import PartialState
+
     from medical_assistant import base_model, preflight, training, training_data, training_record
 
+    state = PartialState()
     sha256 = training_data.data_hash(settings.data)
     if sweep and training_record.is_finished(settings, sha256):
-        print(f"already finished: {settings.output}")
+        if state.is_main_process:
+            print(f"already finished: {settings.output}")
         return
-    if not given.resume and not (sweep and (settings.output / training.CHECKPOINTS).is_dir()):
+    # The other processes may already find what the main one has written.
+    if state.is_main_process and not given.resume and not (sweep and (settings.output / training.CHECKPOINTS).is_dir()):
         check_new_folder(settings.output)
     tokenizer = base_model.load_tokenizer(preset, settings.chat_template)
-    data = training_data.load_training_data(settings, tokenizer)
-    print(preflight.check_run(settings, preset, tokenizer, data, given.memory_gib, sys.stdout.isatty()))
+    with state.main_process_first():  # the others find its rows in the cache
+        data = training_data.load_training_data(settings, tokenizer)
+    if state.is_main_process:
+        print(preflight.check_run(settings, preset, tokenizer, data, given.memory_gib, sys.stdout.isatty()))
     if given.dry_run:
         return
 
-    resume = training_record.check_resume(settings, sha256)
+    with state.main_process_first():
+        resume = training_record.check_resume(settings, sha256)
     if given.resume and not resume and not sweep:
         raise UserError(f"There is no checkpoint in {settings.output}: leave out --resume to start a run.")
     training_record.reset_peak_memory()
     with training.explained_failures(settings):
-        trainer = training.make_trainer(base_model.load_model(preset, settings.quantize), tokenizer, settings, data)
+        # Before the model: with DeepSpeed they decide how it is loaded.
+        arguments = training.training_arguments(settings, len(data.train), base_model.compute_dtype())
+        model = base_model.load_model(preset, settings.quantize)
+        trainer = training.make_trainer(model, tokenizer, settings, data, arguments)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         training_record.write_adapter_folder(trainer, tokenizer, preset, settings, data)
-    write_card(settings.output, given.push_to_hub)
-    print(f"adapter in {settings.output}")
+    if state.is_main_process:
+        write_card(settings.output, given.push_to_hub)
+        print(f"adapter in {settings.output}")
+    state.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ def write_merged_gguf(weights: Path, merged: Merged, base_gguf: Path, path: Path
     """Write the safetensors in the folder `weights` to the GGUF `path`, one tensor in memory at a time.
 
     Metadata and vectors (norms, biases) are those of `base_gguf`, with `name`, type, chat template and end
-    of turn replaced. Matrices become `gguf_type`; embeddings
-    and output layer at least Q8_0 (llama.cpp's own Q4_0 files keep 6 bits there, which gguf-py cannot
-    write); rows that are no whole number of blocks, F16. Raises `UserError` for a GGUF of another model.
+    of turn replaced. Matrices become `gguf_type`; embeddings and output layer at least Q8_0 (llama.cpp's own
+    Q4_0 files keep 6 bits there, which gguf-py cannot write); rows that are no whole number of blocks, F16.
+
+    Raises `UserError` for a GGUF of another model.
     """
     import gguf
     import numpy

@@ -6,8 +6,9 @@ Writes FOLDER/merged: Hugging Face safetensors with tokenizer and chat template,
 one GGUF for llama.cpp and Ollama.
 
 An adapter that was trained over NF4 (QLoRA) learnt beside the rounded weights, and is merged into the
-exact ones here: a sum that is rounded to 4 bits again loses much of what the adapter adds. The merged model
-is thus not, to the last digit, the one whose loss was measured in training, but the one that a server runs
+exact ones here. Rounding the sum to 4 bits again would lose it: in the bundled adapter's v, o and up
+projections the error of NF4 is 5.9 times what the adapter adds (root mean squares). The merged model is thus
+not, to the last digit, the one whose loss was measured in QLoRA training, but the one that a server runs
 which loads the adapter on an unquantised base. Evaluate on such a base what will be served merged.
 """
 

@@ -75,7 +75,6 @@ def launch_options() -> dict[str, Any]:
         "run_history": False,  # it would keep conversations
         "enable_monitoring": False,
         "ssr_mode": False,
-        "share": False,
     }
 
 

@@ -50,8 +50,9 @@ def best_experiment(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def gain(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """Return by which part the best experiment's loss `key` is below that of `baseline`, None without one."""
-    baseline = next((row for row in rows if row["experiment"] == "baseline"), None)
-    return 1 - best_experiment(rows)[key] / baseline[key] if baseline else None
+    baseline = next((row[key] for row in rows if row["experiment"] == "baseline"), None)
+    best = best_experiment(rows)[key]
+    return 1 - best / baseline if baseline and best else None
 
 
 def write_sweep(output: Path, folders: Mapping[str, Path]) -> tuple[Path, str]:

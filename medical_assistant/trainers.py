@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
@@ -17,6 +19,26 @@ from medical_assistant.errors import UserError
 
 TRAINER_STATE = "trainer_state.json"
 PARTIAL = ".partial"
+
+
+class SeededLengthSampler(LengthGroupedSampler):
+    """`LengthGroupedSampler` whose order follows from seed and epoch alone.
+
+    The library's draws from the global generator, which differs between processes from the second epoch on
+    (dropout draws as many numbers as a process has tokens): rows would then be trained on twice or never.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
 
 
 class CheckpointedSFTTrainer(SFTTrainer):
@@ -35,6 +57,14 @@ class CheckpointedSFTTrainer(SFTTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        # Of a whole step: the same rows whatever the number of processes.
+        rows_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return SeededLengthSampler(rows_a_step, lengths, self.args.data_seed)
 
     def create_optimizer(self, model: Any = None) -> Any:
         if getattr(self, "optimizer", None) is None and self._loraplus_lr_ratio != 1.0:
@@ -73,11 +103,11 @@ class CheckpointedSFTTrainer(SFTTrainer):
         finally:
             self._writing_checkpoint = False
         self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:  # every process loads the best one at the end
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
         if self.args.should_save:
-            if self.state.best_global_step:
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
             self.state.save_to_json(str(partial / TRAINER_STATE))
-            for file in partial.iterdir():
+            for file in filter(Path.is_file, partial.rglob("*")):  # FSDP and DeepSpeed make folders
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
             shutil.rmtree(folder / name, ignore_errors=True)

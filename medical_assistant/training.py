@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CHECKPOINTS, INITIAL_ADAPTER = "checkpoints", "initial-adapter"
 # EFBIG: a file over the process's own limit, for instance of a container or a shared machine.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What safetensors and torch.save say in place of an error number.
+NO_SPACE_TEXTS = ("no space left", "file too large", "failed writing file", "iostream error", "unexpected pos")
 
 
 def lora_config(settings: ResolvedSettings) -> Any:
@@ -42,9 +44,10 @@ def training_arguments(settings: ResolvedSettings, train_rows: int, dtype: Any) 
     from accelerate import PartialState
     from trl import SFTConfig
 
-    steps_an_epoch = -(-train_rows // (settings.rows_a_step * PartialState().num_processes))
-    every = max(1, round(steps_an_epoch / settings.evaluations_per_epoch))
     cuda = torch.cuda.is_available()
+    # cpu: without it accelerate sees one process where torchrun started several on a CPU.
+    steps_an_epoch = -(-train_rows // (settings.rows_a_step * PartialState(cpu=not cuda).num_processes))
+    every = max(1, round(steps_an_epoch / settings.evaluations_per_epoch))
     return SFTConfig(
         output_dir=str(settings.output / CHECKPOINTS),
         num_train_epochs=settings.num_train_epochs,
@@ -86,23 +89,27 @@ def training_arguments(settings: ResolvedSettings, train_rows: int, dtype: Any) 
         project="medical-assistant",
         trackio_space_id=settings.space_id,
         dataloader_pin_memory=cuda,
+        ddp_find_unused_parameters=False,  # every step uses every LoRA weight: no need to search
     )
 
 
-def make_trainer(model: Any, tokenizer: Any, settings: ResolvedSettings, data: TrainingData) -> Any:
+def make_trainer(
+    model: Any, tokenizer: Any, settings: ResolvedSettings, data: TrainingData, arguments: Any = None
+) -> Any:
     """Return TRL's `SFTTrainer` with a PEFT LoRA on `model`; the loss is over the completions only."""
     import torch
     from transformers import EarlyStoppingCallback
 
     from medical_assistant.trainers import CheckpointedSFTTrainer, CpuSFTTrainer
 
-    callbacks = [_stop_callback()]
+    stop = _stop_callback()
+    callbacks = [stop]
     if settings.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
     trainer_class = CheckpointedSFTTrainer if torch.cuda.is_available() else CpuSFTTrainer
     trainer = trainer_class(
         model=model,
-        args=training_arguments(settings, len(data.train), model.dtype),
+        args=arguments or training_arguments(settings, len(data.train), model.dtype),
         train_dataset=data.train,
         eval_dataset=data.validation,
         processing_class=tokenizer,
@@ -110,7 +117,8 @@ def make_trainer(model: Any, tokenizer: Any, settings: ResolvedSettings, data: T
         callbacks=callbacks,
         loraplus_lr_ratio=settings.loraplus_lr_ratio,
     )
-    if settings.init_lora_weights.startswith("pissa"):
+    stop.accelerator = trainer.accelerator
+    if settings.init_lora_weights.startswith("pissa") and trainer.accelerator.is_main_process:
         # PiSSA moves a part of the base into the LoRA: to serve on the unchanged base, the start must be known.
         config = trainer.model.peft_config["default"]
         kind, config.init_lora_weights = config.init_lora_weights, True
@@ -124,6 +132,7 @@ def _stop_callback() -> Any:
     from transformers import TrainerCallback
 
     class StopCallback(TrainerCallback):
+        accelerator: Any = None
         interrupted = False
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -132,6 +141,11 @@ def _stop_callback() -> Any:
                 signal.signal(number, self._interrupt)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.accelerator.num_processes > 1:
+                # All must stop after the same step, and the signal reaches them at different moments.
+                if self.interrupted:
+                    self.accelerator.set_trigger()
+                self.interrupted = self.accelerator.check_trigger()
             if self.interrupted:
                 control.should_save = control.should_training_stop = True
 
@@ -142,7 +156,8 @@ def _stop_callback() -> Any:
                 raise KeyboardInterrupt
 
         def _interrupt(self, signum: int, frame: object) -> None:
-            if self.interrupted:  # a second Ctrl-C does not wait for the step
+            # A second Ctrl-C does not wait for the step; torchrun sends each of its processes the first one again.
+            if self.interrupted and self.accelerator.num_processes == 1:
                 raise KeyboardInterrupt
             self.interrupted = True
 
@@ -164,7 +179,7 @@ def explained_failures(settings: ResolvedSettings) -> Iterator[None]:
         if "not enough memory" in text or "defaultcpuallocator" in text:
             raise UserError(f"The memory is full: {_lower_batch(settings)}.") from error
         full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if not full and not any(sign in text for sign in ("no space left", "file too large", "file write failed")):
+        if not full and not any(sign in text for sign in NO_SPACE_TEXTS):
             raise
         raise UserError(
             f"The disk of {settings.output} is full: make room, then run the same command with --resume; it goes on "

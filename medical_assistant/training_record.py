@@ -79,19 +79,24 @@ def is_finished(settings: ResolvedSettings, sha256: str) -> bool:
 def write_adapter_folder(
     trainer: Any, tokenizer: Any, preset: Preset, settings: ResolvedSettings, data: TrainingData
 ) -> None:
-    """Write the adapter folder of the design into `settings.output` and remove the checkpoints."""
+    """Write the adapter folder of the design into `settings.output` and remove the checkpoints.
+
+    Every process calls it, since the weights may be split over them; the main one writes.
+    """
     import torch
 
     folder = settings.output
+    # model_wrapped: the DeepSpeed engine or the FSDP module, where there is one.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.accelerator.is_main_process:
+        return
+    weights = {name: weight.to(torch.float16) for name, weight in weights.items() if "lora_" in name}
     model = trainer.accelerator.unwrap_model(trainer.model)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(torch.float16)
     model.peft_config["default"].base_model_name_or_path = preset.repository
     model.peft_config["default"].revision = preset.revision
-    options: dict[str, Any] = {}
-    if settings.init_lora_weights.startswith("pissa"):
-        options["path_initial_model_for_weight_conversion"] = str(folder / CHECKPOINTS / INITIAL_ADAPTER)
+    options: dict[str, Any] = {"state_dict": weights}
+    if settings.init_lora_weights.startswith("pissa"):  # PEFT takes the start off the model's own weights
+        options = {"path_initial_model_for_weight_conversion": str(folder / CHECKPOINTS / INITIAL_ADAPTER)}
     model.save_pretrained(folder, save_embedding_layers=False, **options)
     if not settings.use_dora:  # llama.cpp has no DoRA
         write_lora_gguf(folder, model.config)
@@ -131,7 +136,8 @@ def training_record(trainer: Any, preset: Preset, settings: ResolvedSettings, da
         "total_parameters": trainer.model.get_nb_trainable_parameters()[1],
         "steps": trainer.state.global_step,
         "train_loss": summary.get("train_loss"),
-        "final_train_loss": next((entry["loss"] for entry in reversed(history) if "loss" in entry), None),
+        # Of the last logged steps; of all where there were fewer steps than --logging-steps.
+        "final_train_loss": next((e["loss"] for e in reversed(history) if "loss" in e), summary.get("train_loss")),
         "validation_loss": min(evaluations, default=None),
         "minutes": round(minutes, 2),
         "peak_memory_gib": round(peak_memory(), 2),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ("tests.hub_server",)
+pytest_plugins = ("tests.hub_server", "tests.hub_jobs")
 
 ROOT = Path(__file__).resolve().parent.parent
 
