@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 GIB = 2**30
 # Bytes a weight: NF4 with double quantisation is 4.127 bits (Dettmers et al. 2023, arXiv:2305.14314, section 3).
 NF4_BYTES = 4.127 / 8
-# Bytes an activation keeps a layer and token for the backward pass, in units of the hidden size, in 16 bits and with
-# memory-efficient attention: Korthikanti et al. 2022 (arXiv:2205.05198, equation 2) without the attention matrix.
-ACTIVATION_BYTES = 34
+# Bytes that the backward pass keeps a layer and token, in 16 bits, by width of the layer: counted with
+# torch.autograd.graph.saved_tensors_hooks on SmolLM2-135M, 24,000 bytes; gate, up, their product and its input are 8.
+HIDDEN_BYTES, INTERMEDIATE_BYTES = 20, 8
 # What a process holds besides: Python, torch, transformers and TRL on a CPU; the context and kernels on CUDA.
-CPU_OVERHEAD_GIB, CUDA_OVERHEAD_GIB = 0.9, 0.8
+CPU_OVERHEAD_GIB, CUDA_OVERHEAD_GIB = 1.2, 0.8
+# Batches of changing size leave holes: the first experiment of assets/experiments took 1.8 times its live tensors.
+CPU_FRAGMENTATION = 1.8
 # A training step reaches this part of the speed of one large matrix product: 0.36 measured for SmolLM2-135M on two
 # CPU cores. It was not measured on a GPU.
 EFFICIENCY = 0.35
@@ -98,15 +100,17 @@ def estimate_memory(parameters: Parameters, settings: ResolvedSettings, tokens: 
     weights = parameters.other * width + parameters.linear * (NF4_BYTES if settings.quantize == "nf4" else width)
     # Weight, gradient and AdamW's two moments: in 32 bits, or with a QLoRA in 16 and 8 bits.
     adapter = parameters.trainable * (6 if "8bit" in settings.optim else 16)
-    layer = tokens * ACTIVATION_BYTES * width / 2 * (parameters.hidden_size + parameters.intermediate_size / 4) / 2
+    layer_bytes = HIDDEN_BYTES * parameters.hidden_size + INTERMEDIATE_BYTES * parameters.intermediate_size
+    layer = tokens * layer_bytes * width / 2
     if settings.gradient_checkpointing:  # one layer whole, of the others the input
         activations = layer + parameters.layers * tokens * parameters.hidden_size * width
     else:
         activations = layer * parameters.layers
-    # Logits, their float copy and its gradient. On CUDA TRL makes them in pieces of 32,768 of the vocabulary.
-    logits = tokens * (min(32_768, parameters.vocabulary) if cuda else parameters.vocabulary) * (width + 8)
-    overhead = CUDA_OVERHEAD_GIB if cuda else CPU_OVERHEAD_GIB
-    return (weights + adapter + activations + logits) / GIB + overhead
+    # Logits, their float copy, its logarithm and its gradient. On CUDA TRL makes them in pieces of the vocabulary.
+    logits = tokens * (min(32_768, parameters.vocabulary) if cuda else parameters.vocabulary) * (width + 12)
+    if cuda:
+        return (weights + adapter + activations + logits) / GIB + CUDA_OVERHEAD_GIB
+    return (weights + adapter + (activations + logits) * CPU_FRAGMENTATION) / GIB + CPU_OVERHEAD_GIB
 
 
 def estimate_minutes(parameters: Parameters, settings: ResolvedSettings, tokens: int, speed: float) -> float:
