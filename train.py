@@ -72,8 +72,8 @@ def finish(runs: Sequence[ResolvedSettings], preset: Preset, given: TrainSetting
     if sweep:
         from medical_assistant.sweep import write_sweep
 
-        folder, table = write_sweep(runs[0].output.parent, {run.experiment: run.output for run in runs})
-        print(f"\n{table}\n\nbest by validation loss, curves and report: {folder.parent}")
+        folder, text = write_sweep(runs[0].output.parent, {run.experiment: run.output for run in runs})
+        print(f"\n{text}")
     if given.merge != "none":
         from medical_assistant.merging import merge_adapter
 
@@ -131,7 +131,7 @@ def train(settings: ResolvedSettings, preset: Preset, given: TrainSettings, swee
         model = base_model.load_model(preset, settings.quantize)
         trainer = training.make_trainer(model, tokenizer, settings, data, arguments)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        training_record.write_adapter_folder(trainer, tokenizer, preset, settings, data)
+        training_record.write_adapter_folder(trainer, tokenizer, preset, settings, data, resume)
     if state.is_main_process:
         write_card(settings.output, given.push_to_hub)
         print(f"adapter in {settings.output}")

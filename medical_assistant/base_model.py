@@ -49,9 +49,9 @@ def load_model(preset: Preset, quantize: str, dtype: Any = None) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 
     dtype = dtype or compute_dtype()
-    if quantize == "nf4" and _under("DEEPSPEED"):
+    if quantize == "nf4" and launched_with("DEEPSPEED"):
         raise UserError("DeepSpeed ZeRO-3 cannot split 4-bit weights: add --quantize none, or use fsdp_qlora.yaml.")
-    if quantize == "nf4" and _under("FSDP") and str(dtype) != "torch.bfloat16":
+    if quantize == "nf4" and launched_with("FSDP") and str(dtype) != "torch.bfloat16":
         raise UserError("FSDP with 4-bit weights needs GPUs with bfloat16: use ddp.yaml, or --quantize none.")
     gguf = preset.embedded_gguf()
     try:
@@ -69,7 +69,7 @@ def load_model(preset: Preset, quantize: str, dtype: Any = None) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
             # FSDP splits floats of one dtype only: 4-bit weights lie in bfloat16 words there, else in bytes.
-            bnb_4bit_quant_storage=dtype if _under("FSDP") else None,
+            bnb_4bit_quant_storage=dtype if launched_with("FSDP") else None,
         )
         if not gguf:
             return AutoModelForCausalLM.from_pretrained(
@@ -109,7 +109,7 @@ def compute_dtype() -> Any:
     return torch.bfloat16 if _cpu_has_bf16() else torch.float32
 
 
-def _under(engine: str) -> bool:
+def launched_with(engine: str) -> bool:
     """Return whether `accelerate launch` started this process with a config of "FSDP" or "DEEPSPEED"."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -34,5 +35,6 @@ def run_script(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     except UserError as error:
         if "--debug" in argv:
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import typing
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,9 +91,11 @@ def _read_config(path: Path, types: dict[str, type]) -> dict[str, Any]:
         raise UserError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path} must hold `setting: value` lines.")
-    unknown = sorted(set(content) - set(types))
-    if unknown:
-        raise UserError(f"--config {path}: unknown {', '.join(unknown)}; the settings are {', '.join(types)}.")
+    for key in content:
+        if key not in types:
+            close = get_close_matches(str(key), types, n=1)
+            fix = f"did you mean {close[0]}?" if close else f"the settings are {', '.join(types)}."
+            raise UserError(f"--config {path}: unknown {key}; {fix}")
     return {name: _convert(path, name, value, types[name]) for name, value in content.items()}
 
 

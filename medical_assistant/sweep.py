@@ -56,7 +56,7 @@ def gain(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def write_sweep(output: Path, folders: Mapping[str, Path]) -> tuple[Path, str]:
-    """Return (folder of a copy of the best adapter, the report's table); write sweep.json, loss.png and report.md.
+    """Return (folder of a copy of the best adapter, what to tell the user); write sweep.json, loss.png and report.md.
 
     The copy is `output/best`; it takes the place of an earlier one of this sweep. Raises `UserError` when no
     experiment has a validation loss.
@@ -89,7 +89,9 @@ def write_sweep(output: Path, folders: Mapping[str, Path]) -> tuple[Path, str]:
     with new_folder(output / BEST) as temporary:
         shutil.copytree(folders[best["experiment"]], temporary, dirs_exist_ok=True)
         write_card(temporary)
-    return output / BEST, table(rows)
+    place = f"{output / BEST}; curves and report: {output / REPORT}"
+    named = f"{best['experiment']} has the lowest validation loss: {place}"
+    return output / BEST, f"{table(rows)}\n\n{named}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

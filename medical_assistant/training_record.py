@@ -77,7 +77,12 @@ def is_finished(settings: ResolvedSettings, sha256: str) -> bool:
 
 
 def write_adapter_folder(
-    trainer: Any, tokenizer: Any, preset: Preset, settings: ResolvedSettings, data: TrainingData
+    trainer: Any,
+    tokenizer: Any,
+    preset: Preset,
+    settings: ResolvedSettings,
+    data: TrainingData,
+    resume: Path | None = None,
 ) -> None:
     """Write the adapter folder of the design into `settings.output` and remove the checkpoints.
 
@@ -102,13 +107,21 @@ def write_adapter_folder(
         write_lora_gguf(folder, model.config)
     special_tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     _write_json(folder / "prompt.json", prompt_contract(tokenizer.chat_template, special_tokens))
-    record = training_record(trainer, preset, settings, data)
+    trainable_parameters = sum(weight.numel() for weight in weights.values())
+    record = training_record(trainer, preset, settings, data, trainable_parameters, resume)
     write_loss_plot({settings.experiment: record["history"]}, folder / "loss.png")
     _write_json(folder / "training.json", record)
     shutil.rmtree(folder / CHECKPOINTS)
 
 
-def training_record(trainer: Any, preset: Preset, settings: ResolvedSettings, data: TrainingData) -> dict[str, Any]:
+def training_record(
+    trainer: Any,
+    preset: Preset,
+    settings: ResolvedSettings,
+    data: TrainingData,
+    trainable_parameters: int,
+    resume: Path | None,
+) -> dict[str, Any]:
     """Return the content of `training.json`: what was trained, on what, with what, and with what result."""
     manifest_path = settings.data / "manifest.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
@@ -116,7 +129,6 @@ def training_record(trainer: Any, preset: Preset, settings: ResolvedSettings, da
     steps = [entry for entry in history if "train_runtime" not in entry]
     evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     summary: dict[str, Any] = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
-    parameters = list(trainer.model.parameters())
     minutes = summary.get("train_runtime", 0.0) / 60
     return {
         "experiment": settings.experiment,
@@ -131,7 +143,7 @@ def training_record(trainer: Any, preset: Preset, settings: ResolvedSettings, da
             "sha256": data.sha256,
             **data.rows,
         },
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "trainable_parameters": trainable_parameters,
         # 4-bit weights hold two values a byte; get_nb_trainable_parameters of PEFT knows.
         "total_parameters": trainer.model.get_nb_trainable_parameters()[1],
         "steps": trainer.state.global_step,
@@ -139,7 +151,8 @@ def training_record(trainer: Any, preset: Preset, settings: ResolvedSettings, da
         # Of the last logged steps; of all where there were fewer steps than --logging-steps.
         "final_train_loss": next((e["loss"] for e in reversed(history) if "loss" in e), summary.get("train_loss")),
         "validation_loss": min(evaluations, default=None),
-        "minutes": round(minutes, 2),
+        "minutes": round(minutes, 2),  # since the last start
+        "resumed_at_step": int(resume.name.rpartition("-")[2]) if resume else None,
         "peak_memory_gib": round(peak_memory(), 2),
         "hardware": hardware(trainer.args.world_size),
         "git_commit": git_commit(),

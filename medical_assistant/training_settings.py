@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from medical_assistant.base_model import launched_with
 from medical_assistant.errors import UserError
 from medical_assistant.presets import ASSETS, Preset
 from medical_assistant.settings import setting
@@ -211,7 +212,9 @@ def _resolve(
     if values["quantize"] == "auto":
         values["quantize"] = "nf4" if cuda else "none"
     if values["optim"] == "auto":
-        values["optim"] = "paged_adamw_8bit" if cuda and values["quantize"] == "nf4" else "adamw_torch_fused"
+        # Paged 8-bit AdamW is QLoRA's; it cannot work on the flat parameters of FSDP.
+        paged = cuda and values["quantize"] == "nf4" and not launched_with("FSDP")
+        values["optim"] = "paged_adamw_8bit" if paged else "adamw_torch_fused"
     if values["lora_target_modules"] == "attention":
         values["lora_target_modules"] = ATTENTION_PROJECTIONS
     if values["padding_free"] is None:

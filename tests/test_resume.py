@@ -69,6 +69,7 @@ def losses(folder: Path) -> dict[tuple[str, int], float]:
     [
         ("SIGKILL", -9, "checkpoint-2"),
         ("SIGTERM", 130, "checkpoint-4"),
+        ("SIGINT", 130, "checkpoint-4"),
         ("in a checkpoint", -9, "checkpoint-2"),
         ("disk full", 2, "checkpoint-2"),
     ],
@@ -101,6 +102,8 @@ def test_mistake_8_a_killed_run_goes_on_as_if_nothing_had_happened(
     for name, weights in uninterrupted.items():
         assert resumed[name] == pytest.approx(weights, abs=2e-3), name
     assert not (run / "checkpoints").exists()
+    record = json.loads((run / "training.json").read_text())
+    assert record["resumed_at_step"] == int(kept.rpartition("-")[2])
 
 
 def test_a_checkpoint_has_its_final_name_only_when_it_is_whole(

@@ -35,6 +35,13 @@ def test_bad_files(tmp_path: Path, text: str) -> None:
         parse_settings(Example, ["--config", str(config), "--output", "x"], None)
 
 
+def test_a_mistyped_key_gets_the_nearest_name(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("learning_rat: 1e-3\n")
+    with pytest.raises(UserError, match="did you mean learning_rate"):
+        parse_settings(Example, ["--config", str(config), "--output", "x"], None)
+
+
 def test_required() -> None:
     with pytest.raises(UserError, match="--output is missing"):
         parse_settings(Example, [], None)

@@ -10,6 +10,7 @@ from medical_assistant.adapter import ADAPTER_FILES, load_adapter
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.presets import find_preset
 from medical_assistant.prompts import SYSTEM_PROMPT
+from tests.hub_server import HubServer
 
 
 def run(data: Path, model: Path, output: Path, *more: str) -> Path:
@@ -101,6 +102,39 @@ def test_a_truncated_adapter_is_refused(trained: Path, tiny_model: Path, tmp_pat
     (folder / name).unlink()
     with pytest.raises(AdapterError, match=f"has no {name}"):
         load_adapter(folder, find_preset(str(tiny_model)))
+
+
+def test_an_upload_that_fails_is_finished_by_publish(
+    prepared_data: Path, tiny_model: Path, tmp_path: Path, hub_server: HubServer, signed_in: None, capsys
+) -> None:
+    folder = tmp_path / "run"
+    hub_server.fail_next(503, times=5_000)
+    with pytest.raises(UserError, match=r"Nothing is lost: `python train.py --publish "):
+        run(prepared_data, tiny_model, folder, "--max-steps", "1", "--push-to-hub", "alice/adapter")
+    hub_server.failures.clear()
+    assert train.main(["--publish", str(folder)]) == 0
+    assert "published: " in capsys.readouterr().out
+    repository = hub_server.repositories["models", "alice/adapter"]
+    assert repository.messages == ["initial commit", "Upload adapter"]  # one commit with everything
+    assert set(repository.files()) == {*ADAPTER_FILES, ".gitattributes"} - {"metrics.json"}
+
+
+def test_what_would_fail_after_hours_fails_before_them(
+    prepared_data: Path, tiny_model: Path, tmp_path: Path, hub_server: HubServer
+) -> None:
+    with pytest.raises(UserError, match="No Hugging Face token"):
+        run(prepared_data, tiny_model, tmp_path / "run", "--push-to-hub", "alice/adapter")
+    with pytest.raises(UserError, match="is not a Hub repository"):
+        run(prepared_data, tiny_model, tmp_path / "run", "--push-to-hub", "adapter")
+    with pytest.raises(UserError, match="cannot be merged"):
+        run(prepared_data, tiny_model, tmp_path / "run", "--merge", "q8_0")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gated_base_names_the_page_to_open(prepared_data: Path, tmp_path: Path, hub_server: HubServer) -> None:
+    hub_server.add_repository("alice/gated", {"config.json": b"{}", "tokenizer.json": b"{}"}, gated=True)
+    with pytest.raises(UserError, match=r"open https://huggingface.co/alice/gated, accept it, then set HF_TOKEN"):
+        run(prepared_data, Path("alice/gated"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("model", ["no-such-model", "a/b/c"])

@@ -111,6 +111,26 @@ def test_the_device_decides() -> None:
     assert not make_settings(cuda_memory_gib=16, quantize="none").optim.startswith("paged")
 
 
+def test_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medical_assistant.base_model import load_model
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert make_settings(cuda_memory_gib=24).optim == "adamw_torch_fused"
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="--quantize none"):
+        load_model(find_preset("smollm2-135m"), "nf4")
+
+
+def test_trackio_is_the_tracker_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from medical_assistant import training_settings
+
+    monkeypatch.setattr(training_settings, "find_spec", lambda name: name == "trackio")
+    assert make_settings(report_to="auto", space_id="user/space").report_to == "trackio"
+    assert make_settings(report_to="wandb").report_to == "wandb"
+    monkeypatch.setattr(training_settings, "find_spec", lambda name: None)
+    assert make_settings(report_to="auto").report_to == "none"
+
+
 def test_small_devices_accumulate_so_that_a_step_has_the_experiments_rows() -> None:
     presets = load_presets()
     assert {name for name, preset in presets.items() if preset.training} >= {"qwen3-4b", "mistral-7b", "llama-3.1-8b"}
