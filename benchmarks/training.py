@@ -22,12 +22,18 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from medical_assistant.errors import run_script  # noqa: E402
 
 NOTEBOOK_LENGTH, NOTEBOOK_BATCH = 512, 4
 VARIANTS = ("notebook", "TRL", "ours", "packed")
@@ -232,4 +238,4 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

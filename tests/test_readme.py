@@ -55,3 +55,30 @@ def test_mistake_10_speeds_come_from_the_committed_benchmark() -> None:
         row = speeds[name, int(clients)]
         assert float(tokens_per_s) == row["tokens_per_s"]
         assert ratio == f"{row['ratio']:.2f}"
+
+
+def test_mistake_10_the_experiments_come_from_the_committed_run() -> None:
+    from medical_assistant.sweep import report_text, table
+
+    folder = ROOT / "assets" / "experiments"
+    content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    section = README.split("## The five experiments")[1].split("\n## ")[0]
+    assert table(content["experiments"]) in section
+    words = " ".join(section.split())
+    assert f"{content['gain_validation_loss']:.1%} less validation loss" in words
+    assert f"{content['seed_gain']:.1%}" in words and f"`{content['best']}`" in words
+    data = content["data"]
+    assert f"{data['train_rows']:,} training rows" in words and f"{data['validation_rows']} validation rows" in words
+    assert (folder / "report.md").read_text(encoding="utf-8") == report_text(content)
+
+
+def test_mistake_10_training_speeds_come_from_the_committed_benchmark() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "training.json").read_text(encoding="utf-8"))
+    section = README.split("### Training")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", section, re.M)
+    assert len(rows) == len(report["results"])
+    for row, (variant, tokens_per_s, ratio, memory, loss) in zip(report["results"], rows, strict=True):
+        assert (variant, tokens_per_s) == (row["variant"], f"{row['useful_tokens_per_second']:.0f}")
+        ratio_now = row["useful_tokens_per_second"] / report["results"][0]["useful_tokens_per_second"]
+        assert (ratio, memory) == (f"{ratio_now:.2f}", f"{row['peak_memory_gib']:.2f}")
+        assert loss == f"{row['loss_after']:.3f}"
