@@ -127,6 +127,8 @@ loss; its adapter is in `{BEST}/`."""
 def _cell(key: str, value: Any) -> str:
     if key in ("final_train_loss", "validation_loss"):
         return f"{value:.4f}"
+    if key == "minutes":
+        return f"{value:.1f}"
     if key == "learning_rate":
         return f"{value:.1e}"
     if key == "trainable_parameters":

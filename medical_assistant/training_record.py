@@ -151,7 +151,7 @@ def training_record(
         # Of the last logged steps; of all where there were fewer steps than --logging-steps.
         "final_train_loss": next((e["loss"] for e in reversed(history) if "loss" in e), summary.get("train_loss")),
         "validation_loss": min(evaluations, default=None),
-        "minutes": round(minutes, 2),  # since the last start
+        "minutes": round(minutes, 3),  # since the last start
         "resumed_at_step": int(resume.name.rpartition("-")[2]) if resume else None,
         "peak_memory_gib": round(peak_memory(), 2),
         "hardware": hardware(trainer.args.world_size),

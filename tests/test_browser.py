@@ -484,10 +484,12 @@ def test_a_question_can_be_stopped_while_it_waits_in_the_queue(browser, serve):
 
 def test_the_settings_reach_the_model(page, engine):
     page.click("#settings >> text=Settings")
-    page.fill("#settings input[type=number] >> nth=0", "64")
-    page.fill("#settings input[type=number] >> nth=1", "0.7")
-    page.fill("#settings input[type=number] >> nth=3", "5")
-    page.press("#settings input[type=number] >> nth=3", "Tab")
+    page.locator("#settings input[type=number] >> nth=3").wait_for()
+    page.wait_for_timeout(500)  # on a slow machine the fields are drawn before they listen
+    for field, value in enumerate(("64", "0.7", None, "5")):
+        if value:
+            page.fill(f"#settings input[type=number] >> nth={field}", value)
+            page.press(f"#settings input[type=number] >> nth={field}", "Tab")
     page.wait_for_function("document.querySelector('#settings input[type=range]').value === '64'")
     page.wait_for_timeout(300)  # from the fields to the page's state
     ask(page, "One?")

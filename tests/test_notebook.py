@@ -74,6 +74,7 @@ def test_every_option_is_one_of_its_script(notebook: Any) -> None:
             assert re.search(rf"{option}\b(?!-)", shown), f"{script} has no {option}"
 
 
+@pytest.mark.slow
 def test_the_quick_mode_runs(notebook: Any, question_file: Path, tiny_model: Path, tmp_path: Path) -> None:
     """With a random model, one experiment and 60 rows, opened where it lies in a clone."""
     from nbclient import NotebookClient

@@ -68,9 +68,9 @@ def losses(folder: Path) -> dict[tuple[str, int], float]:
     ("harm", "status", "kept"),
     [
         ("SIGKILL", -9, "checkpoint-2"),
-        ("SIGTERM", 130, "checkpoint-4"),
-        ("SIGINT", 130, "checkpoint-4"),
-        ("in a checkpoint", -9, "checkpoint-2"),
+        pytest.param("SIGTERM", 130, "checkpoint-4", marks=pytest.mark.slow),
+        pytest.param("SIGINT", 130, "checkpoint-4", marks=pytest.mark.slow),
+        pytest.param("in a checkpoint", -9, "checkpoint-2", marks=pytest.mark.slow),
         ("disk full", 2, "checkpoint-2"),
     ],
 )

@@ -90,6 +90,7 @@ def test_again_skips_what_is_finished_and_trains_what_is_missing(
     assert (folder / "best/training.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_is_resumed(
     prepared_data: Path, tiny_model: Path, tmp_path: Path, swept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
