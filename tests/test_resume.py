@@ -71,7 +71,7 @@ def losses(folder: Path) -> dict[tuple[str, int], float]:
         pytest.param("SIGTERM", 130, "checkpoint-4", marks=pytest.mark.slow),
         pytest.param("SIGINT", 130, "checkpoint-4", marks=pytest.mark.slow),
         pytest.param("in a checkpoint", -9, "checkpoint-2", marks=pytest.mark.slow),
-        ("disk full", 2, "checkpoint-2"),
+        pytest.param("disk full", 2, "checkpoint-2", marks=pytest.mark.slow),
     ],
 )
 def test_mistake_8_a_killed_run_goes_on_as_if_nothing_had_happened(
