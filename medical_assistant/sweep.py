@@ -12,8 +12,9 @@ from medical_assistant.card import write_card
 from medical_assistant.errors import UserError
 from medical_assistant.outputs import new_folder
 from medical_assistant.plots import write_loss_plot
+from medical_assistant.training_settings import BEST
 
-BEST, REPORT, TABLE, CURVES = "best", "report.md", "sweep.json", "loss.png"
+REPORT, TABLE, CURVES = "report.md", "sweep.json", "loss.png"
 # The user's seed project stated this gain in loss of its best experiment over its baseline, without its artefacts.
 SEED_GAIN = 0.131
 COLUMNS = {
@@ -30,11 +31,10 @@ COLUMNS = {
 }
 
 
-def sweep_rows(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Return a row of `COLUMNS` for each experiment from its training.json; `folders` by experiment."""
+def sweep_rows(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row of `COLUMNS` for each experiment; `records` are the contents of training.json by experiment."""
     rows = []
-    for name, folder in folders.items():
-        record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    for name, record in records.items():
         settings = record["settings"]
         row = {key: settings.get(key, record.get(key)) for key in COLUMNS}
         row["experiment"] = name
@@ -58,40 +58,48 @@ def gain(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def write_sweep(output: Path, folders: Mapping[str, Path]) -> tuple[Path, str]:
     """Return (folder of a copy of the best adapter, what to tell the user); write sweep.json, loss.png and report.md.
 
-    The copy is `output/best`; it takes the place of an earlier one of this sweep. Raises `UserError` when no
-    experiment has a validation loss.
+    The copy is `output/best`. It takes the place of an earlier best of this sweep; a copy of the same run stays, with
+    the metrics and merged weights that were added to it. Raises `UserError` when an experiment has no validation loss.
     """
-    rows = sweep_rows(folders)
-    if any(row["validation_loss"] is None for row in rows):
-        raise UserError("An experiment has no validation loss: give data with a validation.jsonl.")
     records = {
         name: json.loads((folder / "training.json").read_text(encoding="utf-8")) for name, folder in folders.items()
     }
-    write_loss_plot({name: record["history"] for name, record in records.items()}, output / CURVES)
+    rows = sweep_rows(records)
+    if any(row["validation_loss"] is None for row in rows):
+        raise UserError("An experiment has no validation loss: give data with a validation.jsonl.")
+    histories = {name: record["history"] for name, record in records.items()}
+    write_loss_plot(histories, output / CURVES)
     best = best_experiment(rows)
+    record = records[best["experiment"]]
     content = {
         "best": best["experiment"],
         "gain_validation_loss": gain(rows, "validation_loss"),
         "gain_final_train_loss": gain(rows, "final_train_loss"),
         "seed_gain": SEED_GAIN,
-        "model": records[best["experiment"]]["model"],
-        "hardware": records[best["experiment"]]["hardware"],
-        "git_commit": records[best["experiment"]]["git_commit"],
-        "data": records[best["experiment"]]["data"],
+        "model": record["model"],
+        "hardware": record["hardware"],
+        "git_commit": record["git_commit"],
+        "data": record["data"],
         "experiments": rows,
-        "history": {name: record["history"] for name, record in records.items()},
+        "history": histories,
     }
     (output / TABLE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    report = report_text(content)
-    (output / REPORT).write_text(report, encoding="utf-8")
-    if (output / BEST).is_dir():
-        shutil.rmtree(output / BEST)
-    with new_folder(output / BEST) as temporary:
-        shutil.copytree(folders[best["experiment"]], temporary, dirs_exist_ok=True)
-        write_card(temporary)
+    (output / REPORT).write_text(report_text(content), encoding="utf-8")
+    _copy_best(folders[best["experiment"]], output / BEST)
     place = f"{output / BEST}; curves and report: {output / REPORT}"
     named = f"{best['experiment']} has the lowest validation loss: {place}"
     return output / BEST, f"{table(rows)}\n\n{named}"
+
+
+def _copy_best(folder: Path, copy: Path) -> None:
+    kept = copy / "training.json"
+    if kept.is_file() and kept.read_bytes() == (folder / "training.json").read_bytes():
+        return
+    if copy.is_dir():
+        shutil.rmtree(copy)
+    with new_folder(copy) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        write_card(temporary)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -17,6 +17,7 @@ from medical_assistant.presets import ASSETS, Preset
 from medical_assistant.settings import setting
 
 ALL_EXPERIMENTS = "all"
+BEST = "best"  # folder of the best experiment's copy, beside those of the experiments
 EXPERIMENT_KEYS = ("learning_rate", "per_device_train_batch_size", "lora_r", "num_train_epochs")
 # All attention projections of the Llama family; "all-linear" is PEFT's name for every linear layer.
 ATTENTION_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -145,7 +146,10 @@ def load_experiments(path: Path = ASSETS / "experiments.yaml") -> dict[str, dict
         raise UserError(f"--experiments {path} must hold `name: {{learning_rate: 2.0e-4, …}}` lines.")
     allowed = [field.name for field in fields(ResolvedSettings) if field.name not in ("data", "output", "experiment")]
     for name, row in content.items():
-        if name == ALL_EXPERIMENTS or not str(name).replace("-", "").replace("_", "").replace(".", "").isalnum():
+        if (
+            name in (ALL_EXPERIMENTS, BEST)
+            or not str(name).replace("-", "").replace("_", "").replace(".", "").isalnum()
+        ):
             raise UserError(f"--experiments {path}: {name!r} cannot be the name of a folder: use letters and dashes.")
         for key in row:
             if key not in allowed:

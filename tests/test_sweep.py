@@ -115,6 +115,13 @@ def test_an_interrupted_experiment_is_resumed(
     )
 
 
+def test_what_was_added_to_the_best_stays(swept: Path, prepared_data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(swept, tmp_path / "sweep")
+    (folder / "best/metrics.json").write_text("{}")
+    run(prepared_data, tiny_model, folder)
+    assert (folder / "best/metrics.json").is_file()
+
+
 def test_other_settings_are_not_mixed_into_a_sweep(swept: Path, prepared_data: Path, tiny_model: Path) -> None:
     before = (swept / "baseline/training.json").read_bytes()
     with pytest.raises(UserError, match=r"holds another run .seed differ"):

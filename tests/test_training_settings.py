@@ -65,6 +65,7 @@ def test_an_own_table(tmp_path: Path) -> None:
         ("a: [1", "not valid YAML"),
         ("../up: {lora_r: 4}", "name of a folder"),
         ("all: {lora_r: 4}", "name of a folder"),
+        ("best: {lora_r: 4}", "name of a folder"),
         ("a: {push_to_hub: x}", "unknown 'push_to_hub'"),
     ],
 )
