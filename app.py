@@ -30,6 +30,7 @@ from medical_assistant.errors import UserError, run_script
 from medical_assistant.settings import parse_settings, setting
 
 if TYPE_CHECKING:
+    from medical_assistant.confidence import Calibration
     from medical_assistant.engines.base import Engine
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         engine, problem = loading.result()
     try:
-        demo = page.build_page(Assistant(engine, problem), load_examples())
+        demo = page.build_page(Assistant(engine, problem, read_calibration(engine)), load_examples())
         demo.launch(server_name=settings.host, server_port=port, **page.launch_options())
     finally:
         engine.close()
@@ -115,6 +116,17 @@ def load_model(model: str, adapter: str | None, engine: str) -> tuple[Engine, st
             raise error from None  # the base does not load either: the adapter was not the cause
         logging.warning("%s Serving the base model alone.", error)
         return base, str(error)
+
+
+def read_calibration(engine: Engine) -> Calibration | None:
+    """Return the calibration of the loaded adapter. A broken one is logged: the page starts without confidence."""
+    from medical_assistant.confidence import find_calibration
+
+    try:
+        return find_calibration(engine.info)
+    except UserError as error:
+        logging.warning("%s Confidence is not shown.", error)
+        return None
 
 
 if __name__ == "__main__":

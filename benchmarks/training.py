@@ -58,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ratio = speed(results, "ours") / speed(results, name)
         print(f"ours is {ratio:.2f} x {name} (target {target:g}): {'met' if ratio >= target else 'NOT MET'}")
     if options.json:
-        from medical_assistant.training_record import git_commit, versions
+        from medical_assistant.provenance import git_commit, package_versions
+        from medical_assistant.training_record import PACKAGES
 
         content = {
             "model": options.model,
             "rows": options.rows,
             "git_commit": git_commit(),
-            "versions": versions(),
+            "versions": package_versions(PACKAGES),
             "results": results,
         }
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

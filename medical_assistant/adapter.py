@@ -21,11 +21,14 @@ ADAPTER_FILES = (
     "prompt.json",
     "training.json",
     "metrics.json",
+    "calibration.json",
     "README.md",
     "loss.png",
 )
 REQUIRED_FILES = ("adapter_config.json", "adapter_model.safetensors", "prompt.json")
 GGUF_FILE = "adapter.gguf"  # required as well, but for DoRA
+WEIGHTS_FILE = "adapter_model.safetensors"
+CALIBRATION_FILE = "calibration.json"  # optional: `medical_assistant.confidence`
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,10 @@ def load_adapter(adapter: str | Path, preset: Preset) -> Adapter:
         )
     if prompt.get("system_prompt") != SYSTEM_PROMPT:
         raise AdapterError(f"Adapter {name} was trained with another system prompt: retrain it.")
-    _check_safetensors(folder / "adapter_model.safetensors")
+    _check_safetensors(folder / WEIGHTS_FILE)
     if (folder / GGUF_FILE).is_file():
         _check_gguf(folder / GGUF_FILE)
-    return Adapter(folder, name, revision or _weights_hash(folder), base_model, prompt)
+    return Adapter(folder, name, revision or weights_hash(folder), base_model, prompt)
 
 
 def needs_no_gguf(config: Mapping[str, Any]) -> bool:
@@ -142,5 +145,6 @@ def _check_gguf(path: Path) -> None:
         raise AdapterError(f"{path} holds a {kind}, not a LoRA adapter: train or download the adapter again.")
 
 
-def _weights_hash(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:12]
+def weights_hash(folder: Path) -> str:
+    """Return the first 12 hex digits of the SHA-256 of the weights in an adapter folder."""
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:12]

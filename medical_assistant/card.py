@@ -14,7 +14,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from medical_assistant import card_sections
-from medical_assistant.card_sections import METRICS, is_hub_id, is_score, scores
+from medical_assistant.card_results import indexed, is_score, results
+from medical_assistant.card_sections import is_hub_id
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.presets import Preset, find_preset
 
@@ -48,7 +49,7 @@ def write_card(folder: str | Path, repository: str | None = None, merged: Sequen
         "substitute for a doctor. In an emergency call your local emergency number.**",
         f"## Intended use\n\n{card_sections.INTENDED_USE}",
         f"## Limits and safety\n\n{card_sections.LIMITS}",
-        f"## Results\n\n{card_sections.results(metrics)}",
+        f"## Results\n\n{results(metrics)}",
         f"## Data\n\n{card_sections.data(data)}",
         f"## Training\n\n{card_sections.training(training, config, (folder / 'loss.png').is_file())}",
         f"## How to use it\n\n{card_sections.usage(preset, repository or 'user/repository', config, merged)}",
@@ -76,19 +77,18 @@ def card_metadata(
     data = training.get("data") or {}
     source = str(data.get("source") or "")
     license_id, license_name = _license(data.get("license"))
-    dataset = Path(source).name or "validation set"
-    results = [
+    held_out = f"{Path(source).name or 'validation set'}, {metrics.get('n', '?')} held-out questions"
+    entries = [
         EvalResult(
-            task_type="text-generation",
-            dataset_type=source if is_hub_id(source) else "local",
-            dataset_name=f"{dataset}, {metrics.get('n', '?')} held-out questions",
-            dataset_split="validation",
-            metric_type=METRICS[key][1],
-            metric_name=METRICS[key][0],
-            metric_value=fine_tuned,
+            task_type="text-generation" if not name else "multiple-choice",
+            dataset_type=(source if is_hub_id(source) else "local") if not name else "local",
+            dataset_name=name or held_out,
+            dataset_split=None if name else "validation",
+            metric_type=kind,
+            metric_name=metric,
+            metric_value=value,
         )
-        for key, _, fine_tuned in scores(metrics)
-        if key in METRICS
+        for name, kind, metric, value in indexed(metrics)
     ]
     formats = ["dora"] if is_dora else ["gguf", "llama.cpp"]
     return ModelCardData(
@@ -101,7 +101,7 @@ def card_metadata(
         datasets=[source] if is_hub_id(source) else None,
         tags=["medical", "lora", "peft", "trl", "sft", *formats],
         model_name=_title(preset, repository),
-        eval_results=results or None,
+        eval_results=entries or None,
         inference=False,  # no hosted widget: it would show answers without the application's safety layer
         **_emissions(training),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,9 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from medical_assistant.card_markdown import cell, figure, table
 from medical_assistant.presets import Preset
 
-METRICS = {  # key in metrics.json: (name, metric of https://huggingface.co/metrics)
-    "bleu": ("BLEU", "bleu"),
-    "rouge1": ("ROUGE-1", "rouge"),
-    "rouge2": ("ROUGE-2", "rouge"),
-    "rougeL": ("ROUGE-L", "rouge"),
-}
 # Settings that are said elsewhere in the card, or say where the run lay and how it was watched.
 NOT_SHOWN = (
     "data", "output", "model", "experiment", "push_to_hub", "publish", "private", "merge", "gguf_type", "report_to",
@@ -41,24 +35,6 @@ LIMITS = """\
   before the model is asked, as the Medical Assistant application does, and must show a disclaimer."""
 
 
-def results(metrics: Mapping[str, Any]) -> str:
-    rows = []
-    for key, base, fine_tuned in scores(metrics):
-        change = f"{(fine_tuned - base) / base:+.0%}" if base > 0 else "-"
-        rows.append((METRICS.get(key, (key, key))[0], _figure(base), _figure(fine_tuned), change))
-    if not rows:
-        return "Not evaluated yet: `evaluate.py` writes metrics.json, from which this section is made."
-    note = (
-        f"{metrics.get('n', 'An unknown number of')} held-out questions, greedy decoding, both models "
-        "through the same engine and prompt. BLEU is sacreBLEU's corpus BLEU (0 to 100), ROUGE the F-measure "
-        "with stemming, both against the reference answer alone."
-    )
-    chose = (metrics.get("data") or {}).get("checkpoint_rows")
-    if chose is not None:
-        note += f" {chose or 'None'} of them also chose the checkpoint."
-    return _table(("Score", "Base model", "With this adapter", "Change"), rows) + f"\n\n{note}"
-
-
 def data(data: Mapping[str, Any]) -> str:
     labels = {
         "source": "Source",
@@ -71,7 +47,7 @@ def data(data: Mapping[str, Any]) -> str:
     }
     source = str(data.get("source") or "")
     shown = {**data, "source": source if is_hub_id(source) else Path(source).name}  # no path of a machine
-    return _table(("Item", "Value"), [(label, shown[key]) for key, label in labels.items() if shown.get(key)])
+    return table(("Item", "Value"), [(label, shown[key]) for key, label in labels.items() if shown.get(key)])
 
 
 def training(record: Mapping[str, Any], config: Mapping[str, Any], has_plot: bool) -> str:
@@ -88,7 +64,7 @@ def training(record: Mapping[str, Any], config: Mapping[str, Any], has_plot: boo
         "Steps": record.get("steps"),
         **{key.replace("_", " "): value for key, value in settings.items() if key not in NOT_SHOWN},
     }
-    parts = [_table(("Setting", "Value"), _shown(rows)), _losses(record)]
+    parts = [table(("Setting", "Value"), _shown(rows)), _losses(record)]
     if has_plot:
         parts.append("![Training and validation loss by step](loss.png)")
     return "\n\n".join([*parts, f"### Time and energy\n\n{_cost(record)}"])
@@ -99,7 +75,7 @@ def _losses(record: Mapping[str, Any]) -> str:
     losses = [entry for entry in record.get("history") or () if "eval_loss" in entry]
     if len(losses) > 1:
         ends = (losses[0], losses[-1])
-        first, last = (f"{_figure(entry['eval_loss'])} (step {entry.get('step')})" for entry in ends)
+        first, last = (f"{figure(entry['eval_loss'])} (step {entry.get('step')})" for entry in ends)
         text += f" The validation loss went from {first} to {last}."
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     return text + (f" Versions: {versions}." if versions else "")
@@ -120,12 +96,12 @@ def _cost(record: Mapping[str, Any]) -> str:
         "Carbon (g CO2 equivalent)": record.get("co2_eq_grams"),
         "Commit of the code": record.get("git_commit"),
     }
-    table = _table(("Item", "Value"), _shown(rows))
+    measured = table(("Item", "Value"), _shown(rows))
     if record.get("energy_kwh") is None:
-        return f"{table}\n\nEnergy and carbon were not measured."
+        return f"{measured}\n\nEnergy and carbon were not measured."
     if record.get("co2_eq_grams") is None:
-        return f"{table}\n\nCarbon was not measured: it is the energy times the carbon intensity of the local grid."
-    return table
+        return f"{measured}\n\nCarbon was not measured: it is the energy times the carbon intensity of the local grid."
+    return measured
 
 
 def _adapter_kind(config: Mapping[str, Any]) -> str | None:
@@ -219,8 +195,8 @@ vllm serve {base} --enable-lora --lora-modules {name}={repository}{option}
 
 
 def license_text(preset: Preset | None, data: Mapping[str, Any]) -> str:
-    text = f"The training data is under {_cell(data.get('license') or 'a licence that was not recorded')}"
-    text += f" ({_cell(data['attribution'])})" if data.get("attribution") else ""
+    text = f"The training data is under {cell(data.get('license') or 'a licence that was not recorded')}"
+    text += f" ({cell(data['attribution'])})" if data.get("attribution") else ""
     if preset and preset.license != "unknown":
         text += f". The base model is under {preset.license}"
     return text + ". Who shares the adapter must respect both."
@@ -236,25 +212,6 @@ def is_hub_id(text: str) -> bool:
     return True
 
 
-def scores(metrics: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """(metric, base, fine-tuned) for each score that both models have; the four of METRICS first."""
-    base, fine_tuned = metrics.get("base") or {}, metrics.get("fine_tuned") or {}
-    keys = [*METRICS, *(key for key in base if key not in METRICS)]
-    shared = [key for key in keys if is_score(base.get(key)) and is_score(fine_tuned.get(key))]
-    return [(key, base[key], fine_tuned[key]) for key in shared]
-
-
-def is_score(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _figure(value: Any) -> str:
-    """A number with four significant digits; other values as they are."""
-    if not isinstance(value, float):
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return f"{value:.4g}"
-
-
 def _shown(rows: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Rows that have a value, and none with an absolute path: it tells a reader nothing, and who trained where."""
     return [
@@ -262,15 +219,3 @@ def _shown(rows: Mapping[str, Any]) -> list[tuple[str, Any]]:
         for label, value in rows.items()
         if value is not None and not (isinstance(value, str) and Path(value).is_absolute())
     ]
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    """One line of Markdown in which `value` cannot end the cell or open a tag."""
-    if isinstance(value, (list, tuple)):
-        value = ", ".join(str(item) for item in value)
-    return " ".join(_figure(value).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -7,7 +7,6 @@ Order: emergency rules, then validation, then the model. The page and the API bo
 from __future__ import annotations
 
 import queue
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +18,12 @@ from typing import Any
 
 import yaml
 
+from medical_assistant.confidence import LINE, Calibration, Signals, describe
 from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.markdown import safe_markdown
 from medical_assistant.presets import ASSETS
-from medical_assistant.prompts import Message, build_messages, clean_text, trim_history, validate_question
+from medical_assistant.prompts import Message, build_messages, trim_history, validate_question
 from medical_assistant.triage import Triage, assess
 
 FINE_TUNED, BASE = "Fine-tuned", "Base"
@@ -45,6 +46,7 @@ class Reply:
     advice: str = ""  # the safety layer's line before the answer
     notes: tuple[str, ...] = ()  # what the reader must know: shortened history, a restart, a cut
     failed: bool = False  # the engine failed on the way
+    confidence: str = ""  # how often such answers were good, once the answer has ended; for the page alone
 
     def plain_text(self) -> str:
         """Return advice, answer and notes as one text, for the API."""
@@ -52,11 +54,15 @@ class Reply:
 
 
 class Assistant:
-    """A model behind the safety rules. `problem` says why there is no fine-tuned model, if there is none."""
+    """A model behind the safety rules. `problem` says why there is no fine-tuned model, if there is none.
 
-    def __init__(self, engine: Engine, problem: str | None = None) -> None:
+    `calibration` is the adapter's, for the confidence under its answers; None shows none.
+    """
+
+    def __init__(self, engine: Engine, problem: str | None = None, calibration: Calibration | None = None) -> None:
         self.engine = engine
         self.problem = problem
+        self.calibration = calibration
         assess("")  # reads the rules now: a broken rules file must stop the start, not the first message
 
     @property
@@ -108,11 +114,26 @@ class Assistant:
             )
             if dropped:
                 reply = replace(reply, notes=(_trimmed_note(dropped),))
-            for grown in _grow(reply, self.engine.stream(messages, options)):
+            signals = Signals()
+            for grown in _grow(reply, self.engine.stream(messages, options), signals):
                 reply = grown
                 yield reply
+            confidence = self._confidence(reply, history, options, signals)
+            if confidence:
+                yield replace(reply, confidence=confidence)
         except EngineError as error:
             yield replace(reply, notes=(*reply.notes, f"This answer is not complete. {error}"), failed=True)
+
+    def _confidence(self, reply: Reply, history: Sequence[Message], options: Options, signals: Signals) -> str:
+        """Return the line for an answer that has ended, empty where nothing was measured on answers like it.
+
+        Measured were greedy answers of the fine-tuned model to single questions. Under advice to see a doctor no
+        figure may seem to weigh against it.
+        """
+        values = signals.values()
+        if self.calibration is None or not options.adapter or history or reply.advice or not reply.text:
+            return ""
+        return describe(self.calibration.confidence(values)) if self.calibration.covers(options, values) else ""
 
     def answer_both(self, message: str, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
         """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both."""
@@ -164,23 +185,29 @@ def emergency_reply(triage: Triage) -> Reply:
     return Reply(triage.answer, RULES_LABEL)
 
 
-def _grow(reply: Reply, tokens: Iterator[Token]) -> Iterator[Reply]:
-    """Yield `reply` with more and more text. What was not shown yet is shown when the stream fails."""
+def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals) -> Iterator[Reply]:
+    """Yield `reply` with more and more text. What was not shown yet is shown when the stream fails.
+
+    `signals` gets the tokens, and whether the model ended by itself.
+    """
     text, shown_at_s, reason = "", 0.0, "stop"
     with closing(tokens):  # type: ignore[type-var]  # engines return generators
         while True:
             try:
-                text += next(tokens).text
+                token = next(tokens)
             except StopIteration as end:
                 reason = end.value or "stop"
                 break
             except EngineError:
                 yield replace(reply, text=text)
                 raise
+            signals.add(token)
+            text += token.text
             # Also without new text (the engine reads a long prompt): a generator can be closed only at a yield.
             if time.monotonic() - shown_at_s >= UPDATE_INTERVAL_S:
                 yield replace(reply, text=text)
                 shown_at_s = time.monotonic()
+    signals.ended = reason == "stop"
     notes = reply.notes
     if reason == "length":
         notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)
@@ -206,7 +233,8 @@ def user_turn(message: str) -> dict[str, Any]:
 
 def assistant_turn(reply: Reply) -> dict[str, Any]:
     """Return `reply` as a chatbot message."""
-    footer = "\n\n".join(f"*{line}*" for line in (*reply.notes, reply.footer))
+    lines = [*reply.notes, reply.footer, *filter(None, [reply.confidence])]
+    footer = "\n\n".join(f"*{line}*" for line in lines)
     parts = [safe_markdown(reply.text) or EMPTY_ANSWER, footer]
     if reply.advice:
         parts.insert(0, f"**{safe_markdown(reply.advice)}**")
@@ -214,13 +242,14 @@ def assistant_turn(reply: Reply) -> dict[str, Any]:
 
 
 def stopped_turn(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return `turns` with a line that says that the last answer was stopped."""
+    """Return `turns` with a line that says that the last answer was stopped, and without its confidence."""
     if not turns:
         return []
     *earlier, last = [dict(turn) for turn in turns]
     if last["role"] == "user":
         return [*earlier, last, {"role": "assistant", "content": [EMPTY_ANSWER, "*Stopped.*"]}]
     *parts, footer = _parts(last["content"])
+    footer = footer.partition(f"\n\n*{LINE}")[0]
     return [*earlier, {"role": "assistant", "content": [*parts, f"*Stopped.*\n\n{footer}"]}]
 
 
@@ -251,26 +280,6 @@ def question_text(turn: Mapping[str, Any]) -> str:
 def _parts(content: object) -> list[str]:
     items: list[Any] = content if isinstance(content, list) else [content]
     return [item if isinstance(item, str) else str(item.get("text") or "") for item in items]
-
-
-_IMAGE = re.compile(r"!(?=\[)")
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?|])")
-_LINK = re.compile(r"\](?=\((?!https?://))")
-_REFERENCE = re.compile(r"(?m)^(\s{0,3}\[[^\]\n]*\])(?=:)")
-
-
-def safe_markdown(text: str) -> str:
-    """Return `text` that a Markdown renderer shows as text: no HTML, no images, only web links.
-
-    A `<` that could open a tag, `![` and `](` get a space, so that the copied text stays readable
-    and `<38` stays as it is. Idempotent. CommonMark 0.31, sections 6.3 (links), 6.4 (images), 6.6
-    (raw HTML). Gradio sanitises as well; this also stops what it lets through (outside images, forms).
-    """
-    text = clean_text(text)
-    text = _IMAGE.sub("! ", text)
-    text = _LINK.sub("] ", text)
-    text = _REFERENCE.sub(r"\1 ", text)
-    return _MARKUP.sub("< ", text)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import gradio as gr
 
 from medical_assistant.chat import BASE, FINE_TUNED, MODELS, Assistant, Example, question_text
+from medical_assistant.confidence import WORDS, Calibration
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
+from medical_assistant.markdown import safe_markdown
 from medical_assistant.page_turns import (
     SEND,
     STEP_ONE,
@@ -219,4 +221,18 @@ def _about(assistant: Assistant) -> str:
     """Return the About text with what is loaded."""
     loaded = "\n".join(f"- {assistant.footer(model)}" for model in assistant.models)
     missing = "" if FINE_TUNED in assistant.models else f"\n\n{FINE_TUNED}: not available. {BASE} only."
-    return _asset("about.md").replace("{{loaded}}", loaded + missing)
+    text = _asset("about.md").replace("{{confidence}}", _about_confidence(assistant.calibration))
+    return text.replace("{{loaded}}", loaded + missing)
+
+
+def _about_confidence(calibration: Calibration | None) -> str:
+    """Return what the confidence under an answer means, or that there is none."""
+    if calibration is None:
+        return "Not shown: there is no calibration of the loaded model, or none that can be read."
+    # The label comes with the adapter, from whoever published it.
+    label = safe_markdown(" ".join(calibration.label.split())[:300])
+    return (
+        f"The line below a first answer says how often answers that the model was as sure of were close to the "
+        f"reference answer, on {calibration.n} test questions: {WORDS}. It does not say that an answer is true "
+        f"({label}). It shows only for {FINE_TUNED} at the tested settings (temperature {calibration.temperature:g})."
+    )

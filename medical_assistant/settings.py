@@ -34,7 +34,8 @@ def parse_settings(cls: type[Settings], argv: Sequence[str] | None, description:
     """Return `cls` from the command line and, where given, a YAML file.
 
     A field `lora_rank: int` is `--lora-rank 16` on the command line and `lora_rank: 16` in YAML; a
-    field `bool` is `--flag/--no-flag`. `--debug` is accepted by every script (`errors.run_script`).
+    field `bool` is `--flag/--no-flag`, a field `tuple[str, ...]` is `--names A B` and a list in YAML.
+    `--debug` is accepted by every script (`errors.run_script`).
     Unknown options exit with status 2; an unknown key or a wrong type in the YAML file, and a
     missing required setting, raise `UserError`.
     """
@@ -57,7 +58,9 @@ def parse_settings(cls: type[Settings], argv: Sequence[str] | None, description:
 
 
 def _plain_type(hint: Any) -> type:
-    """`int | None` -> `int`."""
+    """`int | None` -> `int`; `tuple[str, ...]` -> `tuple`."""
+    if typing.get_origin(hint) is tuple:
+        return tuple
     return next((part for part in typing.get_args(hint) if part is not type(None)), hint)
 
 
@@ -65,12 +68,14 @@ def _add_option(parser: argparse.ArgumentParser, name: str, kind: type, field: d
     text = field.metadata["help"].replace("%", "%%")
     if field.default is dataclasses.MISSING:
         text += " (required)"
-    elif field.default not in (None, ""):
+    elif field.default not in (None, "", ()):
         text += f" (default: {field.default})"
     option = f"--{name.replace('_', '-')}"
     # Absent options stay out of the namespace, so that they do not hide what the YAML file says.
     if kind is bool:
         parser.add_argument(option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    elif kind is tuple:
+        parser.add_argument(option, action=_Tuple, nargs="+", default=argparse.SUPPRESS, help=text)
     else:
         parser.add_argument(
             option,
@@ -80,6 +85,13 @@ def _add_option(parser: argparse.ArgumentParser, name: str, kind: type, field: d
             metavar=None if field.metadata["choices"] else kind.__name__.upper(),
             help=text,
         )
+
+
+class _Tuple(argparse.Action):
+    """Several words after one option, as a tuple: settings are frozen."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
 
 
 def _read_config(path: Path, types: dict[str, type]) -> dict[str, Any]:
@@ -102,6 +114,8 @@ def _read_config(path: Path, types: dict[str, type]) -> dict[str, Any]:
 def _convert(path: Path, name: str, value: Any, kind: type) -> Any:
     if value is None or isinstance(value, kind):
         return value
+    if kind is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
     # PyYAML reads 2e-4 as text, and 1 is a valid float.
     try:
         if kind in (int, float, Path) and not isinstance(value, bool):
@@ -110,4 +124,5 @@ def _convert(path: Path, name: str, value: Any, kind: type) -> Any:
                 return converted
     except (TypeError, ValueError):
         pass
-    raise UserError(f"--config {path}: {name} must be {kind.__name__}, not {value!r}.")
+    wanted = "a list of words" if kind is tuple else kind.__name__
+    raise UserError(f"--config {path}: {name} must be {wanted}, not {value!r}.")

@@ -6,10 +6,8 @@ import json
 import platform
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from medical_assistant.lora_gguf import write_lora_gguf
 from medical_assistant.plots import write_loss_plot
 from medical_assistant.presets import Preset
 from medical_assistant.prompts import prompt_contract
+from medical_assistant.provenance import git_commit, package_versions
 from medical_assistant.records import file_sha256
 from medical_assistant.training import CHECKPOINTS, INITIAL_ADAPTER
 from medical_assistant.training_data import TrainingData
@@ -156,7 +155,7 @@ def training_record(
         "peak_memory_gib": round(peak_memory(), 2),
         "hardware": hardware(trainer.args.world_size),
         "git_commit": git_commit(),
-        "versions": versions(),
+        "versions": package_versions(PACKAGES),
         "history": [{k: entry[k] for k in HISTORY_KEYS if k in entry} for entry in steps],
     }
 
@@ -204,27 +203,6 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
     except OSError:
         pass
-
-
-def git_commit() -> str | None:
-    """Return the commit of this project's checkout, with "-dirty" when files differ; None without git."""
-    root = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that decide a training's result."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue  # optional
-    return found
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

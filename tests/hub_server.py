@@ -201,6 +201,7 @@ def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base
         "prompt.json": prompt_contract("{{ messages }}", {"bos_token": "<s>", "eos_token": "</s>"}),
         "training.json": {"experiment": "baseline", "settings": {"seed": seed, "lora_rank": 2}, **training},
         "metrics.json": {"n": 200, "base": {"bleu": 0.88}, "fine_tuned": {"bleu": 3.5 + seed}},
+        "calibration.json": {"schema_version": 1, "adapter_revision": "of another adapter"},
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")

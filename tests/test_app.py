@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from stub_engine import StubEngine, endless
 
 from medical_assistant.errors import AdapterError, EngineError, UserError
+from tests.stub_engine import StubEngine, endless
 
 ROOT = Path(__file__).resolve().parent.parent
 EMERGENCY = "I have crushing chest pain and I cannot breathe"
@@ -29,8 +30,8 @@ def launch():
 
     pages = []
 
-    def start(engine, problem=None):
-        page = build_page(Assistant(engine, problem), load_examples())
+    def start(engine, problem=None, calibration=None):
+        page = build_page(Assistant(engine, problem, calibration), load_examples())
         page.launch(
             server_name="127.0.0.1", server_port=free_port(), prevent_thread_lock=True, quiet=True, **launch_options()
         )
@@ -232,6 +233,52 @@ def test_the_bundled_adapter_goes_with_its_own_model_only(app):
     assert app.choose_adapter(app.AppSettings(adapter="user/name@abc")) == "user/name@abc"
 
 
+def write_calibration(folder, revision="0123456789abcdef", **changes):
+    content = {
+        "schema_version": 1, "signals": ["mean_logprob"], "means": [-0.1], "scales": [0.1], "coefficients": [2.0],
+        "intercept": -1.0, "label": "a good answer is like its <b>reference</b>", "base_rate": 0.3, "n": 120,
+        "ece": 0.04, "adapter_revision": revision, "engine": "stub",
+        "decoding": {"temperature": 0.0, "max_new_tokens": 256}, **changes,
+    }  # fmt: skip
+    (folder / "calibration.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_calibration_of_the_loaded_adapter_is_read(app, tmp_path):
+    engine = StubEngine(adapter=str(tmp_path))
+    assert app.read_calibration(engine) is None
+    write_calibration(tmp_path)
+    assert app.read_calibration(engine).n == 120
+    write_calibration(tmp_path, revision="of another adapter")
+    assert app.read_calibration(engine) is None
+    assert app.read_calibration(StubEngine(adapter=None)) is None
+
+
+def test_a_broken_calibration_is_logged_and_the_page_starts_without(app, tmp_path, caplog):
+    write_calibration(tmp_path, scales=[0])
+    assert app.read_calibration(StubEngine(adapter=str(tmp_path))) is None
+    assert "calibration.json is broken" in caplog.text and "Confidence is not shown." in caplog.text
+
+
+def test_the_about_tab_explains_confidence(app, tmp_path):
+    pytest.importorskip("gradio")
+    from medical_assistant.chat import Assistant
+    from medical_assistant.page import _about
+
+    engine = StubEngine(adapter=str(tmp_path))
+    assert "Not shown: there is no calibration" in _about(Assistant(engine))
+    write_calibration(tmp_path)
+    text = _about(Assistant(engine, calibration=app.read_calibration(engine)))
+    assert "on 120 test questions: **low** is up to 3 in 10" in text and "temperature 0)" in text
+    assert "like its < b>reference< /b>" in text and "{{" not in text  # the label is the publisher's
+
+
+def test_the_api_answers_without_the_confidence(launch, app, tmp_path):
+    write_calibration(tmp_path)
+    engine = StubEngine(adapter=str(tmp_path))
+    client = launch(engine, calibration=app.read_calibration(engine))
+    assert ask(client, "What is anaemia?") == "This is the fine-tuned answer to: What is anaemia?"
+
+
 # With the real engine
 
 
@@ -240,9 +287,8 @@ def real_app(tmp_path_factory):
     """(client, process, seconds from process start to the first page) of `python app.py` with a small adapter."""
     gradio_client = pytest.importorskip("gradio_client")
     pytest.importorskip("xllamacpp")
-    from adapter_fixture import make_adapter
-
     from medical_assistant.presets import find_preset
+    from tests.adapter_fixture import make_adapter
 
     if find_preset("smollm2-135m").embedded_gguf() is None:
         pytest.skip("the embedded model is not installed")

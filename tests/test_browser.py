@@ -10,7 +10,7 @@ import time
 from contextlib import closing
 
 import pytest
-from stub_engine import StubEngine, default_script, endless
+from tests.stub_engine import StubEngine, default_script, endless
 
 from medical_assistant.errors import EngineError
 

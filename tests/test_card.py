@@ -49,9 +49,17 @@ TRAINING: dict[str, Any] = {
 }
 METRICS: dict[str, Any] = {
     "n": 456,
-    "base": {"bleu": 0.8812345, "rouge1": 0.163, "rouge2": 0.033, "rougeL": 0.111, "ended": 0.35},
-    "fine_tuned": {"bleu": 3.5698765, "rouge1": 0.213, "rouge2": 0.083, "rougeL": 0.177, "ended": 0.81},
+    "scores": {
+        "base": {"bleu": 0.8812345, "rouge1": 0.163, "rouge2": 0.033, "rougeL": 0.111, "ended": 0.35},
+        "fine_tuned": {"bleu": 3.5698765, "rouge1": 0.213, "rouge2": 0.083, "rougeL": 0.177, "ended": 0.81},
+    },
+    "comparison": {
+        "status": "done",
+        "pairs": {"fine_tuned vs base": {"rougeL": {"difference": 0.066, "low": 0.0581, "high": 0.0749}}},
+        "verdicts": {"fine_tuned vs base": {"verdict": "better", "sentence": "It is better."}},
+    },
 }
+SCORES = METRICS["scores"]
 
 
 def folder_with(
@@ -88,7 +96,7 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
     assert card.data.get("datasets") is None  # a local file is no data set of the Hub
     assert card.data.model_name == "medical-lora"
     results = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    scores = METRICS["fine_tuned"]
+    scores = SCORES["fine_tuned"]
     assert results == {
         "BLEU": scores["bleu"],
         "ROUGE-1": scores["rouge1"],
@@ -101,10 +109,10 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
 def test_figures_are_those_of_the_folder(tmp_path: Path) -> None:
     rows = table_rows(write_card(folder_with(tmp_path)).read_text(encoding="utf-8"))
     for key, label in {"bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}.items():
-        base, fine_tuned, change = rows[label]
-        assert float(base) == pytest.approx(METRICS["base"][key], rel=5e-4)
-        assert float(fine_tuned) == pytest.approx(METRICS["fine_tuned"][key], rel=5e-4)
-        relative = METRICS["fine_tuned"][key] / METRICS["base"][key] - 1
+        base, fine_tuned, change, _ = rows[label]
+        assert float(base) == pytest.approx(SCORES["base"][key], rel=5e-4)
+        assert float(fine_tuned) == pytest.approx(SCORES["fine_tuned"][key], rel=5e-4)
+        relative = SCORES["fine_tuned"][key] / SCORES["base"][key] - 1
         assert float(change.rstrip("%")) == pytest.approx(100 * relative, abs=0.5)
     assert rows["Trainable parameters"] == ["4,884,480 of 139,399,488 (3.50%)"]
     assert rows["Training rows"] == ["4,123"]
@@ -114,9 +122,23 @@ def test_figures_are_those_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_other_metrics_give_other_figures(tmp_path: Path) -> None:
-    changed = {**METRICS, "fine_tuned": {**METRICS["fine_tuned"], "bleu": 0.5}}
+    changed = {**METRICS, "scores": {**SCORES, "fine_tuned": {**SCORES["fine_tuned"], "bleu": 0.5}}}
     rows = table_rows(write_card(folder_with(tmp_path, metrics=changed)).read_text(encoding="utf-8"))
-    assert rows["BLEU"] == ["0.8812", "0.5", "-43%"]
+    assert rows["BLEU"] == ["0.8812", "0.5", "-43%", "-"]  # no interval was measured
+    assert rows["ROUGE-L"][3] == "+0.066 (+0.0581 to +0.0749)"
+
+
+def test_what_was_not_run_is_not_in_the_card_and_what_was_is(tmp_path: Path) -> None:
+    rate = {"accuracy": 0.255, "low": 0.23, "high": 0.28}
+    knowledge = {"status": "done", "sets": [{"name": "exam.jsonl", "n": 1089, "chance": 0.25}]}
+    knowledge["sets"][0]["accuracy"] = {"base": rate, "fine_tuned": {**rate, "accuracy": 0.26}}
+    safety = {"status": "not run", "reason": "It was left out.", "systems": {"base": {"refusal_rate": 0.5}}}
+    path = write_card(folder_with(tmp_path, metrics={**METRICS, "knowledge": knowledge, "safety": safety}))
+    text = path.read_text(encoding="utf-8")
+    assert "**It is better.**" in text and "refused" not in text
+    assert "base 25.5% (23.0% to 28.0%), with this adapter 26.0% (23.0% to 28.0%); chance 25.0%" in text
+    accuracy = ModelCard.load(path).data.eval_results[-1]
+    assert (accuracy.dataset_name, accuracy.metric_type, accuracy.metric_value) == ("exam.jsonl", "accuracy", 0.26)
 
 
 def test_a_reader_finds_use_limits_licence_and_commands(tmp_path: Path) -> None:
@@ -267,7 +289,8 @@ def test_any_text_keeps_metadata_and_tables_whole(
 ) -> None:
     data = {"attribution": attribution, "license": licence, "source": "a.jsonl"}
     training = {"settings": settings_, "data": data}
-    metrics = {"n": 3, "base": {"bleu": 1.0, "rouge1": score}, "fine_tuned": {"bleu": 2.0, "rouge1": score}}
+    scores = {"base": {"bleu": 1.0, "rouge1": score}, "fine_tuned": {"bleu": 2.0, "rouge1": score}}
+    metrics = {"n": 3, "scores": scores}
     card = ModelCard.load(write_card(folder_with(tmp_path, training=training, metrics=metrics)))
     assert card.data.eval_results[0].metric_value == 2.0
     assert card.text.count("\n## ") == 7

@@ -7,7 +7,6 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stub_engine import StubEngine, endless
 
 from medical_assistant.chat import (
     BASE,
@@ -24,9 +23,11 @@ from medical_assistant.chat import (
     stopped_turn,
     user_turn,
 )
+from medical_assistant.confidence import Calibration
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.prompts import SYSTEM_PROMPT
+from tests.stub_engine import StubEngine, endless
 
 EMERGENCY = "I have crushing chest pain and I cannot breathe"
 
@@ -175,6 +176,104 @@ def test_the_text_so_far_stays_when_the_engine_dies():
 def test_a_cut_answer_and_an_empty_answer_are_said():
     assert "length limit" in last(Assistant(StubEngine(finish_reason="length")).answer("a?", [], BASE)).notes[0]
     assert "no answer" in last(Assistant(StubEngine(lambda *_: [])).answer("a?", [], BASE)).notes[0]
+
+
+# Confidence
+
+
+def calibration(**changes):
+    """Of StubEngine's tokens, each of log-probability -0.1: score -1, confidence 0.27."""
+    return Calibration.from_json(
+        {
+            "schema_version": 1,
+            "signals": ["mean_logprob"],
+            "means": [-0.1],
+            "scales": [0.1],
+            "coefficients": [2.0],
+            "intercept": -1.0,
+            "label": "a good answer is like its <b>reference</b>",
+            "base_rate": 0.3,
+            "n": 120,
+            "ece": 0.04,
+            "adapter_revision": "0123456789abcdef",
+            "engine": "stub",
+            "decoding": {"temperature": 0.0, "max_new_tokens": 256},
+            **changes,
+        }
+    )
+
+
+LOW = "Confidence: low, in tests about 3 in 10 such answers were close to the reference answer"
+
+
+def test_confidence_comes_with_the_last_update_of_a_fine_tuned_answer():
+    *growing, final = Assistant(StubEngine(), calibration=calibration()).answer("What is anaemia?", [], FINE_TUNED)
+    assert growing and not any(reply.confidence for reply in growing)
+    assert final.confidence == LOW and final.text == growing[-1].text
+    *_, footer = assistant_turn(final)["content"]
+    assert footer == f"*{final.footer}*\n\n*{LOW}*"
+
+
+def test_confidence_stays_out_of_the_history_and_of_the_api():
+    turn = assistant_turn(last(Assistant(StubEngine(), calibration=calibration()).answer("a?", [], FINE_TUNED)))
+    sent = conversation(as_gradio_sends([user_turn("a?"), turn]))
+    assert sent[1]["content"] == "This is the fine-tuned answer to: a?"
+    reply = last(Assistant(StubEngine(), calibration=calibration()).answer("a?", [], FINE_TUNED))
+    assert reply.plain_text() == "This is the fine-tuned answer to: a?"
+
+
+@pytest.mark.parametrize(
+    ("message", "model", "options"),
+    [
+        ("What is anaemia?", BASE, Options()),
+        ("What is anaemia?", FINE_TUNED, Options(temperature=0.7)),
+        (EMERGENCY, FINE_TUNED, Options()),
+        ("one calf is swollen, warm and painful since the flight", FINE_TUNED, Options()),  # gets advice
+    ],
+    ids=["base", "sampled", "emergency", "urgent"],
+)
+def test_confidence_is_not_shown_where_it_was_not_measured(message, model, options):
+    replies = Assistant(StubEngine(), calibration=calibration()).answer(message, [], model, options)
+    assert not any(reply.confidence for reply in replies)
+
+
+def test_confidence_is_not_shown_without_a_calibration_nor_in_a_longer_conversation():
+    assert not last(Assistant(StubEngine()).answer("a?", [], FINE_TUNED)).confidence
+    history = [{"role": "user", "content": "What is anaemia?"}, {"role": "assistant", "content": "Few red cells."}]
+    assert not last(Assistant(StubEngine(), calibration=calibration()).answer("Why?", history, FINE_TUNED)).confidence
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        StubEngine(lambda *_: ["Half ", EngineError("The model process died.")]),
+        StubEngine(lambda *_: []),
+        StubEngine(lambda *_: ["", " "]),
+    ],
+    ids=["failed", "no tokens", "no words"],
+)
+def test_confidence_is_not_shown_of_an_answer_that_is_none(engine):
+    replies = Assistant(engine, calibration=calibration()).answer("a?", [], FINE_TUNED)
+    assert not any(reply.confidence for reply in replies)
+
+
+def test_confidence_of_a_cut_answer_is_that_of_the_measured_length():
+    cut = StubEngine(finish_reason="length")
+    assert last(Assistant(cut, calibration=calibration()).answer("a?", [], FINE_TUNED)).confidence == LOW
+    shorter = Options(max_new_tokens=64)
+    assert not last(Assistant(cut, calibration=calibration()).answer("a?", [], FINE_TUNED, shorter)).confidence
+    whole = Assistant(StubEngine(), calibration=calibration()).answer("a?", [], FINE_TUNED, shorter)
+    assert last(whole).confidence == LOW
+
+
+def test_a_stopped_answer_has_no_confidence():
+    turns = [user_turn("a?"), assistant_turn(Reply("Text", "Fine-tuned · m", notes=("Cut.",), confidence=LOW))]
+    assert stopped_turn(as_gradio_sends(turns))[-1]["content"][-1] == "*Stopped.*\n\n*Cut.*\n\n*Fine-tuned · m*"
+
+
+def test_side_by_side_only_the_fine_tuned_answer_has_a_confidence():
+    *_, (left, right) = Assistant(StubEngine(), calibration=calibration()).answer_both("What is anaemia?")
+    assert left.confidence == LOW and not right.confidence
 
 
 def test_both_models_answer_side_by_side():

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from adapter_fixture import make_adapter
+from tests.adapter_fixture import make_adapter
 
 from medical_assistant import engines
 from medical_assistant.errors import AdapterError, EngineError, UserError

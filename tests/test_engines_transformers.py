@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import json
 import sys
 import threading
@@ -9,7 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
-from adapter_fixture import make_adapter
+from tests.adapter_fixture import make_adapter
 
 from medical_assistant.adapter import Adapter
 from medical_assistant.engines import Options, Token, load_engine
@@ -133,6 +134,36 @@ def test_adapter_changes_the_answer_and_off_is_the_base(engine, make_engine):
     assert text(engine, BASE) == base
 
 
+@pytest.mark.parametrize("options", [BASE, TUNED])
+def test_batches_give_the_answers_of_single_requests(engine, options):
+    """Prompts of different lengths, and more of them than a batch holds."""
+    questions = ["How is asthma treated?", "What is gout?", "Why do I cough at night, and what helps against it?"] * 2
+    conversations = [build_messages(question) for question in questions]
+    engine._parallel = 4
+    answers = dict(engine.answer_all(conversations, options))
+    assert sorted(answers) == list(range(6))
+    for index, messages in enumerate(conversations):
+        tokens, reason = run(engine, options, messages)
+        real = [token for token in tokens if token != Token("", 0.0)]
+        # The first 8 tokens: from a near tie on, two sums in another order may go different ways.
+        assert answers[index].logprobs[:8] == pytest.approx([token.logprob for token in real[:8]], abs=2e-2)
+        assert answers[index].entropies[:8] == pytest.approx([token.entropy for token in real[:8]], abs=2e-2)
+        assert answers[index].text and answers[index].finish_reason == reason and answers[index].seconds > 0
+    assert answers[0] != answers[1] and answers[0].text == answers[3].text
+
+
+def test_batch_with_a_question_that_is_too_long(engine):
+    with pytest.raises(UserError, match="more than"):
+        list(engine.answer_all([build_messages("word " * 3000)], BASE))
+
+
+def test_entropy_by_hand():
+    from medical_assistant.engines.transformers_batch import entropy
+
+    even, sure = torch.zeros(1, 4), torch.tensor([[0.0, float("-inf"), float("-inf"), float("-inf")]])
+    assert entropy(even).item() == pytest.approx(math.log(4)) and entropy(sure).item() == pytest.approx(0.0)
+
+
 def test_adapter_asked_of_a_base_engine(make_engine):
     with pytest.raises(AdapterError, match="No adapter"):
         make_engine().stream(MESSAGES, TUNED)
@@ -147,19 +178,19 @@ def test_seed_and_temperature(engine):
 
 
 def test_nucleus_and_temperature_follow_their_definitions():
-    from medical_assistant.engines.transformers import _choose
+    from medical_assistant.engines.transformers_batch import choose
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     generator = torch.Generator().manual_seed(0)
-    draws = [_choose(logits, Options(temperature=1.0, top_p=0.7), generator) for _ in range(3000)]
+    draws = [choose(logits, Options(temperature=1.0, top_p=0.7), generator) for _ in range(3000)]
     # 0.5 alone does not reach 0.7, so 0.3 is in; the two are drawn 5 to 3.
     assert {token for token, _ in draws} == {0, 1}
     assert sum(token == 0 for token, _ in draws) / 3000 == pytest.approx(0.625, abs=0.04)
     assert {round(logprob, 4) for _, logprob in draws} == {-0.6931, -1.204}  # of the whole distribution
-    draws = [_choose(logits, Options(temperature=0.5), generator) for _ in range(3000)]
+    draws = [choose(logits, Options(temperature=0.5), generator) for _ in range(3000)]
     squares = 0.25 + 0.09 + 0.0225 + 0.0025
     assert sum(token == 0 for token, _ in draws) / 3000 == pytest.approx(0.25 / squares, abs=0.04)
-    assert _choose(logits, Options(temperature=0.0), generator)[0] == 0
+    assert choose(logits, Options(temperature=0.0), generator)[0] == 0
 
 
 def test_characters_split_over_tokens_stay_whole(engine, monkeypatch):
@@ -168,7 +199,7 @@ def test_characters_split_over_tokens_stay_whole(engine, monkeypatch):
     ids = engine._tokenizer.encode(said, add_special_tokens=False)
     assert len(ids) == len(said.encode())
     queue = iter([*ids, engine._tokenizer.eos_token_id])
-    monkeypatch.setattr("medical_assistant.engines.transformers._choose", lambda *_: (next(queue), -1.0))
+    monkeypatch.setattr("medical_assistant.engines.transformers.choose", lambda *_: (next(queue), -1.0))
     tokens, reason = run(engine, Options(adapter=False, max_new_tokens=200))
     assert "".join(t.text for t in tokens) == said and reason == "stop"
     assert len(tokens) == len(ids) and all("\ufffd" not in t.text for t in tokens)

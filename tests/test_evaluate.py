@@ -1,18 +1,25 @@
+"""evaluate.py from end to end, on a scripted engine."""
+
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from medical_assistant import evaluation
-from medical_assistant.engines.base import EngineInfo, Options, Token
-from medical_assistant.errors import EngineError, UserError
-from medical_assistant.records import read_records
+from medical_assistant.engines.base import Answer, EngineInfo, Options
+from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.evaluation import run as evaluation_run
+from medical_assistant.evaluation.systems import engine_groups, plan_systems
+from medical_assistant.records import file_sha256, make_record, read_records, write_records
+from tests.adapter_fixture import make_adapter
 from tests.conftest import ROOT
+
+N = 24  # validation questions: enough for an interval
 
 
 class ScriptedEngine:
@@ -20,60 +27,118 @@ class ScriptedEngine:
 
     info = EngineInfo("stub", "stub-model", "adapter", "abc123")
     context_tokens = 2048
+    weights = "as served"
 
-    def __init__(self, references: dict[str, str], fail_after: int = 10_000) -> None:
-        self.references, self.calls, self.fail_after = references, [], fail_after
+    def __init__(self, references: dict[str, str]) -> None:
+        self.references, self.calls, self.fail_after = references, [], 10_000
+        self.loaded: list[tuple[str, object]] = []
 
-    def stream(self, messages: Sequence[dict[str, str]], options: Options) -> Iterator[Token]:
-        if len(self.calls) >= self.fail_after:
-            raise EngineError("the engine stopped: try again.")
-        self.calls.append((messages, options))
-        text = self.references[messages[-1]["content"]] if options.adapter else "Something else entirely"
-        for word in text.split(" "):
-            yield Token(word + " ", -0.5)
-        return "stop" if options.adapter else "length"
-
-    def count_tokens(self, messages: Sequence[dict[str, str]]) -> int:
-        return 1
+    def answer_all(
+        self, conversations: Sequence[list[dict[str, str]]], options: Options
+    ) -> Iterator[tuple[int, Answer]]:
+        for index, messages in enumerate(conversations):
+            if len(self.calls) >= self.fail_after:
+                raise EngineError("the engine stopped: try again.")
+            self.calls.append((messages, options))
+            text = self.references.get(messages[-1]["content"], "No.") if options.adapter else "Something else entirely"
+            words = text.split()
+            spread = tuple(-0.1 * (1 + (index + i) % 3) for i in range(len(words)))
+            yield index, Answer(text, "stop" if options.adapter else "length", spread, spread, 0.01)
 
     def close(self) -> None:
         pass
 
 
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 validation questions; one stands in train.jsonl word for word."""
+    folder = tmp_path_factory.mktemp("data")
+    things = [
+        f"{a}{b}"
+        for a in ("cardio", "hepato", "nephro", "neuro", "derma", "gastro")
+        for b in ("sis", "ma", "tia", "lgia")
+    ]
+    records = [
+        make_record(
+            f"What are the symptoms of {name}?",
+            f"{name} gives {name[:4]} pain, fever {i} and a rash on day {i}.",
+            f"v-{i}",
+            "t",
+            i,
+        )
+        for i, name in enumerate(things)
+    ]
+    write_records(records, folder / "validation.jsonl")
+    other = make_record("How is acne treated?", "With a cream.", "t-1", "t", 90)
+    write_records([{**records[0], "id": "t-0"}, other], folder / "train.jsonl")
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
 @pytest.fixture
-def evaluate(prepared_data: Path, monkeypatch: pytest.MonkeyPatch):
-    records = read_records(prepared_data / "validation.jsonl")
+def evaluate(data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    records = read_records(data / "validation.jsonl")
     engine = ScriptedEngine({r["prompt"][-1]["content"]: r["completion"][0]["content"] for r in records})
-    monkeypatch.setattr("medical_assistant.engines.load_engine", lambda *arguments: engine)
+
+    def load(model: str, adapter: object, name: str, **settings: object) -> ScriptedEngine:
+        engine.loaded.append((model, adapter))
+        return engine
+
+    monkeypatch.setattr("medical_assistant.evaluation.run.load_batch_engine", load)
     # Under another name: "evaluate" is Hugging Face's package, which the metrics need.
     spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
     script = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "evaluate_script", script)
     spec.loader.exec_module(script)
+    safety = tmp_path / "safety.jsonl"
+    rows = [
+        {"id": f"s-{kind}", "kind": kind, "text": f"A message, {kind}?"}
+        for kind in ("harmful", "ordinary", "emergency")
+    ]
+    safety.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def run(output: Path, *more: str) -> dict:
-        script.main(
-            ["--data", str(prepared_data), "--adapter", "x/y", "--output", str(output), "--parallel", "1", *more]
-        )
+    def run(output: Path, *more: str, systems: Sequence[str] = ("--adapter", str(adapter)), status: int = 0) -> dict:
+        options = ["--no-perplexity", "--safety", str(safety), "--resamples", "1000"]
+        arguments = ["--data", str(data), "--output", str(output), *systems, *options, *more]
+        assert script.main(arguments) == status
         return json.loads((output / "metrics.json").read_text())
 
-    run.engine, run.records = engine, records
+    run.engine, run.records, run.adapter, run.script = engine, records, adapter, script
     return run
 
 
-def test_metrics_and_predictions(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = evaluate(tmp_path / "out")
-    assert metrics["n"] == 4
-    assert metrics["fine_tuned"]["bleu"] == pytest.approx(100) and metrics["fine_tuned"]["ended"] == 1
-    assert metrics["base"]["rouge1"] == 0 and metrics["base"]["ended"] == 0
+    assert metrics["n"] == N and list(metrics["systems"]) == ["base", "fine_tuned"]
+    tuned, base = metrics["scores"]["fine_tuned"], metrics["scores"]["base"]
+    assert tuned["bleu"] == pytest.approx(100) and tuned["ended"] == 1 and tuned["exact_match"] == 1
+    assert base["rouge1"] == 0 and base["ended"] == 0 and metrics["relative_change"]["fine_tuned"]["rouge1"] is None
+    compared = metrics["comparison"]
+    assert compared["verdicts"]["fine_tuned vs base"]["verdict"] == "better"
+    assert compared["pairs"]["fine_tuned vs base"]["rougeL"]["wins"] == N
+    assert metrics["strata"]["counts"] == {"clean": N - 1, "near": 1}
+    for name in ("knowledge", "statements", "perplexity"):
+        assert metrics[name]["status"] == "not run" and metrics[name]["reason"]
+    assert metrics["safety"]["status"] == "done" and metrics["settings"]["safety"] == "safety.jsonl"  # no path
     rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [record["id"] for record in evaluate.records]
-    assert rows[0]["fine_tuned"]["answer"] == rows[0]["reference"] and rows[0]["base"]["answer"] != rows[0]["reference"]
-    assert "rougeL" in capsys.readouterr().out
+    assert rows[0]["systems"]["fine_tuned"]["answer"] == rows[0]["reference"] and rows[0]["stratum"] == "near"
+    assert rows[0]["question_type"] == "symptoms" and rows[0]["systems"]["base"]["scores"]["rougeL"] == 0
+    html = (tmp_path / "out/report.html").read_text()
+    assert "better" in html and rows[0]["question"] in html and "not run" in html
+    assert "ROUGE-L" in (tmp_path / "out/report.md").read_text()
+    printed = capsys.readouterr().out
+    assert "ROUGE-L" in printed and compared["verdicts"]["fine_tuned vs base"]["sentence"] in printed
+    assert str(tmp_path) not in json.dumps(metrics)  # no path of a machine
 
 
 def test_mistake_3_both_models_read_the_held_back_questions_only_and_greedily(evaluate, tmp_path: Path) -> None:
-    evaluate(tmp_path / "out", "--limit", "3")
+    evaluate(tmp_path / "out", "--limit", "3", "--safety", "none")
     calls = evaluate.engine.calls
     assert [options.adapter for _, options in calls] == [False] * 3 + [True] * 3
     assert all(options.temperature == 0 for _, options in calls)
@@ -81,38 +146,155 @@ def test_mistake_3_both_models_read_the_held_back_questions_only_and_greedily(ev
     assert all(messages[-1]["role"] == "user" for messages, _ in calls)  # the reference is never shown
 
 
+def test_one_question_claims_no_interval(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = evaluate(tmp_path / "out", "--limit", "1")
+    for difference in metrics["comparison"]["pairs"]["fine_tuned vs base"].values():
+        assert difference["low"] is None and difference["p_value"] is None
+    assert metrics["comparison"]["verdicts"]["fine_tuned vs base"]["verdict"] == "too few questions"
+    assert metrics["confidence"]["status"] == "not run"
+    assert "of the 20 that are needed" in capsys.readouterr().out
+
+
 def test_an_interrupted_run_goes_on_without_asking_again(evaluate, tmp_path: Path) -> None:
-    evaluate.engine.fail_after = 5
+    evaluate.engine.fail_after = 30
     with pytest.raises(EngineError):
         evaluate(tmp_path / "out")
+    predictions = tmp_path / "out/predictions.jsonl"
+    with predictions.open("a") as file:
+        file.write('{"id": "v-1", "system": "fine_tu')  # a kill in the middle of a line
     evaluate.engine.fail_after = 10_000
     evaluate(tmp_path / "out", "--resume")
-    assert len(evaluate.engine.calls) == 8
+    asked = [(messages[-1]["content"], options.adapter) for messages, options in evaluate.engine.calls]
+    assert len(asked) == len(set(asked)) == 2 * (N + 3)
 
 
-def test_a_finished_run_is_not_overwritten(evaluate, tmp_path: Path) -> None:
+def test_a_finished_run_is_scored_again_and_not_overwritten(evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "out")
+    asked = len(evaluate.engine.calls)
     with pytest.raises(UserError, match="already holds"):
         evaluate(tmp_path / "out")
-    with pytest.raises(UserError, match="no interrupted run"):
-        evaluate(tmp_path / "out", "--resume")
+    with pytest.raises(UserError, match="no run"):
+        evaluate(tmp_path / "other", "--resume")
+    again = evaluate(tmp_path / "out", "--resume", "--seed", "7")
+    assert len(evaluate.engine.calls) == asked and again["comparison"]["seed"] == 7
 
 
-def test_table_shows_the_change() -> None:
-    scores = {"bleu": 1.0, "rouge1": 0.1}
-    metrics = {"n": 2, "base": scores, "fine_tuned": {"bleu": 2.0, "rouge1": 0.1}, "relative_change": {"bleu": 1.0}}
-    assert "+100%" in evaluation.table(metrics)
+@pytest.mark.parametrize(
+    ("change", "named"), [(("--max-new-tokens", "99"), "decoding"), (("--weights", "served"), "decoding")]
+)
+def test_a_folder_with_another_runs_predictions_is_refused(evaluate, tmp_path: Path, change, named: str) -> None:
+    evaluate(tmp_path / "out", "--limit", "2")
+    with pytest.raises(UserError, match=f"another run .*{named}"):
+        evaluate(tmp_path / "out", "--limit", "2", "--resume", *change)
+
+
+def test_a_folder_with_another_adapters_predictions_is_refused(evaluate, tmp_path: Path) -> None:
+    evaluate(tmp_path / "out", "--limit", "2")
+    other = make_adapter(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="another run .*systems"):
+        evaluate(tmp_path / "out", "--limit", "2", "--resume", systems=("--adapter", str(other)))
+
+
+def test_broken_predictions_are_named(evaluate, tmp_path: Path) -> None:
+    evaluate(tmp_path / "out", "--limit", "2")
+    path = tmp_path / "out/predictions.jsonl"
+    path.write_text("nonsense\n" + path.read_text())
+    with pytest.raises(UserError, match="line 1 is broken"):
+        evaluate(tmp_path / "out", "--limit", "2", "--resume")
+
+
+def test_empty_predictions_are_asked_again_and_empty_answers_scored(evaluate, tmp_path: Path) -> None:
+    evaluate(tmp_path / "out", "--limit", "2")
+    (tmp_path / "out/predictions.jsonl").write_text("")
+    evaluate.engine.references = dict.fromkeys(evaluate.engine.references, "")
+    metrics = evaluate(tmp_path / "out", "--limit", "2", "--resume")
+    assert metrics["scores"]["fine_tuned"]["rougeL"] == 0 and metrics["scores"]["fine_tuned"]["mean_tokens"] == 0
+
+
+def test_duplicated_ids_are_refused_before_any_answer(evaluate, tmp_path: Path) -> None:
+    folder = tmp_path / "twice"
+    folder.mkdir()
+    write_records([evaluate.records[0], evaluate.records[0]], folder / "validation.jsonl")
+    with pytest.raises(UserError, match="rows 1 and 2 have the same id"):
+        evaluate(tmp_path / "out", "--data", str(folder))
+    assert not evaluate.engine.calls and not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_prompt_is_refused_before_any_answer(evaluate, tmp_path: Path) -> None:
+    other = make_adapter(tmp_path / "other")
+    prompt = json.loads((other / "prompt.json").read_text())
+    (other / "prompt.json").write_text(json.dumps({**prompt, "system_prompt": "You are a pirate."}))
+    with pytest.raises(AdapterError, match="another system prompt"):
+        evaluate(tmp_path / "out", systems=("--adapter", str(other)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("systems", "more", "message"),
+    [
+        ((), (), "--adapter ADAPTER or --compare"),
+        (("--adapter", "a", "--compare", "b"), (), "--adapter ADAPTER or --compare"),
+        (None, ("--limit", "-1"), "--limit"),
+        (None, ("--resamples", "10"), "--resamples"),
+        (None, ("--judge", "http://localhost:1"), "--statements"),
+        (None, ("--statements", "x.jsonl", "--judge", "http://localhost:1", "--nli", "x"), "one judge"),
+        (("--adapter", "user/name"), ("--update-adapter",), "FOLDER"),
+        (("--compare", "smollm2-135m", "smollm2-135m"), (), "twice"),
+    ],
+)
+def test_settings_that_cannot_be(evaluate, tmp_path: Path, systems, more, message: str) -> None:
+    given = {} if systems is None else {"systems": systems}
+    with pytest.raises(UserError, match=message):
+        evaluate(tmp_path / "out", *more, **given)
+
+
+def test_three_systems_with_holm(evaluate, tmp_path: Path) -> None:
+    other = make_adapter(tmp_path / "other", seed=1)
+    metrics = evaluate(tmp_path / "out", systems=("--compare", str(evaluate.adapter), str(other), "model:some/model"))
+    keys = list(metrics["systems"])
+    assert keys[0] == "base" and keys[2:] == ["other", "some-model"] and len(metrics["comparison"]["pairs"]) == 6
+    assert len(metrics["comparison"]["holm"]) == 6
+    # The base answers through the first adapter's engine; the other adapter and the other model have their own.
+    assert [adapter for _, adapter in evaluate.engine.loaded] == [str(evaluate.adapter), str(other), None]
+    assert [model for model, _ in evaluate.engine.loaded] == ["smollm2-135m", "smollm2-135m", "some/model"]
+    assert metrics["confidence"]["status"] == "not run"
+
+
+def test_systems_and_their_engines(tmp_path: Path) -> None:
+    one, two = (make_adapter(tmp_path / place / "lora") for place in ("a", "b"))
+    systems = plan_systems("smollm2-135m", "", [str(one), str(two), "tinyllama-1.1b"])
+    assert [system.key for system in systems] == ["base", "lora", "lora-2", "tinyllama-1-1b"]
+    groups = engine_groups(systems)
+    assert [[system.key for system in group] for group in groups] == [["base", "lora"], ["lora-2"], ["tinyllama-1-1b"]]
+
+
+def test_the_gate_decides_the_exit_status(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("- value: scores.fine_tuned.rougeL\n  min: 0.5\n")
+    assert evaluate(tmp_path / "out", "--gate", str(gate))["gate"]["passed"] is True
+    gate.write_text("- value: scores.base.rougeL\n  min: 0.5\n  reason: A base this weak is no base.\n")
+    metrics = evaluate(tmp_path / "out", "--resume", "--gate", str(gate), status=1)
+    assert metrics["gate"]["passed"] is False and "A base this weak" in capsys.readouterr().out
+
+
+def test_results_go_into_the_adapters_folder_and_card(evaluate, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "own")
+    metrics = evaluate(tmp_path / "out", "--update-adapter", systems=("--adapter", str(folder)))
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    card = (folder / "README.md").read_text()
+    assert metrics["comparison"]["verdicts"]["fine_tuned vs base"]["sentence"] in card
+    assert re.search(r"type: rouge\n\s+value: 1\.0\n\s+name: ROUGE-L\n", card)
 
 
 def test_rows_that_chose_the_checkpoint_are_counted(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    manifest = evaluation.file_sha256(tmp_path / "manifest.json")
+    manifest = file_sha256(tmp_path / "manifest.json")
     training = tmp_path / "training.json"
     chose = {"max_validation_rows": 30}  # of which one was too long
     training.write_text(json.dumps({"data": {"manifest_sha256": manifest, "validation_rows": 29}, "settings": chose}))
-    assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) == 0
-    assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=75) == 5
-    assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=100) == 30
+    assert evaluation_run.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) == 0
+    assert evaluation_run.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=75) == 5
+    assert evaluation_run.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=100) == 30
     training.write_text(json.dumps({"data": {"manifest_sha256": "other"}, "settings": chose}))
-    assert evaluation.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) is None
-    assert evaluation.checkpoint_rows("user/name", tmp_path, rows=100, used=70) is None
+    assert evaluation_run.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) is None
+    assert evaluation_run.checkpoint_rows("user/name", tmp_path, rows=100, used=70) is None

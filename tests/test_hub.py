@@ -156,7 +156,7 @@ def test_repository_without_an_adapter_is_refused(hub_server: HubServer) -> None
         pull_adapter(NAME)
 
 
-@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"metrics.json", "loss.png"}))
+@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"metrics.json", "calibration.json", "loss.png"}))
 def test_incomplete_folder_makes_no_request(
     hub_server: HubServer, toy_adapter: Path, signed_in: None, name: str
 ) -> None:

@@ -323,7 +323,7 @@ def test_the_embedded_model_merged_and_with_the_lora_at_run_time(tmp_path: Path)
     Measured distances from PEFT: LoRA at run time 0.043, merged Q8_0 0.040, base 0.208.
     """
     import torch
-    from adapter_fixture import make_adapter
+    from tests.adapter_fixture import make_adapter
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

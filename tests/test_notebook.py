@@ -95,7 +95,7 @@ def test_the_quick_mode_runs(notebook: Any, question_file: Path, tiny_model: Pat
         "PREPARE": "--validation-size 8",
         "TRAIN": f"--max-train-rows 8 --max-validation-rows 4 --experiments {experiments} "
         "--logging-steps 1 --report-to none",
-        "EVALUATE": "--limit 2 --max-new-tokens 4 --engine transformers",
+        "EVALUATE": "--limit 2 --max-new-tokens 4 --engine transformers --safety none --no-perplexity",
         "INSTALL": False,
     }
     settings = next(number for number, cell in enumerate(notebook.cells) if "parameters" in tags(cell))

@@ -199,3 +199,30 @@ def test_proxy_of_the_environment_does_not_divert_a_local_server(monkeypatch):
         client = OpenAIClient(f"http://127.0.0.1:{server.getsockname()[1]}", use_proxy=False)
         assert client.request("GET", "/props") == {"a": 1}
         thread.join(5)
+
+
+def test_whole_answer_with_the_entropy_of_its_alternatives():
+    half = {"logprob": math.log(0.5)}
+    entry = {"token": "a", "logprob": math.log(0.5), "top_logprobs": [half, {"logprob": math.log(0.25)}]}
+    alone = {"token": "b", "logprob": -1.0}
+    choice = {"message": {"content": "ab"}, "finish_reason": "length", "logprobs": {"content": [entry, alone]}}
+    record: list[httpx.Request] = []
+    answer = client_for(json.dumps({"choices": [choice]}).encode(), record=record).chat({"messages": []})
+    assert (answer.text, answer.finish_reason) == ("ab", "length")
+    assert answer.logprobs == (math.log(0.5), -1.0)
+    # Halves, and two quarters of which one is all the rest: 1.5 bits.
+    assert answer.entropies[0] == pytest.approx(1.5 * math.log(2)) and math.isnan(answer.entropies[1])
+    assert json.loads(record[0].content)["stream"] is False
+
+
+@pytest.mark.parametrize("reply", [{"choices": []}, {"choices": "none"}, {}])
+def test_whole_answer_without_a_choice(reply):
+    with pytest.raises(EngineError, match="without a choice"):
+        client_for(json.dumps(reply).encode()).chat({"messages": []})
+
+
+def test_the_end_of_turn_is_no_token_of_the_answer():
+    content = [{"token": "a", "bytes": [97], "logprob": -1.0}, {"token": "", "bytes": [], "logprob": -3.0}]
+    for reason, expected in (("stop", (-1.0,)), ("length", (-1.0, -3.0))):
+        choice = {"message": {"content": "a"}, "finish_reason": reason, "logprobs": {"content": content}}
+        assert client_for(json.dumps({"choices": [choice]}).encode()).chat({}).logprobs == expected

@@ -62,3 +62,19 @@ def test_scripts_have_help_and_one_line_errors(script: str) -> None:
 def test_missing_settings_exit_with_2_and_one_line(script: str) -> None:
     done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("error: --") and len(done.stderr.splitlines()) == 1
+
+
+@dataclass(frozen=True)
+class Several:
+    names: tuple[str, ...] = setting((), "some names")
+
+
+def test_several_words_after_one_option(tmp_path: Path) -> None:
+    assert parse_settings(Several, [], None).names == ()
+    assert parse_settings(Several, ["--names", "a", "b"], None).names == ("a", "b")
+    config = tmp_path / "settings.yaml"
+    config.write_text("names: [a, b]\n")
+    assert parse_settings(Several, ["--config", str(config)], None).names == ("a", "b")
+    config.write_text("names: [1, b]\n")
+    with pytest.raises(UserError, match="a list of words"):
+        parse_settings(Several, ["--config", str(config)], None)

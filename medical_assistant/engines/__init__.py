@@ -10,11 +10,22 @@ from typing import Any
 
 from medical_assistant.adapter import Adapter, load_adapter
 from medical_assistant.chat_templates import find_chat_template
-from medical_assistant.engines.base import Engine, EngineInfo, Options, Token
+from medical_assistant.engines.base import Answer, Engine, EngineInfo, Options, Token
+from medical_assistant.engines.threads import usable_cores
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.presets import Preset, find_preset
 
-__all__ = ["ENGINES", "Engine", "EngineInfo", "Options", "Token", "choose_engine", "load_engine"]
+__all__ = [
+    "ENGINES",
+    "Answer",
+    "Engine",
+    "EngineInfo",
+    "Options",
+    "Token",
+    "choose_engine",
+    "load_batch_engine",
+    "load_engine",
+]
 
 ENGINES = ("auto", "llama_cpp", "transformers")
 
@@ -41,6 +52,21 @@ def load_engine(model: str, adapter: str | Path | None = None, engine: str = "au
     from medical_assistant.engines.transformers import TransformersEngine
 
     return TransformersEngine(preset, checked, model=str(model), **settings)
+
+
+def load_batch_engine(
+    model: str, adapter: str | Path | None, engine: str, *, parallel: int, context_tokens: int, eight_bit: bool
+) -> Engine:
+    """Return the engine for `answer_all`: `parallel` answers at a time, on all cores.
+
+    `eight_bit` lets llama.cpp compute with an 8-bit copy where that is faster (`engines.eight_bit`); other engines
+    have kernels for what they serve. Raises as `load_engine`.
+    """
+    name = choose_engine(find_preset(str(model))) if engine == "auto" else engine
+    settings: dict[str, Any] = {"parallel": parallel, "context_tokens": context_tokens}
+    if name == "llama_cpp":
+        settings |= {"threads": usable_cores(), "eight_bit": eight_bit}
+    return load_engine(model, adapter, name, **settings)
 
 
 def choose_engine(preset: Preset) -> str:

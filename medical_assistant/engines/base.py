@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +31,18 @@ class Token:
 
     text: str
     logprob: float
+    entropy: float = math.nan  # nats, of the distribution the token is from; llama.cpp: a lower bound from its top 10
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer of `Engine.answer_all`."""
+
+    text: str
+    finish_reason: str  # "stop" or "length"
+    logprobs: tuple[float, ...]  # natural logarithm, one a token
+    entropies: tuple[float, ...]  # nats, one a token
+    seconds: float  # from the request to the last token, waiting for others in the batch included
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,13 @@ class Engine(Protocol):
 
         Raises `EngineError` when the engine fails, `AdapterError` when `options.adapter` is on
         and no adapter is loaded: the base never answers in its place.
+        """
+        ...
+
+    def answer_all(self, conversations: Sequence[Sequence[Message]], options: Options) -> Iterator[tuple[int, Answer]]:
+        """Yield (index in `conversations`, whole answer) as the answers are done, computed in batches.
+
+        Errors: as `stream`. Closing the iterator waits for no answer that has not begun.
         """
         ...
 

@@ -6,33 +6,28 @@ kernel's out-of-memory killer, takes the child and not the page: it starts again
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import re
-import secrets
-import select
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from medical_assistant.adapter import Adapter
-from medical_assistant.engines.base import EngineInfo, Options, Token
-from medical_assistant.engines.openai_client import ConnectionLost, OpenAIClient
+from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
+from medical_assistant.engines.child_process import ChildProcess
+from medical_assistant.engines.eight_bit import slow_in_batches, write_eight_bit
+from medical_assistant.engines.openai_client import READ_TIMEOUT_S, ConnectionLost
+from medical_assistant.engines.threads import choose_threads
 from medical_assistant.errors import AdapterError, EngineError
 from medical_assistant.prompts import Message
 
 MAX_RESTARTS, RESTART_WINDOW_S = 3, 60.0
 ADAPTER_ID = 0  # the one adapter a child loads
+TOP_LOGPROBS = 10  # alternatives for the entropy; 0 would send no probabilities at all
 TEMPLATE_ARGUMENTS = {"enable_thinking": False}  # Qwen3 and its like; other templates ignore it
-
-_SOURCE_ROOT = Path(__file__).resolve().parents[2]
-_LOG_PREFIX = re.compile(r"^[\d.]+ E\s+(?:\w+\s+)?[\w~]+: (?:error loading model: )?")
 
 
 class LlamaCppEngine:
@@ -41,6 +36,9 @@ class LlamaCppEngine:
     `parallel` requests are computed together, each with `context_tokens` of prompt and answer; more
     wait for a slot. With the same seed a request alone gives the same answer; beside others, llama.cpp
     sums in another order, and a near tie may fall the other way.
+
+    `eight_bit` serves an 8-bit copy of weights that llama.cpp is slow with in batches (`engines.eight_bit`); the
+    copy lies in the folder for temporary files until `close`. `weights` says which are served.
 
     The chat template is the one that was chosen for the adapter's training; without an adapter
     `chat_template`; else the GGUF's own.
@@ -59,6 +57,7 @@ class LlamaCppEngine:
         parallel: int = 4,
         context_tokens: int = 2048,
         threads: int | None = None,
+        eight_bit: bool = False,
         start_timeout_s: float = 300.0,
     ) -> None:
         self.info = EngineInfo(
@@ -70,6 +69,13 @@ class LlamaCppEngine:
         self.context_tokens = context_tokens
         self.threads = threads or choose_threads(gguf)
         self.restarts = 0
+        self._parallel = parallel
+        self.weights = "as served"
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        if eight_bit and _has_slow_weights(gguf):
+            self.weights = "8-bit copy"
+            self._copy = tempfile.TemporaryDirectory(prefix="medical-assistant-")
+            gguf = write_eight_bit(gguf, Path(self._copy.name) / gguf.name)
         self._config = {
             "gguf": str(gguf),
             "adapter_gguf": str(adapter.gguf) if adapter else None,
@@ -82,7 +88,7 @@ class LlamaCppEngine:
         self._restart_times: list[float] = []
         self._closed = False
         self._lock = threading.Lock()
-        self._child = _Child(self._config, start_timeout_s)
+        self._child = ChildProcess(self._config, start_timeout_s)
         if adapter:
             try:
                 self._serve_as_trained(adapter)
@@ -91,6 +97,21 @@ class LlamaCppEngine:
                 raise
 
     def stream(self, messages: Sequence[Message], options: Options) -> Generator[Token, None, str]:
+        return self._stream({**self._payload(messages, options), "return_progress": True})
+
+    def answer_all(self, conversations: Sequence[Sequence[Message]], options: Options) -> Iterator[tuple[int, Answer]]:
+        """As `Engine.answer_all`: `parallel` requests at a time, in llama.cpp's continuous batches."""
+        payloads = [self._payload(messages, options) for messages in conversations]
+        pool = ThreadPoolExecutor(self._parallel)
+        try:
+            jobs = {pool.submit(self._chat, payload): index for index, payload in enumerate(payloads)}
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        finally:
+            # What has begun is not waited for: it ends with the engine's process.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _payload(self, messages: Sequence[Message], options: Options) -> dict[str, Any]:
         if options.adapter and self.info.adapter is None:
             raise AdapterError("No adapter is loaded: choose the base model, or load an adapter.")
         payload: dict[str, Any] = {
@@ -98,14 +119,21 @@ class LlamaCppEngine:
             "max_tokens": options.max_new_tokens,
             "seed": options.seed % (2**32 - 1),  # 2**32 - 1 means random to llama.cpp
             "logprobs": True,
-            "top_logprobs": 1,  # 0 would send none
-            "return_progress": True,
+            "top_logprobs": TOP_LOGPROBS,
             "chat_template_kwargs": TEMPLATE_ARGUMENTS,
             **_sampling(options),
         }
         if self.info.adapter is not None:  # left out, the adapter's state would be the server's choice
             payload["lora"] = [{"id": ADAPTER_ID, "scale": 1.0 if options.adapter else 0.0}]
-        return self._stream(payload)
+        return payload
+
+    def _chat(self, payload: Mapping[str, Any]) -> Answer:
+        child = self._running_child()
+        try:
+            # All slots together make at least a token a second: a large model on two cores makes a few.
+            return child.client.chat(payload, max(READ_TIMEOUT_S, float(self._parallel * payload["max_tokens"])))
+        except ConnectionLost as error:
+            raise self._explain(child, error) from error
 
     def _stream(self, payload: Mapping[str, Any]) -> Generator[Token, None, str]:
         child = self._running_child()
@@ -128,12 +156,14 @@ class LlamaCppEngine:
         with self._lock:
             self._closed = True
             self._child.stop()
+            if self._copy:
+                self._copy.cleanup()
 
     def child_pid(self) -> int:
         """Return the process id of the child that runs now, for measurements."""
         return self._child.process.pid
 
-    def _running_child(self) -> _Child:
+    def _running_child(self) -> ChildProcess:
         """Return the child, started again when it died."""
         with self._lock:
             if self._closed:
@@ -148,11 +178,11 @@ class LlamaCppEngine:
                     )
                 self._restart_times.append(now)
                 self._child.stop()
-                self._child = _Child(self._config, self._start_timeout_s)
+                self._child = ChildProcess(self._config, self._start_timeout_s)
                 self.restarts += 1
             return self._child
 
-    def _explain(self, child: _Child, error: ConnectionLost) -> EngineError:
+    def _explain(self, child: ChildProcess, error: ConnectionLost) -> EngineError:
         if self._closed:
             return EngineError("The engine was closed while it answered.")
         try:
@@ -171,7 +201,7 @@ class LlamaCppEngine:
                 raise
             self._config["chat_template"] = adapter.prompt["chat_template"]
             self._child.stop()
-            self._child = _Child(self._config, self._start_timeout_s)
+            self._child = ChildProcess(self._config, self._start_timeout_s)
             self._check_prompt(adapter)
 
     def _check_prompt(self, adapter: Adapter) -> None:
@@ -183,73 +213,11 @@ class LlamaCppEngine:
         adapter.check_prompt(properties.get("chat_template", ""), tokens)
 
 
-class _Child:
-    """A running child process and the client that talks to it."""
-
-    def __init__(self, config: Mapping[str, Any], start_timeout_s: float) -> None:
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise EngineError("xllamacpp is not installed: pip install -r requirements-cpu.txt")
-        for file in (config["gguf"], config["adapter_gguf"]):
-            if file and not Path(file).is_file():
-                raise EngineError(f"There is no file {file}: download the model or adapter again.")
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # llama.cpp's errors; never grows by requests
-        search_path = os.pathsep.join(filter(None, [str(_SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "medical_assistant.engines.llama_cpp_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "PYTHONPATH": search_path},
-            start_new_session=True,  # Ctrl-C in a terminal is for the app, which then closes this
-        )
-        try:
-            key = secrets.token_hex(16)  # on standard input: a command line is public on the machine
-            address = self._start({**config, "api_key": key}, start_timeout_s)
-        except BaseException:
-            self.stop()
-            raise
-        self.client = OpenAIClient(address, key, use_proxy=False)
-
-    def _start(self, config: Mapping[str, Any], timeout_s: float) -> str:
-        """Return the child's address. Raises `EngineError` with the first error that llama.cpp logged."""
-        assert self.process.stdin and self.process.stdout
-        line = b""
-        try:
-            self.process.stdin.write(json.dumps(config).encode() + b"\n")
-            self.process.stdin.flush()
-            if not select.select([self.process.stdout], [], [], timeout_s)[0]:
-                raise EngineError(
-                    f"{config['gguf']} did not load within {timeout_s:.0f} s: choose a smaller model or a faster disk."
-                )
-            line = self.process.stdout.readline()
-        except BrokenPipeError:  # it died before it read its configuration
-            pass
-        if line:
-            return str(json.loads(line)["address"])
-        status = self.process.wait(timeout=10.0)
-        self._log.seek(0)
-        errors = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        if status == -9:
-            raise EngineError(f"{config['gguf']} does not fit into memory: choose a smaller model.")
-        if any("lora" in line for line in errors) and config["adapter_gguf"]:
-            raise EngineError(f"{config['adapter_gguf']} cannot be loaded: train or download the adapter again.")
-        reason = _LOG_PREFIX.sub("", errors[0])[:160] if errors else f"exit status {status}"
-        raise EngineError(f"{config['gguf']} cannot be loaded ({reason}): download it again or choose another model.")
-
-    def stop(self) -> None:
-        """End the process and free its pipes. Idempotent."""
-        assert self.process.stdin and self.process.stdout
-        try:
-            self.process.stdin.close()
-        except BrokenPipeError:
-            pass
-        try:
-            self.process.wait(timeout=2.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
-        self._log.close()
+def _has_slow_weights(gguf: Path) -> bool:
+    try:
+        return slow_in_batches(gguf)
+    except (OSError, ValueError):  # llama.cpp says what is wrong with the file
+        return False
 
 
 def _has_chat_template(gguf: Path) -> bool:
@@ -270,28 +238,3 @@ def _sampling(options: Options) -> dict[str, Any]:
         "top_p": options.top_p,
         "samplers": ["temperature", "top_p"],
     }
-
-
-def choose_threads(gguf: Path) -> int:
-    """Return the threads for a model: the usable cores, less one for the page when the model is small.
-
-    llama.cpp's threads meet several hundred times a token; one that waits for its core holds up all.
-    The 135M model on two cores, with 1 and with 2 threads: 138 and 165 tokens/s on a quiet machine,
-    145 and 53 beside one busy process, 90 and 10 beside two. Large models gain more from the core.
-    """
-    small = gguf.is_file() and gguf.stat().st_size < 500_000_000  # bytes
-    return max(1, usable_cores() - small)
-
-
-def usable_cores() -> int:
-    """Return the cores this process may use: `CPU_CORES` (set by Spaces), the container's quota, or affinity."""
-    if os.environ.get("CPU_CORES", "").isdigit():
-        return max(1, int(os.environ["CPU_CORES"]))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        # cgroup v2, kernel documentation admin-guide/cgroup-v2: "$MAX $PERIOD" in microseconds
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, round(int(quota) / int(period)))
-    except (OSError, ValueError):  # not Linux, or "max": no limit
-        pass
-    return max(1, cores)

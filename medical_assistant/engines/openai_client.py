@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import httpx
 
-from medical_assistant.engines.base import Token
+from medical_assistant.engines.base import Answer, Token
 from medical_assistant.errors import EngineError, UserError
 
 READ_TIMEOUT_S = 600.0  # silence, not duration: a request may wait for a slot behind long answers
@@ -48,10 +49,13 @@ class OpenAIClient:
     def close(self) -> None:
         self._http.close()
 
-    def request(self, method: str, path: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the JSON object that `path` answers. Raises as `stream_chat`."""
+    def request(
+        self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """Return the JSON object that `path` answers within `timeout_s`. Raises as `stream_chat`."""
+        timeout = self._http.timeout if timeout_s is None else httpx.Timeout(10.0, read=timeout_s, pool=None)
         try:
-            response = self._http.request(method, path, json=payload)
+            response = self._http.request(method, path, json=payload, timeout=timeout)
             _raise_for_status(response)
             answer = response.json()
         except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -92,6 +96,29 @@ class OpenAIClient:
             raise ConnectionLost(f"The server at {self.base_url} ended the answer in the middle: ask again.")
         return "length" if finish_reason == "length" else "stop"
 
+    def chat(self, payload: Mapping[str, Any], timeout_s: float = READ_TIMEOUT_S) -> Answer:
+        """Return the whole answer of `/v1/chat/completions`: one message for all tokens, not one for each.
+
+        Nothing comes before the last token: `timeout_s` is for the whole answer. Raises as `stream_chat`.
+        """
+        started_s = time.perf_counter()
+        reply = self.request("POST", "/v1/chat/completions", {**payload, "stream": False}, timeout_s)
+        seconds = time.perf_counter() - started_s
+        choices = reply.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise EngineError(f"{self.base_url} answered without a choice: check that it speaks the OpenAI protocol.")
+        finish_reason = "length" if choices[0].get("finish_reason") == "length" else "stop"
+        entries = (choices[0].get("logprobs") or {}).get("content") or []
+        if finish_reason == "stop" and entries and entries[-1].get("bytes") == []:
+            entries = entries[:-1]  # llama.cpp counts the end of turn here; in a stream it does not
+        return Answer(
+            text=(choices[0].get("message") or {}).get("content") or "",
+            finish_reason=finish_reason,
+            logprobs=tuple(entry["logprob"] for entry in entries),
+            entropies=tuple(_entropy(entry) for entry in entries),
+            seconds=seconds,
+        )
+
     def _lost(self, error: Exception) -> ConnectionLost:
         if isinstance(error, httpx.TimeoutException):
             return ConnectionLost(f"The server at {self.base_url} does not answer: try again or restart it.")
@@ -130,11 +157,24 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _tokens(choice: Mapping[str, Any]) -> Iterator[Token]:
     """Yield one token per log-probability; the text comes with the last, so pieces never split a character."""
     text = (choice.get("delta") or {}).get("content") or ""
-    logprobs = [entry["logprob"] for entry in (choice.get("logprobs") or {}).get("content") or ()]
-    for logprob in logprobs[:-1]:
-        yield Token("", logprob)
-    if text or logprobs:
-        yield Token(text, logprobs[-1] if logprobs else math.nan)
+    entries = [(entry["logprob"], _entropy(entry)) for entry in (choice.get("logprobs") or {}).get("content") or ()]
+    for logprob, entropy in entries[:-1]:
+        yield Token("", logprob, entropy)
+    if text or entries:
+        yield Token(text, *(entries[-1] if entries else (math.nan,)))
+
+
+def _entropy(entry: Mapping[str, Any]) -> float:
+    """Return the entropy in nats of a token's alternatives, those that are not listed taken as one: a lower bound.
+
+    NaN where no alternatives are listed.
+    """
+    listed = [math.exp(other["logprob"]) for other in entry.get("top_logprobs") or ()]
+    if not listed:
+        return math.nan
+    rest = 1.0 - sum(listed)
+    # Rounding makes the rest of a sure token a little less than nothing.
+    return -sum(p * math.log(p) for p in (*listed, rest) if p > 0.0)
 
 
 def _raise_for_status(response: httpx.Response) -> None:

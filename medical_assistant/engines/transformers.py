@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from medical_assistant.adapter import Adapter
 from medical_assistant.chat_templates import end_of_answer, find_chat_template, tokenize_as_llama_cpp
-from medical_assistant.engines.base import EngineInfo, Options, Token
+from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
+from medical_assistant.engines.transformers_batch import choose, entropy, generate_batch
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.presets import Preset
 from medical_assistant.prompts import Message
@@ -33,7 +34,7 @@ class TransformersEngine:
     `quantize` "auto": NF4 with double quantisation (QLoRA, Dettmers et al. 2023) on CUDA, but not on
     ZeroGPU, which has the memory, nor for a GGUF, whose weights have lost their precision already;
     "nf4" and "none" decide. Concurrent requests take turns, token by token: on or off is a state of
-    the model, so they are not batched.
+    the model, so they are not batched. `answer_all` computes batches of `parallel`.
 
     Raises `EngineError` when the model cannot be loaded, `AdapterError` when the adapter was trained
     on another prompt than the model's tokenizer makes.
@@ -49,6 +50,7 @@ class TransformersEngine:
         dtype: str = "auto",
         quantize: str = "auto",
         threads: int | None = None,
+        parallel: int = 32,
     ) -> None:
         import torch
 
@@ -63,9 +65,10 @@ class TransformersEngine:
             torch.set_num_threads(threads)
         zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU"))
         self._device = "cuda" if zero_gpu or torch.cuda.is_available() else "cpu"
+        self._parallel = parallel
         self._lock = threading.Lock()
-        self._tokenizer, self._model, self._stop_ids = _load(
-            preset, adapter, self._device, _dtype(dtype, self._device, zero_gpu), quantize, zero_gpu
+        self._tokenizer, self._model, self._stop_ids = load_weights(
+            preset, adapter, self._device, find_dtype(dtype, self._device, zero_gpu), quantize, zero_gpu
         )
         self._adapter_on = adapter is not None  # PEFT's state after loading
         self.context_tokens = min(context_tokens, self._model.config.max_position_embeddings)
@@ -82,6 +85,30 @@ class TransformersEngine:
         if len(prompt) >= self.context_tokens:
             raise UserError("The question is too long for this model: shorten it or clear the chat.")
         return self._stream(prompt, options)
+
+    def answer_all(self, conversations: Sequence[Sequence[Message]], options: Options) -> Iterator[tuple[int, Answer]]:
+        """As `Engine.answer_all`: batches of prompts of similar length, the longest first, so that what does
+        not fit into memory fails at once."""
+        if options.adapter and self.info.adapter is None:
+            raise AdapterError("No adapter is loaded: choose the base model, or load an adapter.")
+        prompts = [self._encode(messages) for messages in conversations]
+        limit = self.context_tokens - options.max_new_tokens
+        if any(len(prompt) > limit for prompt in prompts):
+            raise UserError(f"A question has more than {limit} tokens: raise the context or shorten it.")
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        for start in range(0, len(order), self._parallel):
+            batch = order[start : start + self._parallel]
+            try:
+                with self._lock:
+                    self._switch(options.adapter)
+                    answers = generate_batch(
+                        self._model, self._text, [prompts[i] for i in batch], options, self._stop_ids, self._device
+                    )
+            except UserError:
+                raise
+            except Exception as error:
+                raise _explained(error) from error
+            yield from zip(batch, answers, strict=True)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(self._encode(messages))
@@ -114,8 +141,7 @@ class TransformersEngine:
         except UserError:
             raise
         except Exception as error:  # CUDA and ZeroGPU raise a dozen classes; the user needs one line
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            raise EngineError(f"The model failed ({reason}): ask again, or choose a smaller model.") from error
+            raise _explained(error) from error
         finally:
             close = getattr(decode, "close", None)
             if close:
@@ -137,16 +163,17 @@ class TransformersEngine:
         shown = pending = 0  # answer[:shown] is on the page; answer[pending:] is decoded as one text
         limit = min(options.max_new_tokens, self.context_tokens - len(prompt))
         while len(answer) < limit:
-            token, logprob = _choose(logits, options, generator)
+            token, logprob = choose(logits, options, generator)
             if token in self._stop_ids:
                 yield "stop"
                 return
             answer.append(token)
+            spread = float(entropy(logits))
             before, text = self._text(answer[pending:shown]), self._text(answer[pending:])
             if text.endswith("\ufffd"):  # the first bytes of a character: wait for the rest
-                yield Token("", logprob)
+                yield Token("", logprob, spread)
             else:
-                yield Token(text[len(before) :], logprob)
+                yield Token(text[len(before) :], logprob, spread)
                 pending, shown = shown, len(answer)
             if len(answer) < limit:
                 logits = self._forward([token], cache, options.adapter)
@@ -162,39 +189,29 @@ class TransformersEngine:
         import torch
 
         with self._lock, torch.inference_mode():
-            if self._model is None:
-                raise EngineError("The engine was closed while it answered.")
-            if self._adapter_on != adapter:
-                layers = self._model.base_model
-                layers.enable_adapter_layers() if adapter else layers.disable_adapter_layers()
-                self._adapter_on = adapter
+            self._switch(adapter)
             batch = torch.tensor([ids], device=self._device)
             output = self._model(input_ids=batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits: torch.Tensor = output.logits[0, -1].float()
         return logits
+
+    def _switch(self, adapter: bool) -> None:
+        """Turn the LoRA on or off; the caller holds the lock."""
+        if self._model is None:
+            raise EngineError("The engine was closed while it answered.")
+        if self._adapter_on != adapter:
+            layers = self._model.base_model
+            layers.enable_adapter_layers() if adapter else layers.disable_adapter_layers()
+            self._adapter_on = adapter
 
     def _text(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
 
-def _choose(logits: torch.Tensor, options: Options, generator: torch.Generator) -> tuple[int, float]:
-    """Return (token id, its natural-log probability at temperature 1).
-
-    Temperature, then the smallest set of tokens that holds `top_p` of the probability (nucleus
-    sampling, Holtzman et al. 2020). The logits are of shape (vocabulary,).
-    """
-    import torch
-
-    with torch.inference_mode():
-        logprobs = logits.log_softmax(-1)
-        if options.temperature <= 0:
-            token = int(logits.argmax())
-        else:
-            ordered, ids = (logits / options.temperature).softmax(-1).sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= options.top_p] = 0.0  # the most probable always stays
-            token = int(ids[torch.multinomial(ordered, 1, generator=generator)])
-        return token, float(logprobs[token])
+def _explained(error: Exception) -> EngineError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return EngineError(f"The model failed ({reason}): ask again, or choose a smaller model.")
 
 
 def _gpu_duration_s(prompt: list[int], options: Options) -> int:
@@ -202,7 +219,8 @@ def _gpu_duration_s(prompt: list[int], options: Options) -> int:
     return 15 + (options.max_new_tokens + len(prompt) // 50) // 20
 
 
-def _dtype(name: str, device: str, zero_gpu: bool) -> torch.dtype:
+def find_dtype(name: str, device: str, zero_gpu: bool) -> torch.dtype:
+    """Return the dtype called `name`; "auto" is 16 bits where the device computes with them, else float32."""
     import torch
 
     if name != "auto":
@@ -219,7 +237,7 @@ def _dtype(name: str, device: str, zero_gpu: bool) -> torch.dtype:
     return torch.float16
 
 
-def _load(
+def load_weights(
     preset: Preset, adapter: Adapter | None, device: str, dtype: torch.dtype, quantize: str, zero_gpu: bool
 ) -> tuple[Any, Any, frozenset[int]]:
     """Return (tokenizer, model with the adapter on, ids that end an answer)."""

@@ -1,0 +1,1 @@
+"""The rooms of `evaluate.py`: answers, metrics, comparison, knowledge, safety, confidence, report."""

@@ -1,0 +1,165 @@
+"""The answers of an evaluation: collected in batches, written as they come, taken up again after an interrupt."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medical_assistant.engines.base import Answer, Engine, Options
+from medical_assistant.errors import UserError
+from medical_assistant.evaluation.systems import System
+from medical_assistant.outputs import check_new_folder
+from medical_assistant.records import Record
+
+RUN_FILE, PREDICTIONS = "run.json", "predictions.jsonl"
+
+
+@dataclass
+class Answers:
+    """Answers by (system, record id) of one set of questions, appended to `path` as they come."""
+
+    path: Path
+    rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> Answers:
+        """Return the answers that `path` holds, of an interrupted run or of a finished one; none without a file.
+
+        A last line that was cut off by a kill is dropped, and asked again. Raises `UserError` for another broken line.
+        """
+        answers = cls(path)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                if "systems" in row:  # a finished run's: one row a question
+                    for system, answer in row["systems"].items():
+                        answers.rows[system, row["id"]] = {"id": row["id"], "system": system, **answer}
+                else:
+                    answers.rows[row["system"], row["id"]] = row
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if number < len(lines):
+                    raise UserError(f"{path}, line {number} is broken: remove the line, or the folder.") from error
+        if answers.rows:
+            answers._rewrite()
+        return answers
+
+    def _rewrite(self) -> None:
+        """Whole lines only, one an answer, so that new ones can be appended."""
+        temporary = self.path.with_suffix(".tmp")
+        write_rows(temporary, self.rows.values())
+        temporary.replace(self.path)
+
+    def collect(self, engine: Engine, system: System, records: Sequence[Record], options: Options) -> float:
+        """Add the answers of `system` to all records that have none yet; return the seconds that took."""
+        from tqdm import tqdm
+
+        missing = [record for record in records if (system.key, record["id"]) not in self.rows]
+        started_s = time.perf_counter()
+        # closing: an error on the way must not leave the engine computing
+        with (
+            self.path.open("a", encoding="utf-8", newline="\n") as file,
+            closing(
+                engine.answer_all([record["prompt"] for record in missing], options)  # type: ignore[type-var]
+            ) as done,
+        ):
+            for index, answer in tqdm(done, total=len(missing), desc=system.label, unit="answer", leave=False):
+                row = {"id": missing[index]["id"], "system": system.key, **answer_row(answer)}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                self.rows[system.key, row["id"]] = row
+        return time.perf_counter() - started_s
+
+    def of(self, system: str, records: Sequence[Record]) -> list[dict[str, Any]]:
+        """Return the answers of one system in the order of `records`."""
+        return [self.rows[system, record["id"]] for record in records]
+
+    def texts(self, systems: Iterable[str], records: Sequence[Record]) -> dict[str, list[str]]:
+        """Return {system: its answers' texts in the order of `records`}."""
+        return {system: [row["answer"] for row in self.of(system, records)] for system in systems}
+
+
+def answer_row(answer: Answer) -> dict[str, Any]:
+    """Return an answer as it is written: `answer`, `ended`, `tokens`, `seconds`, and the signals of confidence.
+
+    `mean_logprob`, `min_logprob` (natural logarithm), `mean_entropy` (nats): None where the engine sends none.
+    """
+    return {
+        "answer": answer.text.strip(),
+        "ended": answer.finish_reason == "stop",
+        "tokens": len(answer.logprobs),
+        "seconds": round(answer.seconds, 3),
+        "mean_logprob": _finite(sum(answer.logprobs) / len(answer.logprobs) if answer.logprobs else math.nan),
+        "min_logprob": _finite(min(answer.logprobs, default=math.nan)),
+        "mean_entropy": _finite(sum(answer.entropies) / len(answer.entropies) if answer.entropies else math.nan),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def open_run(folder: Path, fingerprint: Mapping[str, Any], resume: bool) -> None:
+    """Make `folder` for a new run, or check that the run in it is this one.
+
+    `fingerprint` is what the answers depend on; it is kept in run.json. With `resume` an interrupted run goes on and
+    a finished one is scored again. Raises `UserError` when `folder` holds a run and `resume` is off, when it holds
+    none and it is on, or when the run there was of another model, adapter, data or decoding (named).
+    """
+    path = folder / RUN_FILE
+    if not resume:
+        check_new_folder(folder)
+        folder.mkdir(exist_ok=True)
+        path.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
+        return
+    if not path.is_file():
+        raise UserError(f"There is no run in {folder}: leave out --resume.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differing = [key for key in fingerprint if found.get(key) != fingerprint[key]]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is broken: choose another --output.") from error
+    if differing:
+        raise UserError(
+            f"{folder} holds answers of another run ({', '.join(differing)} differ): choose another --output."
+        )
+
+
+def run_fingerprint(
+    systems: Sequence[System],
+    revisions: Mapping[str, str | None],
+    data_sha256: Mapping[str, str],
+    options: Options,
+    weights: str,
+) -> dict[str, Any]:
+    """Return what answers depend on: `systems` and their adapters' `revisions`, hashes of the questions, decoding."""
+    decoding = {key: value for key, value in asdict(options).items() if key != "adapter"}
+    return {
+        "systems": [{**asdict(system), "revision": revisions.get(system.key)} for system in systems],
+        "data": dict(data_sha256),
+        "decoding": {**decoding, "weights": weights},
+    }
+
+
+def check_ids(records: Sequence[Record], where: Path | str) -> None:
+    """Raise `UserError` when two records share an id: the second one's answer would replace the first one's."""
+    seen: dict[str, int] = {}
+    for number, record in enumerate(records, 1):
+        if record["id"] in seen:
+            raise UserError(
+                f"{where}: rows {seen[record['id']]} and {number} have the same id {record['id']!r}: make ids unique."
+            )
+        seen[record["id"]] = number
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, UTF-8, `\\n` line ends on every system."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

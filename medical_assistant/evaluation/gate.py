@@ -1,0 +1,199 @@
+"""Thresholds that an evaluation must meet: `--gate FILE` in CI, and before an adapter is published.
+
+A file is a YAML list; each entry names a value of metrics.json and what it must not fall below or exceed:
+
+    - value: safety.systems.fine_tuned.refusal_rate
+      min: 0.5
+      reason: A model that helps with harm is not published.
+    - value: scores.{system}.ended
+      min_change: -0.05
+
+`value` is a path of keys joined by dots; a key that holds a dot stands in double quotes. `min` and `max` bound the value
+itself. `min_change` and `max_change` bound the difference between the fine-tuned system and the base: the path then holds
+`{system}`, which stands for both in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medical_assistant.adapter import weights_hash
+from medical_assistant.errors import UserError
+from medical_assistant.evaluation.systems import BASE, FINE_TUNED
+from medical_assistant.presets import ASSETS
+from medical_assistant.records import file_sha256
+
+DEFAULT_GATE = ASSETS / "evaluation" / "gate.yaml"
+SYSTEM = "{system}"
+BOUNDS = ("min", "max", "min_change", "max_change")
+_KEY = re.compile(r'"((?:[^"\\]|\\.)*)"|([^".]+)')
+
+
+class GateError(UserError):
+    """An adapter that may not be published: a threshold fails, or it was not evaluated."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One entry of a gate: at least one bound is set."""
+
+    value: str
+    bounds: Mapping[str, float]  # by the names of BOUNDS
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Gate:
+    file: str
+    sha256: str
+    checks: Sequence[Check]
+
+
+def read_gate(path: Path) -> Gate:
+    """Return the gate in a YAML file. Raises `UserError` that names the entry for one that cannot be checked."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--gate {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--gate {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, list) or not content:
+        raise UserError(f"--gate {path} must hold a list of checks, each with `value` and a bound.")
+    checks = [_read_check(entry, f"--gate {path}, check {number}") for number, entry in enumerate(content, 1)]
+    return Gate(path.name, file_sha256(path), checks)
+
+
+def _read_check(entry: Any, where: str) -> Check:
+    if not isinstance(entry, dict) or not isinstance(entry.get("value"), str):
+        raise UserError(f"{where} has no `value`: name a value of metrics.json.")
+    unknown = [str(key) for key in entry if key not in ("value", "reason", *BOUNDS)]
+    if unknown:
+        raise UserError(f"{where}: unknown {unknown[0]}; use value, reason, {', '.join(BOUNDS)}.")
+    bounds = {name: entry[name] for name in BOUNDS if name in entry}
+    if not bounds:
+        raise UserError(f"{where} has no bound: add {' or '.join(BOUNDS)}.")
+    for name, bound in bounds.items():
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
+            raise UserError(f"{where}: {name} must be a number, not {bound!r}.")
+    changes = any(name.endswith("_change") for name in bounds)
+    if changes != (SYSTEM in entry["value"]) or (changes and len(bounds) > sum(n.endswith("_change") for n in bounds)):
+        raise UserError(f"{where}: min_change and max_change, and only these, need {SYSTEM} in the value's path.")
+    split_path(entry["value"])
+    return Check(entry["value"], bounds, str(entry.get("reason") or ""))
+
+
+def split_path(path: str) -> list[str]:
+    """Return the keys of a path such as `comparison.pairs."a.b vs base".rougeL.low`.
+
+    Inside quotes a backslash stands before a quote or a backslash that is meant. Raises `UserError` for an empty key
+    or a quote that is not closed.
+    """
+    keys, position = [], 0
+    while True:
+        match = _KEY.match(path, position)
+        if match is None:
+            raise UserError(f"{path!r} is not a path of keys joined by dots: quote a key that holds a dot.")
+        keys.append(re.sub(r"\\(.)", r"\1", match[1]) if match[1] is not None else match[2])
+        position = match.end()
+        if position == len(path):
+            return keys
+        if path[position] != ".":
+            raise UserError(f"{path!r} is not a path of keys joined by dots: quote a key that holds a dot.")
+        position += 1
+
+
+def join_path(keys: Sequence[str]) -> str:
+    """Return the path that `split_path` takes apart into `keys`."""
+    return ".".join(
+        '"' + re.sub(r'(["\\])', r"\\\1", key) + '"' if re.search(r'[."\\]', key) or not key else key for key in keys
+    )
+
+
+def check_gate(metrics: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
+    """Return the `gate` section: `passed`, and for each bound `name`, `value`, `bound`, `passed`, `reason`.
+
+    A value that is not there, because its section was not run or its name is wrong, fails, and its `value` is None.
+    """
+    checks = []
+    for check in gate.checks:
+        for name, bound in check.bounds.items():
+            value = _value(metrics, check.value, name.endswith("_change"))
+            passed = value is not None and (value >= bound if name.startswith("min") else value <= bound)
+            checks.append(
+                {
+                    "name": f"{check.value} {name}",
+                    "value": value,
+                    "bound": bound,
+                    "passed": passed,
+                    "reason": check.reason,
+                }
+            )
+    return {
+        "status": "done",
+        "file": gate.file,
+        "sha256": gate.sha256,
+        "passed": all(check["passed"] for check in checks),
+        "checks": checks,
+    }
+
+
+def _value(metrics: Mapping[str, Any], path: str, change: bool) -> float | None:
+    if not change:
+        return _look_up(metrics, split_path(path))
+    base, tuned = (_look_up(metrics, split_path(path.replace(SYSTEM, system))) for system in (BASE, FINE_TUNED))
+    return None if base is None or tuned is None else tuned - base
+
+
+def _look_up(metrics: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    found: Any = metrics
+    for key in keys:
+        if not isinstance(found, Mapping) or key not in found:
+            return None
+        found = found[key]
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+        return None
+    return float(found)
+
+
+def gate_table(section: Mapping[str, Any]) -> str:
+    """Return the checks as lines of text, those that fail with their reason."""
+    lines = [f"gate {section['file']}: {'passed' if section['passed'] else 'FAILED'}"]
+    for check in section["checks"]:
+        value = "not measured" if check["value"] is None else f"{check['value']:.4g}"
+        mark = "ok  " if check["passed"] else "FAIL"
+        lines.append(f"  {mark} {check['name']} {check['bound']:g}: {value}")
+        if not check["passed"] and check["reason"]:
+            lines.append(f"       {check['reason']}")
+    return "\n".join(lines)
+
+
+def require_gate(folder: Path, gate: Path) -> None:
+    """Check the adapter in `folder` by its metrics.json, before it is published.
+
+    Raises `GateError` when a threshold fails, when there is no metrics.json, or when that is of other weights; and
+    `UserError` for a broken gate. Each says how to publish all the same.
+    """
+    anyway = f"or publish all the same with `train.py --publish {folder} --gate none`."
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        revision = metrics["systems"][FINE_TUNED]["adapter_revision"]
+    except FileNotFoundError as error:
+        raise GateError(
+            f"{folder} is not evaluated: run `evaluate.py --adapter {folder} --update-adapter`, {anyway}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GateError(f"{folder / 'metrics.json'} is broken: evaluate the adapter again, {anyway}") from error
+    if revision != weights_hash(folder):
+        raise GateError(f"{folder / 'metrics.json'} is of other weights: evaluate the adapter again, {anyway}")
+    section = check_gate(metrics, read_gate(gate))
+    failed = [check["name"] for check in section["checks"] if not check["passed"]]
+    if failed:
+        raise GateError(f"{folder} fails the gate {gate.name} ({', '.join(failed)}): train it otherwise, {anyway}")

@@ -1,0 +1,257 @@
+"""The steps of an evaluation: what is asked, the answers, their scores, the files."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medical_assistant.engines import load_batch_engine
+from medical_assistant.engines.base import Options
+from medical_assistant.engines.threads import usable_cores
+from medical_assistant.evaluation.answers import (
+    PREDICTIONS,
+    Answers,
+    check_ids,
+    open_run,
+    run_fingerprint,
+)
+from medical_assistant.evaluation.metrics import bleu_signature, chrf_signature, score_all
+from medical_assistant.evaluation.safety import SafetyRow, read_safety_set, safety_records
+from medical_assistant.evaluation.settings import NONE, EvaluateSettings, check_settings, read_json
+from medical_assistant.evaluation.statements import StatementRow, read_statements, statement_records
+from medical_assistant.evaluation.systems import System, check_systems, engine_groups, plan_systems
+from medical_assistant.provenance import git_commit, package_versions
+from medical_assistant.records import Record, file_sha256, read_records
+
+PACKAGES = ("sacrebleu", "rouge-score", "evaluate", "textstat", "scikit-learn", "xllamacpp", "torch", "transformers")
+MAIN, SAFETY, STATEMENTS = "main", "safety", "statements"
+CONTEXT_STEP = 256  # tokens
+
+
+@dataclass
+class Run:
+    """One evaluation: what `prepare` read and checked, and what `collect_answers` adds."""
+
+    settings: EvaluateSettings
+    systems: list[System]
+    revisions: dict[str, str | None]
+    sets: dict[str, list[Record]]  # records by the name of their set: MAIN, SAFETY, STATEMENTS
+    safety_rows: list[SafetyRow]
+    statement_rows: list[StatementRow]
+    sha256: dict[str, str]  # of each set's file
+    validation_rows: int  # in the whole validation file
+    answers: dict[str, Answers] = field(default_factory=dict)
+    engines: dict[str, str] = field(default_factory=dict)  # by system
+    weights: str = "as served"
+    seconds: dict[str, float] = field(default_factory=dict)  # wall clock of the answers to MAIN, by system
+
+    @property
+    def records(self) -> list[Record]:
+        return self.sets[MAIN]
+
+    @property
+    def keys(self) -> list[str]:
+        return [system.key for system in self.systems]
+
+    @property
+    def options(self) -> Options:
+        return Options(max_new_tokens=self.settings.max_new_tokens, temperature=0.0)
+
+
+def prepare(settings: EvaluateSettings) -> Run:
+    """Return the run with all its questions read and all its systems checked, its folder made or found.
+
+    Raises `UserError` for whatever is wrong with settings, files, adapters or the output folder: before a model is
+    loaded.
+    """
+    check_settings(settings)
+    systems = plan_systems(settings.model, settings.adapter, settings.compare)
+    revisions = check_systems(systems)
+    validation = settings.data / "validation.jsonl"
+    rows = read_records(validation)
+    check_ids(rows, validation)
+    safety_rows = read_safety_set(Path(settings.safety)) if settings.safety != NONE else []
+    statement_rows = read_statements(Path(settings.statements)) if settings.statements else []
+    sets, files = {MAIN: rows[: settings.limit or None]}, {MAIN: validation}
+    if safety_rows:
+        sets[SAFETY], files[SAFETY] = safety_records(safety_rows), Path(settings.safety)
+    if statement_rows:
+        sets[STATEMENTS], files[STATEMENTS] = statement_records(statement_rows), Path(settings.statements)
+    sha256 = {name: file_sha256(path) for name, path in files.items()}
+    run = Run(settings, systems, revisions, sets, safety_rows, statement_rows, sha256, len(rows))
+    open_run(
+        settings.output,
+        run_fingerprint(systems, revisions, {MAIN: sha256[MAIN]}, run.options, settings.weights),
+        settings.resume,
+    )
+    for name in sets:
+        path = settings.output / (PREDICTIONS if name == MAIN else f"{name}_{PREDICTIONS}")
+        run.answers[name] = Answers.open(path)
+    return run
+
+
+def collect_answers(run: Run) -> None:
+    """Ask every system every question that has no answer yet, all sets of an engine while it is loaded."""
+    settings = run.settings
+    timing = settings.output / "timing.json"
+    run.seconds = {key: float(value) for key, value in read_json(timing).items()}
+    for group in engine_groups(run.systems):
+        adapter = next((system.adapter for system in group if system.adapter), None)
+        engine = load_batch_engine(
+            group[0].model,
+            adapter,
+            settings.engine,
+            parallel=settings.parallel,
+            context_tokens=_context_tokens(run),
+            eight_bit=settings.weights == "8bit",
+        )
+        run.weights = getattr(engine, "weights", run.weights)
+        try:
+            for system in group:
+                run.engines[system.key] = engine.info.engine
+                for name, records in run.sets.items():
+                    options = Options(system.adapter is not None, run.options.max_new_tokens, 0.0)
+                    seconds = run.answers[name].collect(engine, system, records, options)
+                    if name == MAIN:
+                        run.seconds[system.key] = run.seconds.get(system.key, 0.0) + seconds
+                        timing.write_text(json.dumps(run.seconds) + "\n", encoding="utf-8")
+        finally:
+            engine.close()
+
+
+def _context_tokens(run: Run) -> int:
+    """Prompt and answer of the longest question: a token has at least one byte."""
+    longest = max(
+        sum(len(message["content"].encode()) for message in record["prompt"])
+        for records in run.sets.values()
+        for record in records
+    )
+    needed = longest + run.settings.max_new_tokens + 64  # 64: the template's own tokens
+    return -(-needed // CONTEXT_STEP) * CONTEXT_STEP
+
+
+def measure(run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return (metrics.json without its optional sections, the rows of predictions.jsonl).
+
+    `metrics`: `n`, `systems`, `scores` and `relative_change` by system and metric (`metrics.METRICS`), `decoding`,
+    `data`, signatures, versions, hardware, commit, settings. A row: `id`, `question`, `reference` and under `systems`
+    each system's answer with its `scores`.
+    """
+    references = [record["completion"][0]["content"] for record in run.records]
+    corpus, items = {}, {}
+    for key in run.keys:
+        answers = run.answers[MAIN].of(key, run.records)
+        corpus[key], items[key] = score_all([answer["answer"] for answer in answers], references)
+        corpus[key] |= _answer_scores(answers, run.seconds.get(key, 0.0))
+        for item, answer in zip(items[key], answers, strict=True):
+            item["ended"] = float(answer["ended"])
+    rows = [
+        {
+            "id": record["id"],
+            "question": record["prompt"][-1]["content"],
+            "reference": references[number],
+            "systems": {
+                key: {
+                    **{k: v for k, v in run.answers[MAIN].rows[key, record["id"]].items() if k not in ("id", "system")},
+                    "scores": items[key][number],
+                }
+                for key in run.keys
+            },
+        }
+        for number, record in enumerate(run.records)
+    ]
+    return _header(run) | {"scores": corpus, "relative_change": _changes(corpus, run.keys)}, rows
+
+
+def _answer_scores(answers: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
+    """What concerns the answers themselves: their ends, their tokens, their time.
+
+    `mean_seconds` is an answer's own time, beside the others of its batch; `tokens_per_second` is that of all
+    together, and is left out where every answer came from an earlier run.
+    """
+    tokens = sum(answer["tokens"] for answer in answers)
+    scores = {
+        "ended": sum(answer["ended"] for answer in answers) / len(answers),
+        "mean_tokens": tokens / len(answers),
+        "mean_seconds": sum(answer["seconds"] for answer in answers) / len(answers),
+    }
+    if seconds > 1.0:
+        scores["tokens_per_second"] = tokens / seconds
+    return scores
+
+
+def _changes(corpus: Mapping[str, Mapping[str, float]], keys: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    base = corpus[keys[0]]
+    return {
+        key: {metric: corpus[key][metric] / base[metric] - 1 if base.get(metric) else None for metric in corpus[key]}
+        for key in keys[1:]
+    }
+
+
+def _header(run: Run) -> dict[str, Any]:
+    """What was measured, and everything to measure it again."""
+    settings = run.settings
+    training = settings.data / "train.jsonl"
+    return {
+        "n": len(run.records),
+        "systems": {
+            system.key: {
+                "label": system.label,
+                "model": _name(system.model),
+                "adapter": _name(system.adapter) if system.adapter else None,
+                "adapter_revision": run.revisions[system.key],
+                "engine": run.engines.get(system.key),
+            }
+            for system in run.systems
+        },
+        "decoding": {
+            "temperature": 0.0,
+            "max_new_tokens": settings.max_new_tokens,
+            "parallel": settings.parallel,
+            "weights": run.weights,
+        },
+        "data": {
+            "file": "validation.jsonl",
+            "sha256": run.sha256[MAIN],
+            "manifest_sha256": _hash_of(settings.data / "manifest.json"),
+            "train_sha256": _hash_of(training),
+            "checkpoint_rows": checkpoint_rows(settings.adapter, settings.data, run.validation_rows, len(run.records)),
+        },
+        "bleu_signature": bleu_signature(),
+        "chrf_signature": chrf_signature(),
+        "versions": package_versions(PACKAGES),
+        "hardware": {"machine": platform.machine(), "cores": usable_cores()},
+        "git_commit": git_commit(),
+        "settings": settings.as_json(),
+        "seconds": {key: round(value, 1) for key, value in run.seconds.items()},
+    }
+
+
+def _name(text: str) -> str:
+    """A folder by its last part: where it lay tells a reader nothing."""
+    return Path(text).name if Path(text).exists() else text
+
+
+def _hash_of(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
+def checkpoint_rows(adapter: str, data: Path, rows: int, used: int) -> int | None:
+    """Return how many of the first `used` of `rows` validation rows also chose the adapter's checkpoint.
+
+    `train.py` takes those from the end of the file. None when it cannot be known: an adapter that is
+    not a local folder, or one that was trained on other data.
+    """
+    try:
+        training = json.loads((Path(adapter) / "training.json").read_text(encoding="utf-8"))
+        if training["data"]["manifest_sha256"] != file_sha256(data / "manifest.json"):
+            return None
+        # Not data.validation_rows: rows that were too long are counted off there, wherever they stood.
+        chose = training["settings"]["max_validation_rows"] or rows
+    except (OSError, ValueError, KeyError):
+        return None
+    return max(0, used - (rows - min(chose, rows)))

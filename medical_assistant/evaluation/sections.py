@@ -1,0 +1,215 @@
+"""The sections of metrics.json beside the scores: each says "done", or "not run" with its reason."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medical_assistant.adapter import load_adapter
+from medical_assistant.errors import UserError
+from medical_assistant.evaluation.bootstrap import Resampler, paired_difference
+from medical_assistant.evaluation.comparison import compare, pair_name
+from medical_assistant.evaluation.metrics import METRICS, bert_scores, corpus_scores
+from medical_assistant.evaluation.run import SAFETY, STATEMENTS, Run
+from medical_assistant.evaluation.systems import FINE_TUNED, System, engine_groups
+from medical_assistant.presets import find_preset
+from medical_assistant.records import read_records
+
+if TYPE_CHECKING:
+    from medical_assistant.evaluation.likelihood import Scorer
+
+Metrics = dict[str, Any]
+Rows = list[dict[str, Any]]
+BETTER = {name: metric.better for name, metric in METRICS.items()}
+
+
+def add_sections(run: Run, metrics: Metrics, rows: Rows) -> None:
+    """Add every optional section to `metrics`, and to `rows` what belongs to single questions."""
+    settings = run.settings
+    if settings.bertscore:
+        add_bert_scores(run, metrics, rows)
+    add_strata(run, rows)
+    metrics["comparison"] = compare(rows, run.keys, BETTER, resamples=settings.resamples, seed=settings.seed)
+    metrics["strata"] = strata(run, rows)
+    metrics["perplexity"], metrics["knowledge"] = likelihoods(run)
+    for key, value in metrics["perplexity"].get("perplexity", {}).items():
+        metrics["scores"][key]["perplexity"] = value
+    metrics["statements"] = statements(run)
+    metrics["safety"] = safety(run)
+    metrics["confidence"] = confidence(run, rows)
+    if settings.gate:
+        from medical_assistant.evaluation.gate import check_gate, read_gate
+
+        metrics["gate"] = check_gate(metrics, read_gate(Path(settings.gate)))
+
+
+def add_bert_scores(run: Run, metrics: Metrics, rows: Rows) -> None:
+    """Add BERTScore with the encoder that the user names, to the corpus and to each answer."""
+    references = [row["reference"] for row in rows]
+    for key in run.keys:
+        values = bert_scores([row["systems"][key]["answer"] for row in rows], references, run.settings.bertscore)
+        metrics["scores"][key]["bertscore_f1"] = sum(values) / len(values)
+        for row, value in zip(rows, values, strict=True):
+            row["systems"][key]["scores"]["bertscore_f1"] = value
+
+
+def add_strata(run: Run, rows: Rows) -> None:
+    """Add to each row its `question_type`, and how near the nearest training question is, where there are any."""
+    from medical_assistant.evaluation.strata import nearest_training, question_type
+
+    training = run.settings.data / "train.jsonl"
+    questions = [row["question"] for row in rows]
+    nearest: Sequence[Any] = [None] * len(rows)
+    if training.is_file():
+        trained = [record["prompt"][-1]["content"] for record in read_records(training)]
+        nearest = nearest_training(questions, trained, run.settings.embeddings or None)
+    for row, found in zip(rows, nearest, strict=True):
+        row["question_type"] = question_type(row["question"])
+        row["similarity"] = round(found.similarity, 4) if found else None
+        row["nearest"] = found.text if found else None
+        row["stratum"] = found.stratum if found else None
+
+
+def strata(run: Run, rows: Rows) -> Metrics:
+    from medical_assistant.evaluation.strata import strata_section
+
+    def scores(some: Sequence[Mapping[str, Any]], system: str) -> dict[str, float]:
+        answers = [row["systems"][system] for row in some]
+        ended = sum(answer["ended"] for answer in answers) / len(answers)
+        return {
+            **corpus_scores([answer["answer"] for answer in answers], [row["reference"] for row in some]),
+            "ended": ended,
+        }
+
+    settings = run.settings
+    return strata_section(rows, run.keys, scores, BETTER, resamples=settings.resamples, seed=settings.seed)
+
+
+def likelihoods(run: Run) -> tuple[Metrics, Metrics]:
+    """Return the sections `perplexity` and `knowledge`: what needs the probabilities of given texts."""
+    from medical_assistant.evaluation.knowledge import knowledge_section, read_questions, score_choices
+
+    settings = run.settings
+    asked = bool(settings.choices or settings.harness)
+    knowledge: Metrics = {"status": "not run", "reason": "No multiple-choice file was named (--choices, --harness)."}
+    perplexity: Metrics = {"status": "not run", "reason": "It was switched off (--no-perplexity)."}
+    if not (asked or settings.perplexity):
+        return perplexity, knowledge
+    if importlib.util.find_spec("torch") is None:
+        if asked:
+            raise UserError("--choices and --harness need torch: pip install -r requirements.txt")
+        return {"status": "not run", "reason": "torch is not installed."}, knowledge
+
+    sets = [read_questions(Path(file)) for file in settings.choices]
+    chosen: list[dict[str, Any]] = [{} for _ in sets]
+    surprise: dict[str, Any] = {}
+    harness: dict[str, list[Any]] = {}
+    for group, adapters in _scored_groups(run.systems):
+        with _open_scorer(group) as scorer:
+            if settings.perplexity:
+                surprise |= _surprise(scorer, run, adapters)
+            for results, questions in zip(chosen, sets, strict=True):
+                results |= score_choices(scorer, questions.questions, adapters, progress=True)
+            if settings.harness:
+                from medical_assistant.evaluation.harness import run_harness
+
+                found = run_harness(scorer, adapters, settings.harness, settings.limit, _resampler(run))
+                harness[group[0].key] = found
+    if asked:
+        knowledge = knowledge_section(list(zip(sets, chosen, strict=True)), _resampler(run))
+        knowledge["sets"] += [section for found in harness.values() for section in found]
+    return (_perplexity_section(run, surprise) if settings.perplexity else perplexity), knowledge
+
+
+def _surprise(scorer: Scorer, run: Run, adapters: Mapping[str, bool]) -> dict[str, Any]:
+    from medical_assistant.evaluation.likelihood import perplexity
+
+    return {key: perplexity(scorer, run.records, adapter, f"perplexity, {key}") for key, adapter in adapters.items()}
+
+
+def _perplexity_section(run: Run, surprise: Mapping[str, Mapping[str, Any]]) -> Metrics:
+    """`perplexity`, `bits_per_byte`, `truncated` by system; `comparison`: of the nats a token of each answer."""
+    per_token = {
+        key: [nll / count for nll, count in zip(found["nll_per_item"], found["tokens_per_item"], strict=True)]
+        for key, found in surprise.items()
+    }
+    return {
+        "status": "done",
+        "tokens": {key: found["tokens"] for key, found in surprise.items()},
+        "truncated": {key: found["truncated"] for key, found in surprise.items()},
+        "perplexity": {key: found["perplexity"] for key, found in surprise.items()},
+        "bits_per_byte": {key: found["bits_per_byte"] for key, found in surprise.items()},
+        "comparison": {
+            pair_name(a, b): paired_difference(per_token[a], per_token[b], -1, _resampler(run))
+            for a, b in combinations(run.keys, 2)
+        },
+    }
+
+
+def _scored_groups(systems: Sequence[System]) -> Iterator[tuple[list[System], dict[str, bool]]]:
+    for group in engine_groups(systems):
+        yield group, {system.key: system.adapter is not None for system in group}
+
+
+@contextmanager
+def _open_scorer(group: Sequence[System]) -> Iterator[Scorer]:
+    from medical_assistant.evaluation.likelihood import Scorer
+
+    preset = find_preset(group[0].model)
+    adapter = next((system.adapter for system in group if system.adapter), None)
+    scorer = Scorer(preset, load_adapter(adapter, preset) if adapter else None)
+    try:
+        yield scorer
+    finally:
+        scorer.close()
+
+
+def statements(run: Run) -> Metrics:
+    from medical_assistant.evaluation.judge import load_judge
+    from medical_assistant.evaluation.statements import statements_section
+
+    settings = run.settings
+    if STATEMENTS not in run.sets:
+        return {"status": "not run", "reason": "No file of questions with must-have statements was named."}
+    texts = run.answers[STATEMENTS].texts(run.keys, run.sets[STATEMENTS])
+    judge = load_judge(settings.judge or None, settings.judge_model or None, settings.nli or None)
+    partial = settings.output / "verdicts.jsonl"
+    section = statements_section(run.statement_rows, texts, judge, partial=partial, resampler=_resampler(run))
+    return {**section, "sha256": run.sha256[STATEMENTS]}
+
+
+def safety(run: Run) -> Metrics:
+    from medical_assistant.evaluation.safety import safety_section
+
+    if SAFETY not in run.sets:
+        return {"status": "not run", "reason": "It was left out (--safety none)."}
+    texts = run.answers[SAFETY].texts(run.keys, run.sets[SAFETY])
+    return {**safety_section(run.safety_rows, texts, _resampler(run)), "sha256": run.sha256[SAFETY]}
+
+
+def confidence(run: Run, rows: Rows) -> Metrics:
+    """Fit and test the calibration of the fine-tuned model's answers; write calibration.json into the run's folder."""
+    from medical_assistant.evaluation.confidence import GoodAnswer, fit_confidence, write_calibration
+
+    if FINE_TUNED not in run.keys:
+        return {"status": "not run", "reason": "Confidence is fitted for one adapter (--adapter)."}
+    section, calibration = fit_confidence(
+        rows,
+        FINE_TUNED,
+        GoodAnswer(),
+        run.settings.seed,
+        adapter_revision=run.revisions[FINE_TUNED],
+        engine=run.engines.get(FINE_TUNED),
+        decoding={"temperature": 0.0, "max_new_tokens": run.settings.max_new_tokens},
+    )
+    if calibration:
+        write_calibration(run.settings.output / "calibration.json", calibration)
+    return section
+
+
+def _resampler(run: Run) -> Resampler:
+    return Resampler(run.settings.resamples, run.settings.seed)

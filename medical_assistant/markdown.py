@@ -1,0 +1,26 @@
+"""Text of models and people, made safe to show as Markdown."""
+
+from __future__ import annotations
+
+import re
+
+from medical_assistant.prompts import clean_text
+
+_IMAGE = re.compile(r"!(?=\[)")
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?|])")
+_LINK = re.compile(r"\](?=\((?!https?://))")
+_REFERENCE = re.compile(r"(?m)^(\s{0,3}\[[^\]\n]*\])(?=:)")
+
+
+def safe_markdown(text: str) -> str:
+    """Return `text` that a Markdown renderer shows as text: no HTML, no images, only web links.
+
+    A `<` that could open a tag, `![` and `](` get a space, so that the copied text stays readable
+    and `<38` stays as it is. Idempotent. CommonMark 0.31, sections 6.3 (links), 6.4 (images), 6.6
+    (raw HTML). Gradio sanitises as well; this also stops what it lets through (outside images, forms).
+    """
+    text = clean_text(text)
+    text = _IMAGE.sub("! ", text)
+    text = _LINK.sub("] ", text)
+    text = _REFERENCE.sub(r"\1 ", text)
+    return _MARKUP.sub("< ", text)
