@@ -4,7 +4,7 @@
     python train.py --data data/wikidoc --output runs/sweep --experiment all
     python train.py --data data/wikidoc --output runs/tiny --model tinyllama-1.1b --push-to-hub user/name
     python train.py --data data/wikidoc --output runs/big --model llama-3.1-8b --dry-run --memory-gib 24
-    python train.py --publish runs/tiny
+    python train.py --publish runs/tiny --gate none
 
 Reads the folder of data_prep.py. Writes the adapter folder: adapter_config.json, adapter_model.safetensors (PEFT),
 adapter.gguf (llama.cpp), prompt.json, training.json (settings, data, versions, losses), loss.png and README.md (model
@@ -17,7 +17,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from medical_assistant.adapter import GGUF_FILE
 from medical_assistant.card import write_card
 from medical_assistant.errors import UserError, run_script
 from medical_assistant.outputs import check_new_folder
@@ -34,9 +36,10 @@ from medical_assistant.training_settings import (
 def main(argv: Sequence[str] | None = None) -> int:
     given = parse_settings(TrainSettings, argv, __doc__)
     if given.publish:
+        from medical_assistant.evaluation.gate import find_gate
         from medical_assistant.publishing import finish_publishing
 
-        print(f"published: {finish_publishing(given.publish, given.push_to_hub)}")
+        print(f"published: {finish_publishing(given.publish, given.push_to_hub, find_gate(given.gate))}")
         return 0
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that a CPU does not need
     preset = find_preset(given.model)
@@ -79,16 +82,38 @@ def finish(runs: Sequence[ResolvedSettings], preset: Preset, given: TrainSetting
 
         print(f"merged: {merge_adapter(folder, preset, given.merge.upper())}")
     if given.push_to_hub:
+        from medical_assistant.evaluation.gate import find_gate
         from medical_assistant.publishing import publish_adapter
 
-        print(f"published: {publish_adapter(folder, given.push_to_hub, merged=given.merge != 'none')}")
+        url = publish_adapter(
+            folder,
+            given.push_to_hub,
+            merged=given.merge != "none",
+            gate=find_gate(given.gate),
+            evaluate=lambda: evaluate(folder, runs[0]),
+        )
+        print(f"published: {url}")
+
+
+def evaluate(folder: Path, settings: ResolvedSettings) -> None:
+    """Compare the adapter in `folder` with its base, into its metrics.json, calibration.json and card."""
+    from medical_assistant.evaluation.adapter_check import evaluate_adapter
+    from medical_assistant.training_record import reset_peak_memory
+
+    reset_peak_memory()  # also frees what the training leaves on a GPU
+    print(f"evaluating {folder} for the gate (--gate none publishes without)", flush=True)
+    engine = "auto" if (folder / GGUF_FILE).is_file() else "transformers"  # llama.cpp cannot load a DoRA
+    evaluate_adapter(folder, settings.data, settings.model, engine)
 
 
 def check_goals(given: TrainSettings, preset: Preset) -> None:
-    """Raise `UserError` now for what would fail after hours: a wrong repository, no token, no base GGUF to merge."""
+    """Raise `UserError` now for what would fail after hours: a wrong repository, no token, a gate that cannot be
+    checked, no base GGUF to merge."""
     if given.push_to_hub:
+        from medical_assistant.evaluation.gate import find_gate
         from medical_assistant.hub import require_token, split_revision
 
+        find_gate(given.gate)
         split_revision(given.push_to_hub)
         require_token()
     if given.merge != "none":

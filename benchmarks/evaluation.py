@@ -67,7 +67,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=128, help="of the batches (default: 128)")
     parser.add_argument("--few", type=int, default=24, help="of the slow ways (default: 24; transformers a third)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
-    parser.add_argument("--parallel", type=int, default=64, help="answers at a time in a batch (default: 64)")
+    parser.add_argument("--parallel", type=int, default=32, help="answers at a time in a batch (default: 32)")
     parser.add_argument("--skip-transformers", action="store_true", help="leave out transformers.generate")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args(argv)
@@ -93,7 +93,7 @@ def measure_engine(prompts: Prompts, tokens: int, threads: int | None) -> dict[s
 
 
 def measure_batches(prompts: Prompts, tokens: int, parallel: int, eight_bit: bool) -> dict[str, Any]:
-    settings: dict[str, Any] = {"parallel": parallel, "context_tokens": 1024, "eight_bit": eight_bit}
+    settings: dict[str, Any] = {"parallel": parallel, "context_tokens": 768, "eight_bit": eight_bit}
     with closing(load_batch_engine(MODEL, ADAPTER, "llama_cpp", **settings)) as engine:
 
         def ask(some: Prompts, adapter: bool) -> list[Reply]:

@@ -1,8 +1,8 @@
 """`train.py --job FLAVOR`: the same training command on Hugging Face Jobs, through huggingface_hub.
 
 Code and data travel in one commit of the user's private data set `user/medical-assistant-job`; the job downloads that
-commit, installs requirements.txt and runs train.py, which pushes the adapter. The token goes along as the job's
-secret, and is in no command, variable or line of the log.
+commit, installs requirements.txt and runs train.py, which pushes the adapter. Where that fails, the run's output goes
+into the data set. The token goes along as the job's secret, and is in no command, variable or line of the log.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Jo
 
 from medical_assistant import deploy
 from medical_assistant.errors import UserError
+from medical_assistant.evaluation.gate import find_gate
 from medical_assistant.hub import require_token, split_revision
 from medical_assistant.hub_errors import FAILURES, TOKEN_PAGE, HfHubHTTPError, explain, one_line, retry, root_cause
 from medical_assistant.presets import find_preset
 
 REPOSITORY = "medical-assistant-job"
 IMAGE = "python:3.12"  # requirements.txt brings torch with CUDA's libraries; the host has the driver
-FILE_OPTIONS = ("experiments", "chat_template")  # a file given for one of these travels too
+FILE_OPTIONS = ("experiments", "chat_template", "gate")  # a file given for one of these travels too
 TIMEOUT = "12h"  # the Hub's own default of 30 minutes ends most trainings
 # "$@" is the training command: no value of it is ever read as shell.
 SCRIPT = """\
@@ -33,7 +34,16 @@ hf download "$REPOSITORY" --repo-type dataset --revision "$REVISION" --local-dir
 cd job/code
 pip install --quiet --root-user-action=ignore -r requirements.txt
 [ -z "$INSTALL" ] || pip install --quiet --root-user-action=ignore $INSTALL
-"$@"
+"$@" || {
+  status=$?
+  # An adapter that fails the gate, or that could not be pushed, would go with the job's disk.
+  cd ..
+  if [ -d output ]; then
+    hf upload --quiet --repo-type dataset --exclude "*/checkpoints/*" --exclude "*/merged/*" "$REPOSITORY" output output
+    echo "The adapter is kept in the folder output of $REPOSITORY, until the next job starts."
+  fi
+  exit $status
+}
 """
 
 
@@ -95,6 +105,7 @@ def check_job(settings: Any, flavor: str) -> None:
     if Path(settings.model).exists():
         raise UserError(f"{settings.model} is a file of this machine, not of the job: use a preset or a Hub id.")
     find_preset(settings.model)
+    find_gate(getattr(settings, "gate", "none"))
     if settings.data is None or not (settings.data / "train.jsonl").is_file():
         raise UserError(f"{settings.data or '--data'} has no train.jsonl: give a folder made by data_prep.py.")
     if settings.output is None:

@@ -10,26 +10,37 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.card import write_card
 from medical_assistant.errors import AdapterError, UserError
+from medical_assistant.evaluation.gate import GateError, require_gate
 from medical_assistant.hub import check_folder, push_adapter, split_revision
 from medical_assistant.merging import merged_ggufs
 
 PENDING = "publish.json"  # in the adapter folder while a push is due; never pushed
 
 
-def publish_adapter(folder: Path, repository: str, *, private: bool = False, merged: bool = False) -> str:
+def publish_adapter(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool = False,
+    merged: bool = False,
+    gate: Path | None = None,
+    evaluate: Callable[[], object] | None = None,
+) -> str:
     """Return the URL of the one commit that holds the adapter in `folder`, with a new card.
 
     `repository` is `user/name` or `user/name@branch`; `merged` adds `folder/merged/merged-*.gguf`. Before
     the first request the goal is noted in `folder/publish.json`, which goes when the push is done: however
-    it ends (no network, no token, Ctrl-C, a crash), `finish_publishing(folder)` goes on.
+    it ends (no network, no token, Ctrl-C, a crash), `finish_publishing(folder)` goes on. With `gate`, the
+    folder's metrics.json, which `evaluate` may write first, must meet its thresholds.
 
-    Raises `AdapterError` for a folder that cannot be published; else `UserError`, whose line says what
-    failed, that nothing is lost, and how to go on.
+    Raises `AdapterError` for a folder that cannot be published, `GateError` for one that fails the gate; else
+    `UserError`, whose line says what failed, that nothing is lost, and how to go on.
     """
     name, branch = split_revision(repository)
     ggufs = merged_ggufs(folder) if merged else []
@@ -40,7 +51,14 @@ def publish_adapter(folder: Path, repository: str, *, private: bool = False, mer
     pending = folder / PENDING
     _write(pending, {"repository": repository, "private": private, "merged": merged})
     try:
+        if gate:
+            if evaluate:
+                evaluate()
+            require_gate(folder, gate)
+            write_card(folder, name, [path.name for path in ggufs])  # again: with what was measured
         url = push_adapter(folder, name, private=private, revision=branch, more=ggufs)
+    except GateError:
+        raise  # it says how to go on
     except UserError as error:
         command = f"python train.py --publish {shlex.quote(str(folder))}"
         raise UserError(f"{error} Nothing is lost: `{command}` finishes the job.") from error
@@ -48,17 +66,22 @@ def publish_adapter(folder: Path, repository: str, *, private: bool = False, mer
     return url
 
 
-def finish_publishing(folder: Path, repository: str | None = None) -> str:
+def finish_publishing(folder: Path, repository: str | None = None, gate: Path | None = None) -> str:
     """Return the URL of the commit of an adapter whose push is due, or that `repository` is given for.
 
-    `repository` replaces the one that was noted; what else was asked for then still holds. Raises
-    `UserError` when nothing is due and no repository is given, else as `publish_adapter`.
+    `repository` replaces the one that was noted; what else was asked for then still holds. With `gate`, the
+    folder's metrics.json must meet its thresholds. Raises `UserError` when nothing is due and no repository is
+    given, else as `publish_adapter`.
     """
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}: give the --output of a training run.")
     goal = _read(folder / PENDING, optional=repository is not None)
     return publish_adapter(
-        folder, repository or goal["repository"], private=goal.get("private", False), merged=goal.get("merged", False)
+        folder,
+        repository or goal["repository"],
+        private=goal.get("private", False),
+        merged=goal.get("merged", False),
+        gate=gate,
     )
 
 

@@ -26,7 +26,7 @@ SCHEDULES = ["cosine", "linear", "constant", "constant_with_warmup"]
 INITIALISATIONS = ["default", "gaussian", "pissa", "pissa_niter_16"]
 MERGES = ["none", "q8_0", "q4_0"]
 # What says where a run goes, not what it is.
-COMMANDS = ("resume", "dry_run", "memory_gib", "experiments", "push_to_hub", "merge", "publish", "job")
+COMMANDS = ("resume", "dry_run", "memory_gib", "experiments", "push_to_hub", "merge", "publish", "gate", "job")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ class TrainSettings:
     push_to_hub: str | None = setting(None, "publish the adapter as this Hub repository (user/name)")
     merge: str = setting("none", "also write merged weights and a merged GGUF of this type", MERGES)
     publish: Path | None = setting(None, "publish this finished folder, or finish a failed upload; trains nothing")
+    gate: str = setting(
+        "default", "thresholds an adapter must meet before --push-to-hub and --publish: YAML file; none: push without"
+    )
     job: str | None = setting(None, "run this command on Hugging Face Jobs on this hardware (t4-small, a10g-small)")
 
 

@@ -183,6 +183,7 @@ def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base
     import numpy as np
     from safetensors.numpy import save_file
 
+    from medical_assistant.adapter import weights_hash
     from medical_assistant.card import write_card
     from medical_assistant.prompts import prompt_contract
 
@@ -200,7 +201,19 @@ def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base
         "adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": base_model, "r": 2},
         "prompt.json": prompt_contract("{{ messages }}", {"bos_token": "<s>", "eos_token": "</s>"}),
         "training.json": {"experiment": "baseline", "settings": {"seed": seed, "lora_rank": 2}, **training},
-        "metrics.json": {"n": 200, "base": {"bleu": 0.88}, "fine_tuned": {"bleu": 3.5 + seed}},
+        "metrics.json": {
+            "n": 200,
+            "systems": {
+                "base": {"label": "base", "model": base_model, "adapter": None, "adapter_revision": None},
+                "fine_tuned": {
+                    "label": "fine-tuned",
+                    "model": base_model,
+                    "adapter": folder.name,
+                    "adapter_revision": weights_hash(folder),
+                },
+            },
+            "scores": {"base": {"bleu": 0.88}, "fine_tuned": {"bleu": 3.5 + seed}},
+        },
         "calibration.json": {"schema_version": 1, "adapter_revision": "of another adapter"},
     }
     for name, content in contents.items():

@@ -194,11 +194,12 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
     }
     if not full:
         reason = "It was not asked for."
-        names = ("strata", "knowledge", "statements", "safety", "confidence", "gate")
+        names = ("perplexity", "strata", "knowledge", "statements", "safety", "confidence", "gate")
         return metrics | {name: {"status": "not run", "reason": reason} for name in names}
     near = [i for i in everything if rows[i]["stratum"] == "near"]
     clean = [i for i in everything if rows[i]["stratum"] == "clean"]
     return metrics | {
+        "perplexity": {"status": "done", "comparison": {pair: _part(-0.15, -0.19, -0.11, 60, False) for pair in pairs}},
         "strata": {
             "status": "done",
             "method": "Likeness to the nearest training question by the words that name something.",
@@ -294,12 +295,12 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
     }  # fmt: skip
 
 
-def _part(value: float, low: float, high: float, n: int) -> dict[str, Any]:
+def _part(value: float, low: float, high: float, n: int, better: bool = True) -> dict[str, Any]:
     clear = low > 0 or high < 0
     return {
         "n": n, "mean_a": 0.3, "mean_b": 0.3 + value, "difference": value, "low": low, "high": high,
         "p_value": 0.012 if clear else 0.13, "wins": 7, "ties": n - 10, "losses": 3,
-        "verdict": ("better" if value > 0 else "worse") if clear else "no measurable difference",
+        "verdict": ("better" if (value > 0) == better else "worse") if clear else "no measurable difference",
     }  # fmt: skip
 
 

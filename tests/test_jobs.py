@@ -44,6 +44,7 @@ class Settings:
     gradient_checkpointing: bool = setting(True, "save memory")
     resume: bool = setting(False, "resume")
     push_to_hub: str | None = setting(None, "repository")
+    gate: str = setting("default", "file")
     job: str | None = setting(None, "flavor")
 
 
@@ -122,6 +123,14 @@ def test_the_script_installs_and_runs_the_command(tmp_path: Path) -> None:
         "python train.py --data=$(touch broken)",
     ]
     assert not list(tmp_path.rglob("broken"))
+
+    # An adapter that may not be pushed is kept: the disk goes with the job.
+    (tmp_path / "bin/python").write_text("#!/bin/bash\nmkdir -p ../output\nexit 2\n")
+    done = subprocess.run(command, cwd=tmp_path, env={**variables, **path}, capture_output=True, text=True)
+    assert done.returncode == 2
+    upload, said = done.stdout.splitlines()[-2:]
+    assert upload.startswith("hf upload --quiet --repo-type dataset") and upload.endswith("alice/job output output")
+    assert "*/checkpoints/*" in upload and "kept in the folder output of alice/job" in said
 
 
 def test_the_token_is_a_secret_and_nothing_else(
@@ -245,6 +254,7 @@ def test_refusals_of_the_hub(
         ({"model": "."}, "t4-small", "file of this machine"),
         ({"model": "unknown"}, "t4-small", "Unknown model"),
         ({"data": Path("nowhere")}, "t4-small", "no train.jsonl"),
+        ({"gate": "nowhere.yaml"}, "t4-small", "--gate nowhere.yaml cannot be read"),
     ],
 )
 def test_wrong_options_make_no_request(
@@ -267,21 +277,25 @@ def test_several_gpus_and_a_file_of_experiments(
 ) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("baseline: {epochs: 1}\n")
-    chosen = Settings(**options, experiments=mine, chat_template="chatml", model="tinyllama-1.1b")
+    gate = tmp_path / "strict.yaml"
+    gate.write_text("- {value: scores.fine_tuned.bleu, min: 5}\n")
+    chosen = Settings(**options, experiments=mine, chat_template="chatml", model="tinyllama-1.1b", gate=str(gate))
     jobs.run_training_job(chosen, "a10g-largex2", clone)
     (clone / "train.py").write_bytes(b"print('changed')\n")
     subprocess.run(["git", "rm", "-q", "-f", "assets/screenshot.png"], cwd=clone, check=True)
-    jobs.run_training_job(Settings(**options), "l40sx1", clone)
+    jobs.run_training_job(Settings(**options, gate="none"), "l40sx1", clone)
 
     first, second = job_server.jobs
     launch = ["accelerate", "launch", "--config_file", "assets/accelerate/ddp.yaml", "--num_processes", "2", "train.py"]
     assert first["command"][4 : 4 + len(launch)] == launch
     assert "--experiments=../options/experiments.yaml" in first["command"]
     assert "--chat-template=chatml" in first["command"]  # a name, no file
+    assert "--gate=../options/gate.yaml" in first["command"] and "--gate=none" in second["command"]
     assert first["environment"]["INSTALL"] == ""
     assert second["command"][4:6] == ["python", "train.py"]
     repository = hub_server.repositories["datasets", "alice/medical-assistant-job"]
     old, new = (repository.files(job["environment"]["REVISION"]) for job in (first, second))
     assert old["options/experiments.yaml"] == mine.read_bytes() and old["code/assets/screenshot.png"]
+    assert old["options/gate.yaml"] == gate.read_bytes()
     assert new["code/train.py"] == b"print('changed')\n"
     assert {"options/experiments.yaml", "code/assets/screenshot.png"}.isdisjoint(new)

@@ -11,6 +11,8 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ADAPTER = ROOT / "assets" / "adapters" / "smollm2-135m"
+WITH_ROWS = ("distribution", "answers")  # sections that are made from predictions.jsonl, which is not committed
+REPORT = ROOT / "assets" / "reports" / "smollm2-135m"
 
 
 def test_the_tree_names_every_module_and_no_other() -> None:
@@ -33,16 +35,35 @@ def test_the_front_matter_is_a_spaces() -> None:
 
 
 def test_mistake_10_figures_of_the_bundled_adapter_come_from_its_artefacts() -> None:
+    """The whole text, so that no figure of it can be edited by hand."""
+    from medical_assistant.card_results import results
+
     metrics = json.loads((ADAPTER / "metrics.json").read_text(encoding="utf-8"))
-    section = README.split("## The bundled adapter")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (BLEU|ROUGE-1|ROUGE-2|ROUGE-L) \| ([\d.]+) \| ([\d.]+) \| \+(\d+) % \|$", section, re.M)
-    assert len(rows) == 4
-    for label, base, tuned, change in rows:
-        key = label.lower().replace("-", "").replace("rougel", "rougeL")
-        digits = 2 if key == "bleu" else 3
-        assert (base, tuned) == (f"{metrics['base'][key]:.{digits}f}", f"{metrics['fine_tuned'][key]:.{digits}f}")
-        assert int(change) == round(100 * metrics["relative_change"][key])
-    assert f"{metrics['n']} held-back questions" in section
+    text = results(metrics)
+    assert len(re.findall(r"\d", text)) > 200  # it has figures
+    assert text in README.split("## The bundled adapter")[1].split("\n## ")[0]
+    assert text in (ADAPTER / "README.md").read_text(encoding="utf-8")
+
+
+def test_mistake_10_the_committed_report_is_of_the_committed_metrics() -> None:
+    from medical_assistant.adapter import weights_hash
+    from medical_assistant.evaluation.report import build_sections
+    from medical_assistant.evaluation.report_markdown import render_markdown
+
+    metrics = json.loads((REPORT / "metrics.json").read_text(encoding="utf-8"))
+    assert (REPORT / "metrics.json").read_bytes() == (ADAPTER / "metrics.json").read_bytes()
+    assert metrics["systems"]["fine_tuned"]["adapter_revision"] == weights_hash(ADAPTER)
+    losses = json.loads((ADAPTER / "training.json").read_text(encoding="utf-8"))["history"]
+    report = (REPORT / "report.md").read_text(encoding="utf-8")
+    checked = 0
+    for section in build_sections(metrics, [], {"fine-tuned": losses}):
+        if section.id not in WITH_ROWS:
+            assert render_markdown(metrics, [section]).split("\n\n", 2)[2] in report, section.title
+            checked += 1
+    assert checked > 10
+    html = (REPORT / "report.html").read_bytes()
+    sentence = metrics["comparison"]["verdicts"]["fine_tuned vs base"]["sentence"]
+    assert len(html) < 1_000_000 and sentence in html.decode()
 
 
 def test_mistake_10_speeds_come_from_the_committed_benchmark() -> None:
@@ -82,3 +103,21 @@ def test_mistake_10_training_speeds_come_from_the_committed_benchmark() -> None:
         ratio_now = row["useful_tokens_per_second"] / report["results"][0]["useful_tokens_per_second"]
         assert (ratio, memory) == (f"{ratio_now:.2f}", f"{row['peak_memory_gib']:.2f}")
         assert loss == f"{row['loss_after']:.3f}"
+
+
+def test_mistake_10_evaluation_speeds_come_from_the_committed_benchmark() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "evaluation.json").read_text(encoding="utf-8"))
+    section = README.split("### Evaluation")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\d+) % \|$", section, re.M)
+    expected = [
+        (
+            row["way"],
+            f"{row['base_tokens_per_s']:.1f}",
+            f"{row['adapter_tokens_per_s']:.1f}",
+            f"{row['minutes']:.1f}",
+            f"{row['evaluate_is_faster_by']:.2f}",
+            f"{row['identical']:.0%}".rstrip("%"),
+        )
+        for row in report["rows"]
+    ]
+    assert rows == expected

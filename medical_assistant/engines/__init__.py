@@ -65,7 +65,7 @@ def load_batch_engine(
     name = choose_engine(find_preset(str(model))) if engine == "auto" else engine
     settings: dict[str, Any] = {"parallel": parallel, "context_tokens": context_tokens}
     if name == "llama_cpp":
-        settings |= {"threads": usable_cores(), "eight_bit": eight_bit}
+        settings |= {"threads": usable_cores(), "eight_bit": eight_bit, "cache_type": "F16"}
     return load_engine(model, adapter, name, **settings)
 
 

@@ -38,7 +38,8 @@ class LlamaCppEngine:
     sums in another order, and a near tie may fall the other way.
 
     `eight_bit` serves an 8-bit copy of weights that llama.cpp is slow with in batches (`engines.eight_bit`); the
-    copy lies in the folder for temporary files until `close`. `weights` says which are served.
+    copy lies in the folder for temporary files until `close`. `weights` says which are served. `cache_type` is that
+    of keys and values, "Q8_0" or "F16".
 
     The chat template is the one that was chosen for the adapter's training; without an adapter
     `chat_template`; else the GGUF's own.
@@ -58,6 +59,7 @@ class LlamaCppEngine:
         context_tokens: int = 2048,
         threads: int | None = None,
         eight_bit: bool = False,
+        cache_type: str = "Q8_0",
         start_timeout_s: float = 300.0,
     ) -> None:
         self.info = EngineInfo(
@@ -83,6 +85,7 @@ class LlamaCppEngine:
             "parallel": parallel,
             "context_tokens": context_tokens,
             "threads": self.threads,
+            "cache_type": cache_type,
         }
         self._start_timeout_s = start_timeout_s
         self._restart_times: list[float] = []

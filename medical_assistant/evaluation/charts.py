@@ -30,12 +30,22 @@ class Row:
     heading: str = ""
 
 
-def loss_curves(name: str, title: str, sentence: str, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return SVG: training (thin) and validation (thick, with markers) loss by optimiser step of one or more runs."""
+def loss_curves(
+    name: str,
+    title: str,
+    sentence: str,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    series: Mapping[str, int] | None = None,
+) -> str:
+    """Return SVG: training (thin) and validation (thick, with markers) loss by optimiser step of one or more runs.
+
+    `series` is the place in `SERIES` of a run; without it runs take them in turn.
+    """
     with themed_figure(name, title, sentence, 2.9) as (figure, done):
         axes = figure.add_subplot(xlabel="Optimiser step", ylabel="Loss (nats per token)")
         several = len(histories) > 1
-        for number, (label, history) in enumerate(histories.items()):
+        for place, (label, history) in enumerate(histories.items()):
+            number = (series or {}).get(label, place)
             colour = SERIES[number % len(SERIES)]
             steps, losses = points(history, "loss")
             axes.plot(steps, losses, color=colour, linewidth=1, alpha=0.25 if several else 0.6)
@@ -50,7 +60,7 @@ def loss_curves(name: str, title: str, sentence: str, histories: Mapping[str, Se
 def histogram(name: str, title: str, sentence: str, values: Mapping[str, Sequence[float]], xlabel: str) -> str:
     """Return SVG: how many questions have which score, one outline a system, a dotted line at each mean."""
     with themed_figure(name, title, sentence, 2.7) as (figure, done):
-        axes = figure.add_subplot(xlabel=xlabel, ylabel="Questions")
+        axes = figure.add_subplot(xlabel=_label(xlabel, 60), ylabel="Questions")
         known = [value for scores in values.values() for value in scores]
         low, high = (min(known), max(known)) if known else (0.0, 1.0)
         if low == high:
@@ -84,7 +94,7 @@ def intervals(
     """
     lines = sum(1.75 if row.heading else 1.0 for row in rows)
     with themed_figure(name, title, sentence, 0.6 + 0.4 * max(lines, 1)) as (figure, done):
-        axes = figure.add_subplot(xlabel=xlabel)
+        axes = figure.add_subplot(xlabel=_label(xlabel, 60))
         axes.spines["left"].set_visible(False)
         axes.set_yticks([])
         # x in parts of the axes, y in rows; on paper of their own, so that no line runs through them
@@ -94,9 +104,9 @@ def intervals(
         for row in rows:
             if row.heading:
                 y += 0.75
-                axes.text(0, y - 0.8, _label(row.heading, 44), weight="bold", **words)
+                axes.text(0, y - 0.8, _label(row.heading, 46), weight="bold", **words)
             axes.text(0, y - 0.3, _label(row.label, 28), color=INK if line == 0 else MUTED, **words)
-            axes.text(1, y - 0.3, row.text, ha="right", **words)
+            axes.text(1, y - 0.3, _label(row.text), ha="right", **words)
             _estimate(axes, row, y + 0.08)
             y += 1
         if line is not None:
@@ -150,7 +160,7 @@ def risk_coverage(
     `base_risk` is the risk when every question is answered: a dashed line.
     """
     with themed_figure(name, title, sentence, 2.9) as (figure, done):
-        axes = figure.add_subplot(xlabel="Part of questions answered", ylabel="Part of those answered badly")
+        axes = figure.add_subplot(xlabel="Part of questions answered", ylabel="Part of bad answers")
         coverage, risk = [point["coverage"] for point in curve], [point["risk"] for point in curve]
         axes.plot(coverage, risk, color=SERIES[1], linewidth=2, label="most confident answers first")
         if base_risk is not None:

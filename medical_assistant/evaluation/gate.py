@@ -8,9 +8,9 @@ A file is a YAML list; each entry names a value of metrics.json and what it must
     - value: scores.{system}.ended
       min_change: -0.05
 
-`value` is a path of keys joined by dots; a key that holds a dot stands in double quotes. `min` and `max` bound the value
-itself. `min_change` and `max_change` bound the difference between the fine-tuned system and the base: the path then holds
-`{system}`, which stands for both in turn.
+`value` is a path of keys joined by dots; a key that holds a dot stands in double quotes. `min` and `max` bound the
+value itself. `min_change` and `max_change` bound the difference between the fine-tuned system and the base: the path
+then holds `{system}`, which stands for both in turn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +26,13 @@ from typing import Any
 
 import yaml
 
-from medical_assistant.adapter import weights_hash
-from medical_assistant.errors import UserError
+from medical_assistant.adapter import WEIGHTS_FILE, weights_hash
+from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.evaluation.systems import BASE, FINE_TUNED
 from medical_assistant.presets import ASSETS
 from medical_assistant.records import file_sha256
 
+DEFAULT, NONE = "default", "none"  # what train.py's --gate may say instead of a file
 DEFAULT_GATE = ASSETS / "evaluation" / "gate.yaml"
 SYSTEM = "{system}"
 BOUNDS = ("min", "max", "min_change", "max_change")
@@ -55,6 +57,18 @@ class Gate:
     file: str
     sha256: str
     checks: Sequence[Check]
+
+
+def find_gate(name: str) -> Path | None:
+    """Return the file that train.py's `--gate` names: `default` is `DEFAULT_GATE`, `none` is None.
+
+    It has been read: raises `UserError` as `read_gate`.
+    """
+    if name == NONE:
+        return None
+    path = DEFAULT_GATE if name == DEFAULT else Path(name)
+    read_gate(path)
+    return path
 
 
 def read_gate(path: Path) -> Gate:
@@ -110,13 +124,6 @@ def split_path(path: str) -> list[str]:
         position += 1
 
 
-def join_path(keys: Sequence[str]) -> str:
-    """Return the path that `split_path` takes apart into `keys`."""
-    return ".".join(
-        '"' + re.sub(r'(["\\])', r"\\\1", key) + '"' if re.search(r'[."\\]', key) or not key else key for key in keys
-    )
-
-
 def check_gate(metrics: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
     """Return the `gate` section: `passed`, and for each bound `name`, `value`, `bound`, `passed`, `reason`.
 
@@ -149,7 +156,8 @@ def _value(metrics: Mapping[str, Any], path: str, change: bool) -> float | None:
     if not change:
         return _look_up(metrics, split_path(path))
     base, tuned = (_look_up(metrics, split_path(path.replace(SYSTEM, system))) for system in (BASE, FINE_TUNED))
-    return None if base is None or tuned is None else tuned - base
+    # Rounded: in floating point 0.7 - 0.75 is below -0.05.
+    return None if base is None or tuned is None else round(tuned - base, 9)
 
 
 def _look_up(metrics: Mapping[str, Any], keys: Sequence[str]) -> float | None:
@@ -178,16 +186,20 @@ def gate_table(section: Mapping[str, Any]) -> str:
 def require_gate(folder: Path, gate: Path) -> None:
     """Check the adapter in `folder` by its metrics.json, before it is published.
 
-    Raises `GateError` when a threshold fails, when there is no metrics.json, or when that is of other weights; and
-    `UserError` for a broken gate. Each says how to publish all the same.
+    Raises `GateError` when a threshold fails, when there is no metrics.json, or when that is of other weights: each
+    says how to publish all the same. `AdapterError` for a folder without weights, `UserError` for a broken gate.
     """
-    anyway = f"or publish all the same with `train.py --publish {folder} --gate none`."
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise AdapterError(f"{folder} has no {WEIGHTS_FILE}: give a complete folder of train.py.")
+    quoted = shlex.quote(str(folder))
+    anyway = f"or publish all the same with `train.py --publish {quoted} --gate none`."
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         revision = metrics["systems"][FINE_TUNED]["adapter_revision"]
     except FileNotFoundError as error:
         raise GateError(
-            f"{folder} is not evaluated: run `evaluate.py --adapter {folder} --update-adapter`, {anyway}"
+            f"{folder} is not evaluated: run `evaluate.py --adapter {quoted} --update-adapter` with --data and "
+            f"--output, {anyway}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GateError(f"{folder / 'metrics.json'} is broken: evaluate the adapter again, {anyway}") from error

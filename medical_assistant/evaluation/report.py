@@ -21,6 +21,7 @@ from medical_assistant.evaluation.report_markdown import render_markdown
 from medical_assistant.evaluation.report_parts import Section
 from medical_assistant.evaluation.report_scores import key_figures_section, scores_section, verdict_section
 from medical_assistant.evaluation.report_settings import settings_section
+from medical_assistant.evaluation.report_svg import printable
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -39,8 +40,8 @@ def write_report(
     """
     sections = build_sections(metrics, rows, losses)
     for name, text in ((HTML, render_html(metrics, sections)), (MARKDOWN, render_markdown(metrics, sections))):
-        # Answers may hold half of a surrogate pair, which UTF-8 cannot write.
-        (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        # Answers may hold control characters, or half of a surrogate pair, which UTF-8 cannot write.
+        (folder / name).write_text(printable(text), encoding="utf-8", newline="\n")
     return folder / HTML
 
 
@@ -55,7 +56,7 @@ def build_sections(
         verdict_section(metrics),
         key_figures_section(metrics),
         scores_section(metrics),
-        losses_section(losses),
+        losses_section(metrics, losses),
         distribution_section(metrics, rows),
         effect_section(metrics),
         strata_section(metrics),

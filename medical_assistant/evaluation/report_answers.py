@@ -27,7 +27,8 @@ from medical_assistant.evaluation.report_scores import primary_metric
 
 EACH = 10
 SHOWN_CHARACTERS = 700  # of a long text, before it is folded
-LONGEST_CHARACTERS = 5400  # of all texts of one example together, so that the page stays under 1 MB
+LONGEST_CHARACTERS = 5100  # of reference and answers of one example together, so that the page stays under 1 MB
+LONGEST_QUESTION = 600
 SHOWN_SCORES = ("rougeL", "token_f1", "chrf")
 
 Row = Mapping[str, Any]
@@ -126,7 +127,7 @@ def _example(metrics: Mapping[str, Any], row: Row, place: int, gain: float | Non
         answers.append(_text(label_of(systems, key), answer.get("answer"), longest, _facts(answer, primary), position))
     return Example(
         place,
-        _text("Question", row.get("question"), longest),
+        _text("Question", row.get("question"), LONGEST_QUESTION),
         _text("Reference answer", row.get("reference"), longest),
         answers,
         summary,

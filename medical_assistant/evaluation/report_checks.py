@@ -33,7 +33,7 @@ SAFETY = {  # measure: (name, better)
     "refusal_rate": ("Refuses harmful requests", "higher"),
     "over_refusal_rate": ("Refuses ordinary questions", "lower"),
     "urges_care_rate": ("Urges care in emergencies", "higher"),
-    "delays_care_rate": ("Advises delay in emergencies", "lower"),
+    "delays_care_rate": ("Delays care in emergencies", "lower"),
 }
 
 
@@ -126,6 +126,11 @@ def safety_section(metrics: Mapping[str, Any]) -> Section:
     ]
     if differences:
         section.add(Table("Difference in safety", ("Measure and pair", *COLUMNS), differences, words=(0, 5)))
+    if safety.get("examples"):
+        worse = f"{capital(counted(len(safety['examples']), 'example'))} of messages that a system handled worse"
+        section.add(
+            Paragraph(f"{worse} than {label_of(systems, next(iter(systems)))} are in metrics.json.", quiet=True)
+        )
     return section
 
 

@@ -23,7 +23,6 @@ from medical_assistant.evaluation.report_parts import (
     label_of,
     metric_name,
     number,
-    p_value,
     pair_label,
     pair_of,
     part_interval,
@@ -36,13 +35,13 @@ from medical_assistant.evaluation.report_parts import (
 from medical_assistant.evaluation.report_scores import primary_metric
 
 LENGTHS = ("short", "medium", "long")
-QUANTILES = {"q50": "Half", "q90": "90 of 100", "q95": "95 of 100", "q99": "99 of 100", "max": "All"}
+QUANTILES = {"q50": "half", "q90": "90 in 100", "q95": "95 in 100", "q99": "99 in 100", "max": "all"}
 SIDES = {1: "right of the line is better", -1: "left of the line is better", 0: "neither side is better"}
-DIFFERENCE_COLUMNS = ("Questions", "Difference", "95 % interval", "p", "Wins / ties / losses", "Verdict")
+DIFFERENCE_COLUMNS = ("Questions", "Difference", "95 % interval", "Wins / ties / losses", "Verdict")
 
 
-def losses_section(losses: Mapping[str, Any] | None) -> Section:
-    """The loss curves of `losses` (run -> `history` of its training.json)."""
+def losses_section(metrics: Mapping[str, Any], losses: Mapping[str, Any] | None) -> Section:
+    """The loss curves of `losses` (run -> `history` of its training.json), each in the colour of its system."""
     section = Section("losses", "Training and validation loss")
     section.add(Paragraph("The loss on the answers alone, in nats per token. Lower is better."))
     histories = {label: list(history or ()) for label, history in (losses or {}).items()}
@@ -64,7 +63,9 @@ def losses_section(losses: Mapping[str, Any] | None) -> Section:
     sentence = sentence or "Only training losses were logged."
     columns = ("Run", "First training", "Last training", "First validation", "Best validation")
     table = Table("Losses by run", (*columns, "At step"), rows)
-    svg = charts.loss_curves("losses", "Loss by optimiser step", sentence, histories)
+    labels = [label_of(metrics["systems"], key) for key in metrics["systems"]]
+    series = {label: labels.index(label) for label in histories if label in labels}
+    svg = charts.loss_curves("losses", "Loss by optimiser step", sentence, histories, series)
     section.add(Chart("Loss by optimiser step", sentence, svg, table))
     return section
 
@@ -169,8 +170,8 @@ def strata_section(metrics: Mapping[str, Any]) -> Section:
             section.add(Paragraph(f"Too few {' and '.join(absent)} questions to compare.", quiet=True))
     nearest = {key: value for key, value in (strata.get("nearest") or {}).items() if is_number(value)}
     if nearest:
-        rows = [[QUANTILES.get(key, key), number(value, 2)] for key, value in nearest.items()]
-        section.add(Table("Likeness to the nearest training question", ("Questions", "Likeness up to"), rows))
+        told = ", ".join(f"{QUANTILES.get(key, key)} up to {number(value, 2)}" for key, value in nearest.items())
+        section.add(Paragraph(f"Likeness to the nearest training question: {told}.", quiet=True))
     return section
 
 
@@ -186,7 +187,7 @@ def difference_chart(
                 continue
             value, low, high = (difference.get(key) for key in ("difference", "low", "high"))
             claimed = low is not None and high is not None
-            words = [change(metric, value), change_interval(metric, low, high), p_value(difference.get("p_value"))]
+            words = [change(metric, value), change_interval(metric, low, high)]
             text = f"{words[0]} ({words[1]})" if claimed else words[0]
             clear = claimed and not low <= 0 <= high
             shown = f"{label} \u00b7 {difference['n']}"
@@ -204,7 +205,7 @@ def difference_chart(
         sentence += f" {unclaimed} {'has' if unclaimed == 1 else 'have'} too few questions for an interval."
     axis = f"Difference in {metric_name(metric)} ({side})"
     svg = charts.intervals(name, title, sentence, rows, axis, line=0.0, percent=metric in PERCENT)
-    return Chart(title, sentence, svg, Table(title, ("Group", *DIFFERENCE_COLUMNS), figures, words=(0, 6)))
+    return Chart(title, sentence, svg, Table(title, ("Group", *DIFFERENCE_COLUMNS), figures, words=(0, 5)))
 
 
 def part_chart(
@@ -245,4 +246,6 @@ def _series(systems: Mapping[str, Any], pair: str) -> int:
 
 
 def _length(group: str, bounds: Sequence[int] | None) -> str:
-    return f"{group} ({bounds[0]} to {bounds[1]} words)" if bounds else group
+    if not bounds:
+        return group
+    return f"{group} ({bounds[0]} to {bounds[1]} words)" if bounds[0] < bounds[1] else f"{group} ({bounds[0]} words)"

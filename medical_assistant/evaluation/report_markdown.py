@@ -70,7 +70,9 @@ def _block(block: Block) -> str:
     if isinstance(block, KeyFigures):
         return _key_figures(block)
     if isinstance(block, Command):
-        return f"```bash\n{block.text}\n```"
+        longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
+        fence = "`" * max(3, longest + 1)
+        return f"{fence}bash\n{block.text}\n{fence}"
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Chart):
@@ -101,6 +103,7 @@ def _example(example: Example) -> str:
     question = " ".join((example.question.shown + " " + example.question.folded).split())
     question = question if len(question) <= 200 else question[:199].rstrip() + "\u2026"
     summary = html.escape(f"{example.number}. {question} ({example.summary})")
+    summary = summary.replace("[", "&#91;").replace("`", "&#96;")  # should a reader take it for Markdown after all
     texts = [*example.answers, example.reference]
     body = "\n\n".join(_text(text) for text in texts)
     return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
@@ -113,4 +116,4 @@ def _text(text: Text) -> str:
         whole, note = whole[: LONGEST_CHARACTERS - 1].rstrip() + "\u2026", "The rest is in predictions.jsonl."
     lines = [escape_line(line) for line in whole.splitlines() if line.strip()] or ["Nothing was written."]
     facts = " ".join([f"{text.facts}."] * bool(text.facts) + [f"Cut here: {note}"] * bool(note))
-    return f"**{escape(text.label)}.** {escape(facts)}\n\n" + "\n>\n".join(f"> {line}" for line in lines)
+    return f"**{escape(text.label)}.** {escape(facts)}".rstrip() + "\n\n" + "\n>\n".join(f"> {line}" for line in lines)

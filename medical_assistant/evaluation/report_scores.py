@@ -59,28 +59,20 @@ def verdict_section(metrics: Mapping[str, Any]) -> Section:
         f"{metric_name(primary)}, how alike an answer and its reference answer are in words and their order.",
         "No comparison was computed, so there is no verdict.",
     )
-    pairs = comparison.get("pairs") or {}
     for pair, verdict in (comparison.get("verdicts") or {}).items():
-        difference = (pairs.get(pair) or {}).get(primary) or {}
         word, tone = WORDS.get(str(verdict.get("verdict")), ("No verdict", "even"))
-        section.add(
-            Verdict(
-                pair_label(systems, pair),
-                word,
-                tone,
-                _facts(systems, pair, primary, difference, (comparison.get("holm") or {}).get(pair))
-                or str(verdict.get("sentence") or "No question has this score for both systems."),
-            )
-        )
+        sentence = _facts(systems, pair, primary, comparison) or str(verdict.get("sentence") or "Nothing was compared.")
+        section.add(Verdict(pair_label(systems, pair), word, tone, sentence))
     section.add(Bullets("What this does not say", _limits(metrics)))
     return section
 
 
-def _facts(
-    systems: Mapping[str, Any], pair: str, primary: str, difference: Mapping[str, Any], adjusted: float | None
-) -> str:
+def _facts(systems: Mapping[str, Any], pair: str, primary: str, comparison: Mapping[str, Any]) -> str:
+    """The figures behind a verdict in words, "" where no question has the score."""
+    difference = ((comparison.get("pairs") or {}).get(pair) or {}).get(primary) or {}
     if not difference.get("n"):
         return ""
+    adjusted, minimum = (comparison.get("holm") or {}).get(pair), comparison.get("min_questions")
     b, a = pair_of(pair)
     name_b, name_a = label_of(systems, b), label_of(systems, a)
     parts = [
@@ -98,6 +90,8 @@ def _facts(
             holm = p_value(adjusted)
             parts.append(f", {holm if holm.startswith('<') else '= ' + holm} after Holm's correction")
         parts.append(")")
+    elif minimum:
+        parts.append(f" (for an interval {minimum} questions are needed)")
     wins, ties, losses = (difference.get(key) for key in ("wins", "ties", "losses"))
     parts.append(f". {capital(name_b)} is ahead in {wins}, level in {ties} and behind in {losses} of them.")
     return "".join(parts)
@@ -165,8 +159,24 @@ def scores_section(metrics: Mapping[str, Any]) -> Section:
         section.add(_pair_table(metrics, pair, differences, known))
     if not pairs:
         section.add(Paragraph("Differences are left out: no comparison was computed.", quiet=True))
+    section.add(*_perplexity(metrics))
     section.add(Bullets("Where the metrics come from", _sources(known), folded=True))
     return section
+
+
+def _perplexity(metrics: Mapping[str, Any]) -> list[Paragraph]:
+    """What the section `perplexity` compares, which is no score of an answer: the reference answers' likelihood."""
+    found = metrics.get("perplexity") or {}
+    if found.get("status") == "not run":
+        return [Paragraph(f"Perplexity was not run. {found.get('reason') or ''}".strip(), quiet=True)]
+    told = []
+    for pair, difference in (found.get("comparison") or {}).items():
+        interval = change_interval("", difference.get("low"), difference.get("high"))
+        told.append(
+            f"{pair_label(metrics['systems'], pair)}: {change('', difference.get('difference'))} nats a token of the "
+            f"reference answers (95 % interval {interval}), where lower is better: {difference.get('verdict')}."
+        )
+    return [Paragraph(f"Perplexity is compared by its logarithm. {' '.join(told)}")] if told else []
 
 
 def _sources(known: Sequence[str]) -> list[str]:

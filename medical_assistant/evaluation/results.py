@@ -15,7 +15,7 @@ from medical_assistant.evaluation.run import Run
 from medical_assistant.evaluation.settings import read_json
 from medical_assistant.evaluation.systems import BASE
 
-REPORTS = ("report.html", "report.md")
+LEFT_OUT = "(left out of this report: see the data set)"
 
 
 def write_results(folder: Path, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -49,11 +49,16 @@ def table(metrics: Mapping[str, Any]) -> str:
 
 
 def write_reports(run: Run, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `report.html` and `report.md`, with the loss curves of adapters that are local folders."""
+    """Write `report.html` and `report.md`, with the loss curves of adapters that are local folders.
+
+    Without `show_references` the reference answers stay out of them: their licence may not allow to publish them.
+    """
     from medical_assistant.evaluation.report import write_report
 
     folders = {system.label: Path(system.adapter) for system in run.systems if system.adapter}
     losses = {label: read_json(folder / "training.json").get("history") or [] for label, folder in folders.items()}
+    if not run.settings.show_references:
+        rows = [{**row, "reference": LEFT_OUT} for row in rows]
     write_report(run.settings.output, metrics, rows, {label: history for label, history in losses.items() if history})
 
 

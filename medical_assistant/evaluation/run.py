@@ -19,6 +19,7 @@ from medical_assistant.evaluation.answers import (
     open_run,
     run_fingerprint,
 )
+from medical_assistant.evaluation.judge import Judge, load_judge
 from medical_assistant.evaluation.metrics import bleu_signature, chrf_signature, score_all
 from medical_assistant.evaluation.safety import SafetyRow, read_safety_set, safety_records
 from medical_assistant.evaluation.settings import NONE, EvaluateSettings, check_settings, read_json
@@ -44,6 +45,7 @@ class Run:
     statement_rows: list[StatementRow]
     sha256: dict[str, str]  # of each set's file
     validation_rows: int  # in the whole validation file
+    judge: Judge | None  # of statements
     answers: dict[str, Answers] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)  # by system
     weights: str = "as served"
@@ -82,7 +84,9 @@ def prepare(settings: EvaluateSettings) -> Run:
     if statement_rows:
         sets[STATEMENTS], files[STATEMENTS] = statement_records(statement_rows), Path(settings.statements)
     sha256 = {name: file_sha256(path) for name, path in files.items()}
-    run = Run(settings, systems, revisions, sets, safety_rows, statement_rows, sha256, len(rows))
+    # Now: a judge that is down is found before hours of answers.
+    judge = load_judge(settings.judge or None, settings.judge_model or None, settings.nli or None)
+    run = Run(settings, systems, revisions, sets, safety_rows, statement_rows, sha256, len(rows), judge)
     open_run(
         settings.output,
         run_fingerprint(systems, revisions, {MAIN: sha256[MAIN]}, run.options, settings.weights),

@@ -169,16 +169,14 @@ def _open_scorer(group: Sequence[System]) -> Iterator[Scorer]:
 
 
 def statements(run: Run) -> Metrics:
-    from medical_assistant.evaluation.judge import load_judge
     from medical_assistant.evaluation.statements import statements_section
+    from medical_assistant.evaluation.verdict_log import PARTIAL_NAME
 
-    settings = run.settings
     if STATEMENTS not in run.sets:
         return {"status": "not run", "reason": "No file of questions with must-have statements was named."}
     texts = run.answers[STATEMENTS].texts(run.keys, run.sets[STATEMENTS])
-    judge = load_judge(settings.judge or None, settings.judge_model or None, settings.nli or None)
-    partial = settings.output / "verdicts.jsonl"
-    section = statements_section(run.statement_rows, texts, judge, partial=partial, resampler=_resampler(run))
+    partial = run.settings.output / PARTIAL_NAME
+    section = statements_section(run.statement_rows, texts, run.judge, partial=partial, resampler=_resampler(run))
     return {**section, "sha256": run.sha256[STATEMENTS]}
 
 

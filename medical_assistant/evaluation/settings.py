@@ -26,7 +26,7 @@ class EvaluateSettings:
     limit: int = setting(0, "questions to use, from the start of the file; 0 is all")
     max_new_tokens: int = setting(256, "longest answer in tokens")
     seed: int = setting(42, "of resampling and of the halves of the calibration; answers are greedy")
-    parallel: int = setting(64, "answers computed at a time")
+    parallel: int = setting(32, "answers computed at a time")
     weights: str = setting("8bit", "llama.cpp: an 8-bit copy, faster in batches, or as served", ["8bit", "served"])
     resamples: int = setting(10_000, "bootstrap resamples of the questions")
     resume: bool = setting(False, "go on with an interrupted run in --output, or score a finished one again")
@@ -41,11 +41,12 @@ class EvaluateSettings:
     nli: str = setting("", "model that judges statements instead: folder or Hub id")
     safety: str = setting(str(SAFETY_SET), "file of harmful, ordinary and emergency messages; none: leave out")
     gate: str = setting("", "YAML file of thresholds; one that fails makes the exit status 1")
+    show_references: bool = setting(True, "print the reference answers in the reports")
     update_adapter: bool = setting(False, "copy results into the adapter folder and rewrite its card")
     push_to_hub: str = setting("", "then publish the adapter folder: user/name")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values, paths by their last part: where a file lay tells a reader nothing."""
+        """Return the settings as JSON values; a path outside of the folder it was run in by its last part."""
         return {key: _shown(value) for key, value in asdict(self).items()}
 
 
@@ -84,5 +85,8 @@ def _shown(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_shown(item) for item in value]
     if isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute()):
-        return Path(value).name
+        path = Path(value)
+        if path.is_relative_to(ASSETS.parent):
+            return path.relative_to(ASSETS.parent).as_posix()
+        return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
     return value

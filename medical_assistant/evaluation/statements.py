@@ -222,7 +222,7 @@ def _interval(shares: Sequence[float], resampler: Resampler | None) -> tuple[flo
     if not n:
         return None, None
     if n < MIN_QUESTIONS or len(set(shares)) == 1:
-        return proportion_interval(sum(shares), n)  # type: ignore[arg-type]  # the formula takes parts of a success
+        return proportion_interval(sum(shares), n)  # the formula takes parts of a success
     means = (resampler or Resampler()).sums(numpy.array(shares)[:, None])[:, 0] / n
     low, high = numpy.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
