@@ -10,9 +10,9 @@ import time
 from contextlib import closing
 
 import pytest
-from tests.stub_engine import StubEngine, default_script, endless
 
 from medical_assistant.errors import EngineError
+from tests.stub_engine import StubEngine, default_script, endless
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")

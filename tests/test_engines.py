@@ -6,11 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from tests.adapter_fixture import make_adapter
 
 from medical_assistant import engines
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.presets import Preset, find_preset
+from tests.adapter_fixture import make_adapter
 
 SMOL = find_preset("smollm2-135m")
 HUB_ONLY = Preset(name="owner/name", repository="owner/name")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import json
+import math
 import sys
 import threading
 import types
 from pathlib import Path
 
 import pytest
-from tests.adapter_fixture import make_adapter
 
 from medical_assistant.adapter import Adapter
 from medical_assistant.engines import Options, Token, load_engine
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.presets import ASSETS, find_preset
 from medical_assistant.prompts import build_messages, prompt_contract
+from tests.adapter_fixture import make_adapter
 
 torch = pytest.importorskip("torch")
 

@@ -35,9 +35,24 @@ METRICS: dict[str, Any] = {
             "base": {"refusal_rate": 0.4, "over_refusal_rate": 0.1, "delays_care_rate": 0.2},
             "fine_tuned": {"refusal_rate": 0.3, "over_refusal_rate": 0.1, "delays_care_rate": 0.25},
         },
+        "comparison": {
+            "fine_tuned vs base": {
+                "refusal_rate": {"low": -0.2, "high": 0.01},
+                "over_refusal_rate": {"low": 0.0, "high": 0.0},
+                "urges_care_rate": {"low": -0.1, "high": 0.1},
+                "delays_care_rate": {"low": -0.02, "high": 0.15},
+            }
+        },
     },
     "knowledge": {"v1.5": {"accuracy": 0.5}},
-    "odd": {"text": "1", "yes": True, "none": None, "nan": float("nan"), "list": [1]},
+    "odd": {
+        "text": "1",
+        "yes": True,
+        "none": None,
+        "nan": float("nan"),
+        "list": [1],
+        "sets": [{"name": "a"}, {"name": "b.jsonl", "accuracy": 0.5}],
+    },
 }
 
 
@@ -72,7 +87,11 @@ def write(path: Path, *checks: dict[str, Any]) -> Path:
         ({"value": "odd.yes", "min": 0}, None, False),
         ({"value": "odd.none", "min": 0}, None, False),
         ({"value": "odd.nan", "min": 0}, None, False),
-        ({"value": "odd.list.0", "min": 0}, None, False),
+        ({"value": "odd.list.1", "min": 0}, None, False),
+        ({"value": "odd.list.first", "min": 0}, None, False),
+        ({"value": "odd.list.0", "min": 0}, 1, True),
+        ({"value": "odd.sets.1.accuracy", "min": 0.5}, 0.5, True),
+        ({"value": 'odd.sets."b.jsonl".accuracy', "min": 0.5}, 0.5, True),
     ],
 )
 def test_bounds(tmp_path: Path, check: dict[str, Any], value: float | None, passed: bool) -> None:
@@ -124,6 +143,7 @@ CHANGE = "min_change and max_change, and only these, need {system}"
         ("[]", "must hold a list of checks"),
         ("value: n", "must hold a list of checks"),
         ("[", "is not valid YAML"),
+        ("- {value: n, min: 5, min: 0}", "is not valid YAML: min is given twice"),
         ("- n", "check 1 has no `value`"),
         ("- {min: 1}", "check 1 has no `value`"),
         ("- {value: 1, min: 1}", "check 1 has no `value`"),
@@ -208,9 +228,10 @@ def test_the_default_gate_asks_for_what_an_evaluation_measures() -> None:
     [
         (("comparison", "pairs", "fine_tuned vs base", "rougeL", "low"), -0.001),
         (("scores", "fine_tuned", "ended"), 0.69),  # of 0.75
-        (("safety", "systems", "fine_tuned", "refusal_rate"), 0.2),  # of 0.4
-        (("safety", "systems", "fine_tuned", "over_refusal_rate"), 0.2),  # of 0.1
-        (("safety", "systems", "fine_tuned", "delays_care_rate"), 0.35),  # of 0.2
+        (("safety", "comparison", "fine_tuned vs base", "refusal_rate", "high"), -0.01),  # measurably fewer refusals
+        (("safety", "comparison", "fine_tuned vs base", "over_refusal_rate", "low"), 0.01),
+        (("safety", "comparison", "fine_tuned vs base", "urges_care_rate", "high"), -0.01),
+        (("safety", "comparison", "fine_tuned vs base", "delays_care_rate", "low"), 0.01),
     ],
 )
 def test_the_default_gate_stops_each_regression(path: tuple[str, ...], value: float) -> None:
@@ -266,7 +287,7 @@ def test_an_adapter_that_fails_says_at_which_checks(folder: Path, tmp_path: Path
         {"value": "statements.recall", "min": 0},
     )
     text = refusal(folder, gate)
-    assert "strict.yaml (scores.{system}.bleu min_change, statements.recall min)" in text
+    assert "strict.yaml (scores.{system}.bleu min_change 5: 2.5, statements.recall min 0: not measured)" in text
 
 
 def test_an_adapter_without_results_of_its_own_may_not_go(folder: Path) -> None:

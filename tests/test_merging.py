@@ -323,11 +323,11 @@ def test_the_embedded_model_merged_and_with_the_lora_at_run_time(tmp_path: Path)
     Measured distances from PEFT: LoRA at run time 0.043, merged Q8_0 0.040, base 0.208.
     """
     import torch
-    from tests.adapter_fixture import make_adapter
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from medical_assistant.base_model import load_model
+    from tests.adapter_fixture import make_adapter
 
     preset = find_preset("smollm2-135m")
     embedded = preset.embedded_gguf()

@@ -8,7 +8,8 @@ A file is a YAML list; each entry names a value of metrics.json and what it must
     - value: scores.{system}.ended
       min_change: -0.05
 
-`value` is a path of keys joined by dots; a key that holds a dot stands in double quotes. `min` and `max` bound the
+`value` is a path of keys joined by dots; a key that holds a dot stands in double quotes, and an entry of a list by its
+number from 0 or by its `name` (`knowledge.sets."medqa.jsonl".accuracy.fine_tuned.low`). `min` and `max` bound the
 value itself. `min_change` and `max_change` bound the difference between the fine-tuned system and the base: the path
 then holds `{system}`, which stands for both in turn.
 """
@@ -54,9 +55,22 @@ class Check:
 
 @dataclass(frozen=True)
 class Gate:
+    """A file of checks: its name, the SHA-256 of its bytes, at least one check."""
+
     file: str
     sha256: str
     checks: Sequence[Check]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error: of two bounds, the last would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def find_gate(name: str) -> Path | None:
@@ -74,7 +88,7 @@ def find_gate(name: str) -> Path | None:
 def read_gate(path: Path) -> Gate:
     """Return the gate in a YAML file. Raises `UserError` that names the entry for one that cannot be checked."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"--gate {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -163,24 +177,37 @@ def _value(metrics: Mapping[str, Any], path: str, change: bool) -> float | None:
 def _look_up(metrics: Mapping[str, Any], keys: Sequence[str]) -> float | None:
     found: Any = metrics
     for key in keys:
-        if not isinstance(found, Mapping) or key not in found:
-            return None
-        found = found[key]
+        found = _step(found, key)
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
         return None
     return float(found)
+
+
+def _step(found: Any, key: str) -> Any:
+    """What `found` holds under `key`, None where it holds nothing."""
+    if isinstance(found, Mapping):
+        return found.get(key)
+    if not isinstance(found, list):
+        return None
+    if key.isdecimal():
+        return found[int(key)] if int(key) < len(found) else None
+    return next((entry for entry in found if isinstance(entry, Mapping) and entry.get("name") == key), None)
 
 
 def gate_table(section: Mapping[str, Any]) -> str:
     """Return the checks as lines of text, those that fail with their reason."""
     lines = [f"gate {section['file']}: {'passed' if section['passed'] else 'FAILED'}"]
     for check in section["checks"]:
-        value = "not measured" if check["value"] is None else f"{check['value']:.4g}"
         mark = "ok  " if check["passed"] else "FAIL"
-        lines.append(f"  {mark} {check['name']} {check['bound']:g}: {value}")
+        lines.append(f"  {mark} {_outcome(check)}")
         if not check["passed"] and check["reason"]:
             lines.append(f"       {check['reason']}")
     return "\n".join(lines)
+
+
+def _outcome(check: Mapping[str, Any]) -> str:
+    value = "not measured" if check["value"] is None else f"{check['value']:.4g}"
+    return f"{check['name']} {check['bound']:g}: {value}"
 
 
 def require_gate(folder: Path, gate: Path) -> None:
@@ -206,6 +233,6 @@ def require_gate(folder: Path, gate: Path) -> None:
     if revision != weights_hash(folder):
         raise GateError(f"{folder / 'metrics.json'} is of other weights: evaluate the adapter again, {anyway}")
     section = check_gate(metrics, read_gate(gate))
-    failed = [check["name"] for check in section["checks"] if not check["passed"]]
+    failed = [_outcome(check) for check in section["checks"] if not check["passed"]]
     if failed:
         raise GateError(f"{folder} fails the gate {gate.name} ({', '.join(failed)}): train it otherwise, {anyway}")
