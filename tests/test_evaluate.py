@@ -18,6 +18,7 @@ from medical_assistant.evaluation.systems import engine_groups, plan_systems
 from medical_assistant.records import file_sha256, make_record, read_records, write_records
 from tests.adapter_fixture import make_adapter
 from tests.conftest import ROOT
+from tests.hub_server import HubServer
 
 N = 24  # validation questions: enough for an interval
 
@@ -112,6 +113,12 @@ def evaluate(data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monk
     return run
 
 
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the plots takes a second."""
+    monkeypatch.setattr("medical_assistant.evaluation.report.write_report", lambda *arguments: None)
+
+
 def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = evaluate(tmp_path / "out")
     assert metrics["n"] == N and list(metrics["systems"]) == ["base", "fine_tuned"]
@@ -137,6 +144,7 @@ def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytes
     assert str(tmp_path) not in json.dumps(metrics)  # no path of a machine
 
 
+@pytest.mark.usefixtures("without_report")
 def test_mistake_3_both_models_read_the_held_back_questions_only_and_greedily(evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "out", "--limit", "3", "--safety", "none")
     calls = evaluate.engine.calls
@@ -146,6 +154,7 @@ def test_mistake_3_both_models_read_the_held_back_questions_only_and_greedily(ev
     assert all(messages[-1]["role"] == "user" for messages, _ in calls)  # the reference is never shown
 
 
+@pytest.mark.usefixtures("without_report")
 def test_one_question_claims_no_interval(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = evaluate(tmp_path / "out", "--limit", "1")
     for difference in metrics["comparison"]["pairs"]["fine_tuned vs base"].values():
@@ -155,6 +164,7 @@ def test_one_question_claims_no_interval(evaluate, tmp_path: Path, capsys: pytes
     assert "of the 20 that are needed" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_report")
 def test_an_interrupted_run_goes_on_without_asking_again(evaluate, tmp_path: Path) -> None:
     evaluate.engine.fail_after = 30
     with pytest.raises(EngineError):
@@ -168,6 +178,7 @@ def test_an_interrupted_run_goes_on_without_asking_again(evaluate, tmp_path: Pat
     assert len(asked) == len(set(asked)) == 2 * (N + 3)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_finished_run_is_scored_again_and_not_overwritten(evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "out")
     asked = len(evaluate.engine.calls)
@@ -182,12 +193,14 @@ def test_a_finished_run_is_scored_again_and_not_overwritten(evaluate, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "named"), [(("--max-new-tokens", "99"), "decoding"), (("--weights", "served"), "decoding")]
 )
+@pytest.mark.usefixtures("without_report")
 def test_a_folder_with_another_runs_predictions_is_refused(evaluate, tmp_path: Path, change, named: str) -> None:
     evaluate(tmp_path / "out", "--limit", "2")
     with pytest.raises(UserError, match=f"another run .*{named}"):
         evaluate(tmp_path / "out", "--limit", "2", "--resume", *change)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_folder_with_another_adapters_predictions_is_refused(evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "out", "--limit", "2")
     other = make_adapter(tmp_path / "other", seed=1)
@@ -195,6 +208,7 @@ def test_a_folder_with_another_adapters_predictions_is_refused(evaluate, tmp_pat
         evaluate(tmp_path / "out", "--limit", "2", "--resume", systems=("--adapter", str(other)))
 
 
+@pytest.mark.usefixtures("without_report")
 def test_broken_predictions_are_named(evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "out", "--limit", "2")
     path = tmp_path / "out/predictions.jsonl"
@@ -203,6 +217,7 @@ def test_broken_predictions_are_named(evaluate, tmp_path: Path) -> None:
         evaluate(tmp_path / "out", "--limit", "2", "--resume")
 
 
+@pytest.mark.usefixtures("without_report")
 def test_empty_predictions_are_asked_again_and_empty_answers_scored(evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "out", "--limit", "2")
     (tmp_path / "out/predictions.jsonl").write_text("")
@@ -211,6 +226,7 @@ def test_empty_predictions_are_asked_again_and_empty_answers_scored(evaluate, tm
     assert metrics["scores"]["fine_tuned"]["rougeL"] == 0 and metrics["scores"]["fine_tuned"]["mean_tokens"] == 0
 
 
+@pytest.mark.usefixtures("without_report")
 def test_duplicated_ids_are_refused_before_any_answer(evaluate, tmp_path: Path) -> None:
     folder = tmp_path / "twice"
     folder.mkdir()
@@ -220,6 +236,7 @@ def test_duplicated_ids_are_refused_before_any_answer(evaluate, tmp_path: Path) 
     assert not evaluate.engine.calls and not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("without_report")
 def test_an_adapter_of_another_prompt_is_refused_before_any_answer(evaluate, tmp_path: Path) -> None:
     other = make_adapter(tmp_path / "other")
     prompt = json.loads((other / "prompt.json").read_text())
@@ -242,12 +259,14 @@ def test_an_adapter_of_another_prompt_is_refused_before_any_answer(evaluate, tmp
         (("--compare", "smollm2-135m", "smollm2-135m"), (), "twice"),
     ],
 )
+@pytest.mark.usefixtures("without_report")
 def test_settings_that_cannot_be(evaluate, tmp_path: Path, systems, more, message: str) -> None:
     given = {} if systems is None else {"systems": systems}
     with pytest.raises(UserError, match=message):
         evaluate(tmp_path / "out", *more, **given)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_three_systems_with_holm(evaluate, tmp_path: Path) -> None:
     other = make_adapter(tmp_path / "other", seed=1)
     metrics = evaluate(tmp_path / "out", systems=("--compare", str(evaluate.adapter), str(other), "model:some/model"))
@@ -268,6 +287,7 @@ def test_systems_and_their_engines(tmp_path: Path) -> None:
     assert [[system.key for system in group] for group in groups] == [["base", "lora"], ["lora-2"], ["tinyllama-1-1b"]]
 
 
+@pytest.mark.usefixtures("without_report")
 def test_the_gate_decides_the_exit_status(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate = tmp_path / "gate.yaml"
     gate.write_text("- value: scores.fine_tuned.rougeL\n  min: 0.5\n")
@@ -277,6 +297,7 @@ def test_the_gate_decides_the_exit_status(evaluate, tmp_path: Path, capsys: pyte
     assert metrics["gate"]["passed"] is False and "A base this weak" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("without_report")
 def test_results_go_into_the_adapters_folder_and_card(evaluate, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "own")
     metrics = evaluate(tmp_path / "out", "--update-adapter", systems=("--adapter", str(folder)))
@@ -298,3 +319,20 @@ def test_rows_that_chose_the_checkpoint_are_counted(tmp_path: Path) -> None:
     training.write_text(json.dumps({"data": {"manifest_sha256": "other"}, "settings": chose}))
     assert evaluation_run.checkpoint_rows(str(tmp_path), tmp_path, rows=100, used=70) is None
     assert evaluation_run.checkpoint_rows("user/name", tmp_path, rows=100, used=70) is None
+
+
+@pytest.mark.usefixtures("without_report", "signed_in")
+def test_results_are_published_unless_the_gate_fails(evaluate, tmp_path: Path, hub_server: HubServer) -> None:
+    folder = make_adapter(tmp_path / "own")
+    training = {"model": "smollm2-135m", "data": {"source": "a.jsonl"}}
+    (folder / "training.json").write_text(json.dumps(training))
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("- value: scores.base.rougeL\n  min: 0.5\n")
+    push = ("--gate", str(gate), "--push-to-hub", "alice/medical")
+    evaluate(tmp_path / "out", *push, systems=("--adapter", str(folder)), status=1)
+    assert ("models", "alice/medical") not in hub_server.repositories
+    gate.write_text("- value: scores.fine_tuned.rougeL\n  min: 0.5\n")
+    evaluate(tmp_path / "out", "--resume", *push, systems=("--adapter", str(folder)))
+    files = hub_server.repositories["models", "alice/medical"].files()
+    assert json.loads(files["metrics.json"])["gate"]["passed"]
+    assert b"model-index" in files["README.md"] and b"name: ROUGE-L" in files["README.md"]

@@ -63,7 +63,7 @@ def write_reports(run: Run, metrics: Mapping[str, Any], rows: Sequence[Mapping[s
 
 
 def update_adapter(run: Run, metrics: Mapping[str, Any]) -> None:
-    """Put metrics.json, calibration.json and report.md into the adapter's folder, and write its card again."""
+    """Put metrics.json and calibration.json into the adapter's folder, and write its card again."""
     from medical_assistant.card import write_card
 
     folder, output = Path(run.settings.adapter), run.settings.output
