@@ -86,6 +86,7 @@ def test_bad_budget(decode, arguments):
         decode.main(arguments)
 
 
+@pytest.mark.slow
 def test_small_run(decode, tmp_path, capsys):
     path = tmp_path / "table.json"
     budget = ["--tokens", "4", "--repeats", "1", "--threads", "1", "--skip", "page", "transformers"]

@@ -117,6 +117,7 @@ def test_a_step_holds_the_same_rows_on_one_process_and_on_two(rows: int) -> None
     assert seen[0] != seen[1]  # another order in the second epoch
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(uneven_data: Path, tiny_model: Path, tmp_path: Path, one_thread: None) -> None:
     options = ["--data", str(uneven_data), "--model", str(tiny_model), "--max-validation-rows", "4"]
     # Two epochs: the processes must agree on the order of rows in the second one as well.

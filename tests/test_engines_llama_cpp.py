@@ -202,8 +202,8 @@ def test_whole_answers_are_those_of_the_stream(engine, adapter):
     tokens, reason = run(engine, options)
     tokens = [token for token in tokens if token != Token("", 0.0)]
     # The first tokens: beside others llama.cpp sums in another order.
-    assert answers[0].logprobs[:4] == pytest.approx([token.logprob for token in tokens[:4]], abs=0.1)
-    assert answers[0].entropies[:4] == pytest.approx([token.entropy for token in tokens[:4]], abs=0.1)
+    assert answers[0].logprobs[:4] == pytest.approx([token.logprob for token in tokens[:4]], abs=0.25)
+    assert answers[0].entropies[:4] == pytest.approx([token.entropy for token in tokens[:4]], abs=0.25)
     assert answers[0].finish_reason == reason == "length" and answers[0].seconds > 0
 
 

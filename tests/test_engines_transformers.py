@@ -332,14 +332,14 @@ def test_zero_gpu_decorates_the_generation_only(make_engine, model_folder, monke
 
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=gpu))
-    load = module._load
+    load = module.load_weights
     asked = []
 
     def load_on_cpu(preset, adapter, device, dtype, quantize, zero_gpu):
         asked.append((device, dtype))
         return load(preset, adapter, "cpu", torch.float32, quantize, zero_gpu)
 
-    monkeypatch.setattr(module, "_load", load_on_cpu)
+    monkeypatch.setattr(module, "load_weights", load_on_cpu)
     engine = make_engine(dtype="auto")
     assert asked == [("cuda", torch.bfloat16)]
     ((name, duration),) = made

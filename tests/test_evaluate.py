@@ -280,7 +280,10 @@ def test_three_systems_with_holm(evaluate, tmp_path: Path) -> None:
 
 
 def test_systems_and_their_engines(tmp_path: Path) -> None:
-    one, two = (make_adapter(tmp_path / place / "lora") for place in ("a", "b"))
+    one, two = (tmp_path / place / "lora" for place in ("a", "b"))
+    for folder in (one, two):
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
     systems = plan_systems("smollm2-135m", "", [str(one), str(two), "tinyllama-1.1b"])
     assert [system.key for system in systems] == ["base", "lora", "lora-2", "tinyllama-1-1b"]
     groups = engine_groups(systems)
