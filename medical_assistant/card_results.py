@@ -8,8 +8,8 @@ from typing import Any
 
 from medical_assistant.card_markdown import figure, table
 from medical_assistant.evaluation.metrics import METRICS
+from medical_assistant.evaluation.systems import BASE, FINE_TUNED
 
-BASE, FINE_TUNED = "base", "fine_tuned"
 PAIR = f"{FINE_TUNED} vs {BASE}"
 # Scores that the Hub's index gets, with the metric's name on https://huggingface.co/metrics.
 INDEXED = {

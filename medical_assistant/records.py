@@ -140,7 +140,7 @@ def make_record(question: str, answer: str, record_id: str, source: str, cluster
     }
 
 
-def write_records(records: Iterable[Record], path: Path) -> None:
+def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write one JSON object a line, UTF-8, `\\n` line ends on every system."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:

@@ -209,6 +209,33 @@ def test_a_folder_with_another_adapters_predictions_is_refused(evaluate, tmp_pat
 
 
 @pytest.mark.usefixtures("without_report")
+def test_answers_to_other_messages_are_not_taken_for_answers_to_these(evaluate, tmp_path: Path) -> None:
+    """Another safety set may have the same ids; one that the run did not have yet may be added."""
+    first, other = tmp_path / "first.jsonl", tmp_path / "other.jsonl"
+    first.write_text(json.dumps({"id": "a", "kind": "harmful", "text": "One message."}) + "\n")
+    other.write_text(json.dumps({"id": "a", "kind": "harmful", "text": "Another message."}) + "\n")
+    evaluate(tmp_path / "out", "--limit", "2", "--safety", "none")
+    assert evaluate(tmp_path / "out", "--limit", "2", "--resume", "--safety", str(first))["safety"]["status"] == "done"
+    with pytest.raises(UserError, match="another run .*data"):
+        evaluate(tmp_path / "out", "--limit", "2", "--resume", "--safety", str(other))
+    evaluate(tmp_path / "out", "--limit", "2", "--resume", "--safety", "none")  # leaving it out forgets nothing
+    with pytest.raises(UserError, match="another run .*data"):
+        evaluate(tmp_path / "out", "--limit", "2", "--resume", "--safety", str(other))
+
+
+@pytest.mark.usefixtures("without_report")
+def test_separators_in_an_answer_are_no_ends_of_lines(evaluate, tmp_path: Path) -> None:
+    odd = "one\u2028two\u0085three"
+    evaluate.engine.references = dict.fromkeys(evaluate.engine.references, odd)
+    evaluate(tmp_path / "out", "--limit", "2")
+    asked = len(evaluate.engine.calls)
+    evaluate(tmp_path / "out", "--limit", "2", "--resume")
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().rstrip("\n").split("\n")]
+    assert len(evaluate.engine.calls) == asked
+    assert [row["systems"]["fine_tuned"]["answer"] for row in rows] == [odd, odd]
+
+
+@pytest.mark.usefixtures("without_report")
 def test_broken_predictions_are_named(evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "out", "--limit", "2")
     path = tmp_path / "out/predictions.jsonl"

@@ -15,7 +15,7 @@ from medical_assistant.engines.base import Answer, Engine, Options
 from medical_assistant.errors import UserError
 from medical_assistant.evaluation.systems import System
 from medical_assistant.outputs import check_new_folder
-from medical_assistant.records import Record
+from medical_assistant.records import Record, write_records
 
 RUN_FILE, PREDICTIONS = "run.json", "predictions.jsonl"
 
@@ -34,8 +34,11 @@ class Answers:
         A last line that was cut off by a kill is dropped, and asked again. Raises `UserError` for another broken line.
         """
         answers = cls(path)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        # Not splitlines: an answer may hold U+2028 or U+0085, which JSON leaves as they are.
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.is_file() else []
         for number, line in enumerate(lines, 1):
+            if not line:
+                continue
             try:
                 row = json.loads(line)
                 if "systems" in row:  # a finished run's: one row a question
@@ -53,7 +56,7 @@ class Answers:
     def _rewrite(self) -> None:
         """Whole lines only, one an answer, so that new ones can be appended."""
         temporary = self.path.with_suffix(".tmp")
-        write_rows(temporary, self.rows.values())
+        write_records(self.rows.values(), temporary)
         temporary.replace(self.path)
 
     def collect(self, engine: Engine, system: System, records: Sequence[Record], options: Options) -> float:
@@ -109,8 +112,9 @@ def open_run(folder: Path, fingerprint: Mapping[str, Any], resume: bool) -> None
     """Make `folder` for a new run, or check that the run in it is this one.
 
     `fingerprint` is what the answers depend on; it is kept in run.json. With `resume` an interrupted run goes on and
-    a finished one is scored again. Raises `UserError` when `folder` holds a run and `resume` is off, when it holds
-    none and it is on, or when the run there was of another model, adapter, data or decoding (named).
+    a finished one is scored again, also with a set of questions that it did not have (a key of `data`). Raises
+    `UserError` when `folder` holds a run and `resume` is off, when it holds none and it is on, or when the run there
+    was of another model, adapter, data or decoding (named).
     """
     path = folder / RUN_FILE
     if not resume:
@@ -122,13 +126,17 @@ def open_run(folder: Path, fingerprint: Mapping[str, Any], resume: bool) -> None
         raise UserError(f"There is no run in {folder}: leave out --resume.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in fingerprint if found.get(key) != fingerprint[key]]
-    except (ValueError, AttributeError) as error:
+        both = {**found, "data": {**fingerprint["data"], **found["data"]}}
+        # A set that is left out this time keeps its hash: its answers are still there.
+        wanted = {**fingerprint, "data": {**found["data"], **fingerprint["data"]}}
+        differing = [key for key in wanted if both.get(key) != wanted[key]]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is broken: choose another --output.") from error
     if differing:
         raise UserError(
             f"{folder} holds answers of another run ({', '.join(differing)} differ): choose another --output."
         )
+    path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 
 
 def run_fingerprint(
@@ -156,10 +164,3 @@ def check_ids(records: Sequence[Record], where: Path | str) -> None:
                 f"{where}: rows {seen[record['id']]} and {number} have the same id {record['id']!r}: make ids unique."
             )
         seen[record["id"]] = number
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, UTF-8, `\\n` line ends on every system."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

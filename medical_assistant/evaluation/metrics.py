@@ -122,12 +122,6 @@ def item_scores(predictions: Sequence[str], references: Sequence[str]) -> list[d
     return score_all(predictions, references)[1]
 
 
-def score_answers(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return `bleu` (0 to 100) and `rouge1`, `rouge2`, `rougeL` (0 to 1) of `corpus_scores`."""
-    computed = _compute(predictions, references, [_sacrebleu, _rouge])
-    return {key: computed[key][0] for key in ("bleu", *ROUGE_TYPES)}
-
-
 def bleu_signature() -> str:
     """Return sacreBLEU's signature of BLEU: the settings that make two figures comparable."""
     from sacrebleu.metrics.bleu import BLEU

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.answers import PREDICTIONS, write_rows
+from medical_assistant.evaluation.answers import PREDICTIONS
 from medical_assistant.evaluation.metrics import METRICS
 from medical_assistant.evaluation.run import Run
 from medical_assistant.evaluation.settings import read_json
 from medical_assistant.evaluation.systems import BASE
+from medical_assistant.records import write_records
 
 LEFT_OUT = "(left out of this report: see the data set)"
 
@@ -22,7 +23,7 @@ def write_results(folder: Path, metrics: Mapping[str, Any], rows: Sequence[Mappi
     """Write `metrics.json`, then `predictions.jsonl` in its finished form, each whole or not at all."""
     for name, write in (
         ("metrics.json", lambda path: path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")),
-        (PREDICTIONS, lambda path: write_rows(path, rows)),
+        (PREDICTIONS, lambda path: write_records(rows, path)),
     ):
         temporary = folder / f"{name}.tmp"
         try:

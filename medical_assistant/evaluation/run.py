@@ -89,7 +89,7 @@ def prepare(settings: EvaluateSettings) -> Run:
     run = Run(settings, systems, revisions, sets, safety_rows, statement_rows, sha256, len(rows), judge)
     open_run(
         settings.output,
-        run_fingerprint(systems, revisions, {MAIN: sha256[MAIN]}, run.options, settings.weights),
+        run_fingerprint(systems, revisions, sha256, run.options, settings.weights),
         settings.resume,
     )
     for name in sets:
