@@ -3,9 +3,10 @@
     python benchmarks/evaluation.py --data data/wikidoc [--json FILE] [--questions 128] [--few 24]
 
 The questions are the first of the validation set, the answers greedy, base and adapter. The slow ways answer the first
-few questions, the batches all of them; what is compared is the time for 500 questions to both models at the speed of
-each way, with answers as long as those of the batches. "identical" is the part of the first few answers that are letter
-for letter those of the app's own engine asked one by one.
+few questions, evaluate.py's batches all of them, batches of the weights as served a quarter; what is compared is the
+time for 500 questions to both models at the speed of each way, with answers as long as those of evaluate.py.
+"identical" is the part of the first few answers that are letter for letter those of the app's own engine asked one by
+one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from medical_assistant.records import read_records  # noqa: E402
 MODEL = "smollm2-135m"
 ADAPTER = ROOT / "assets" / "adapters" / MODEL
 QUESTIONS = 500  # of the projection
-REFERENCE, BATCHED, TRANSFORMERS = "engine, one by one", "evaluate.py, 8-bit batches", "transformers.generate"
+REFERENCE, BATCHED, TRANSFORMERS = "engine, one by one", "evaluate.py, 8-bit copies", "transformers.generate"
 ALL_CORES = "engine, one by one, all cores"
 TARGETS = {REFERENCE: 3.0, TRANSFORMERS: 10.0}
 
@@ -44,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     records = read_records(arguments.data / "validation.jsonl")
     prompts = [record["prompt"] for record in records[: arguments.questions]]
-    few = prompts[: arguments.few]
+    few, quarter = prompts[: arguments.few], prompts[: -(-len(prompts) // 4)]
     tokens = arguments.max_new_tokens
     runs = {
         REFERENCE: measure_engine(few, tokens, None),
         ALL_CORES: measure_engine(few, tokens, usable_cores()),
-        "batches, weights as served": measure_batches(prompts, tokens, arguments.parallel, False),
+        "batches, weights as served": measure_batches(quarter, tokens, arguments.parallel, False),
         BATCHED: measure_batches(prompts, tokens, arguments.parallel, True),
     }
     if not arguments.skip_transformers:
@@ -67,7 +68,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=128, help="of the batches (default: 128)")
     parser.add_argument("--few", type=int, default=24, help="of the slow ways (default: 24; transformers a third)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
-    parser.add_argument("--parallel", type=int, default=32, help="answers at a time in a batch (default: 32)")
+    parser.add_argument("--parallel", type=int, default=16, help="answers at a time in a batch (default: 16)")
     parser.add_argument("--skip-transformers", action="store_true", help="leave out transformers.generate")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args(argv)

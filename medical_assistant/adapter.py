@@ -22,6 +22,7 @@ ADAPTER_FILES = (
     "training.json",
     "metrics.json",
     "calibration.json",
+    "report.md",
     "README.md",
     "loss.png",
 )
@@ -29,6 +30,7 @@ REQUIRED_FILES = ("adapter_config.json", "adapter_model.safetensors", "prompt.js
 GGUF_FILE = "adapter.gguf"  # required as well, but for DoRA
 WEIGHTS_FILE = "adapter_model.safetensors"
 CALIBRATION_FILE = "calibration.json"  # optional: `medical_assistant.confidence`
+REPORT_FILE = "report.md"  # optional: of the evaluation behind metrics.json
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from medical_assistant import card_sections
+from medical_assistant.adapter import REPORT_FILE
 from medical_assistant.card_results import indexed, is_score, results
 from medical_assistant.card_sections import is_hub_id
 from medical_assistant.errors import AdapterError, UserError
@@ -30,7 +31,8 @@ LICENSES = {
 def write_card(folder: str | Path, repository: str | None = None, merged: Sequence[str] = ()) -> Path:
     """Return the path of `folder`/README.md, written from the folder's JSON files.
 
-    Without metrics.json the card says that the adapter is not evaluated; with loss.png it shows it.
+    Without metrics.json the card says that the adapter is not evaluated; with loss.png it shows it,
+    with report.md it points there.
     `repository` is its Hub name (user/name), where it has one; `merged` names the merged GGUF files that
     are published beside the adapter. Raises `AdapterError` when adapter_config.json or training.json is
     missing or is not JSON.
@@ -43,13 +45,14 @@ def write_card(folder: str | Path, repository: str | None = None, merged: Sequen
     metadata = card_metadata(preset, training, metrics, repository, is_dora=bool(config.get("use_dora")))
     data = training.get("data") or {}
     base = f"[{preset.repository}](https://huggingface.co/{preset.repository})" if preset else "a local model"
+    report = f"\n\nAll of it: [{REPORT_FILE}]({REPORT_FILE})." if (folder / REPORT_FILE).is_file() else ""
     sections = [
         f"# {_title(preset, repository)}",
         f"A LoRA adapter for {base} that answers health questions. **It gives general information and is no "
         "substitute for a doctor. In an emergency call your local emergency number.**",
         f"## Intended use\n\n{card_sections.INTENDED_USE}",
         f"## Limits and safety\n\n{card_sections.LIMITS}",
-        f"## Results\n\n{results(metrics)}",
+        f"## Results\n\n{results(metrics)}{report}",
         f"## Data\n\n{card_sections.data(data)}",
         f"## Training\n\n{card_sections.training(training, config, (folder / 'loss.png').is_file())}",
         f"## How to use it\n\n{card_sections.usage(preset, repository or 'user/repository', config, merged)}",

@@ -30,7 +30,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from medical_assistant.adapter import ADAPTER_FILES, CALIBRATION_FILE, GGUF_FILE, load_adapter
+from medical_assistant.adapter import ADAPTER_FILES, CALIBRATION_FILE, GGUF_FILE, REPORT_FILE, load_adapter
 from medical_assistant.errors import AdapterError, UserError, run_script
 from medical_assistant.hub_errors import (
     FAILURES,
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # An adapter can be published before it is evaluated; load_adapter asks for adapter.gguf where there must be one.
-OPTIONAL_FILES = ("metrics.json", CALIBRATION_FILE, "loss.png", GGUF_FILE)
+OPTIONAL_FILES = ("metrics.json", CALIBRATION_FILE, REPORT_FILE, "loss.png", GGUF_FILE)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # unpickling runs code: never moved
 TIMEOUT_S = 10.0
 

@@ -218,6 +218,7 @@ def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    (folder / "report.md").write_text("# Is it better?\n", encoding="utf-8")
     (folder / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n toy")
     write_card(folder)
     return folder

@@ -25,6 +25,8 @@ class StubEngine:
     streams ended, `running` counts the streams that are open now.
     """
 
+    weights = "as served"
+
     def __init__(
         self,
         script: Script = default_script,

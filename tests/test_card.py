@@ -201,10 +201,11 @@ def test_a_dora_is_not_offered_to_programs_that_refuse_it(tmp_path: Path) -> Non
 
 def test_merged_weights_and_curves_are_shown_where_they_are(tmp_path: Path) -> None:
     text = write_card(folder_with(tmp_path), "alice/lora").read_text(encoding="utf-8")
-    assert "loss.png" not in text and "merged" not in text
+    assert "loss.png" not in text and "merged" not in text and "report.md" not in text
     (tmp_path / "loss.png").write_bytes(b"PNG")
+    (tmp_path / "report.md").write_text("# Is it better?", encoding="utf-8")
     text = write_card(tmp_path, "alice/lora", ["merged-Q8_0.gguf"]).read_text(encoding="utf-8")
-    assert "](loss.png)" in text
+    assert "](loss.png)" in text and "](report.md)" in text
     assert "hf download alice/lora merged-Q8_0.gguf --local-dir .\nllama-server -m merged-Q8_0.gguf" in text
 
 

@@ -138,6 +138,7 @@ def test_two_processes_train_as_one_does(uneven_data: Path, tiny_model: Path, tm
     assert {path.name for path in (tmp_path / "two").iterdir()} == set(ADAPTER_FILES) - {
         "metrics.json",
         "calibration.json",
+        "report.md",
     }
 
     train.main([*options, "--output", str(tmp_path / "one"), "--per-device-train-batch-size", "4"])

@@ -116,7 +116,11 @@ def evaluate(data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.fixture
 def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the plots takes a second."""
-    monkeypatch.setattr("medical_assistant.evaluation.report.write_report", lambda *arguments: None)
+
+    def write_report(folder: Path, *arguments: object) -> None:
+        (folder / "report.md").write_text("# A report\n", encoding="utf-8")
+
+    monkeypatch.setattr("medical_assistant.evaluation.report.write_report", write_report)
 
 
 def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,6 +336,7 @@ def test_results_go_into_the_adapters_folder_and_card(evaluate, tmp_path: Path) 
     folder = make_adapter(tmp_path / "own")
     metrics = evaluate(tmp_path / "out", "--update-adapter", systems=("--adapter", str(folder)))
     assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert (folder / "report.md").read_text() == "# A report\n"
     card = (folder / "README.md").read_text()
     assert metrics["comparison"]["verdicts"]["fine_tuned vs base"]["sentence"] in card
     assert re.search(r"type: rouge\n\s+value: 1\.0\n\s+name: ROUGE-L\n", card)
@@ -365,4 +370,5 @@ def test_results_are_published_unless_the_gate_fails(evaluate, tmp_path: Path, h
     evaluate(tmp_path / "out", "--resume", *push, systems=("--adapter", str(folder)))
     files = hub_server.repositories["models", "alice/medical"].files()
     assert json.loads(files["metrics.json"])["gate"]["passed"]
+    assert files["report.md"] == b"# A report\n"
     assert b"model-index" in files["README.md"] and b"name: ROUGE-L" in files["README.md"]

@@ -156,7 +156,9 @@ def test_repository_without_an_adapter_is_refused(hub_server: HubServer) -> None
         pull_adapter(NAME)
 
 
-@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"metrics.json", "calibration.json", "loss.png"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(ADAPTER_FILES) - {"metrics.json", "calibration.json", "report.md", "loss.png"})
+)
 def test_incomplete_folder_makes_no_request(
     hub_server: HubServer, toy_adapter: Path, signed_in: None, name: str
 ) -> None:
@@ -166,7 +168,7 @@ def test_incomplete_folder_makes_no_request(
     assert hub_server.requests == []
 
 
-@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"README.md", "loss.png"}))
+@pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"README.md", "report.md", "loss.png"}))
 def test_broken_file_makes_no_request(hub_server: HubServer, toy_adapter: Path, signed_in: None, name: str) -> None:
     (toy_adapter / name).write_bytes((toy_adapter / name).read_bytes()[:-9])
     with pytest.raises(AdapterError, match=name):

@@ -15,7 +15,7 @@ from medical_assistant.presets import find_preset
 from medical_assistant.prompts import SYSTEM_PROMPT
 from tests.hub_server import HubServer
 
-MEASURED = {"metrics.json", "calibration.json"}  # what an evaluation adds to an adapter's folder
+MEASURED = {"metrics.json", "calibration.json", "report.md"}  # what an evaluation adds to an adapter's folder
 PUSH = ("--max-steps", "1", "--push-to-hub", "alice/adapter")
 
 

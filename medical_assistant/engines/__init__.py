@@ -30,11 +30,13 @@ __all__ = [
 ENGINES = ("auto", "llama_cpp", "transformers")
 
 
-def load_engine(model: str, adapter: str | Path | None = None, engine: str = "auto", **settings: Any) -> Engine:
+def load_engine(
+    model: str, adapter: str | Path | None = None, engine: str = "auto", *, eight_bit: bool = False, **settings: Any
+) -> Engine:
     """Return the running engine for `model`: a preset's name, a Hub id, a folder or a `.gguf` file.
 
     `adapter` is a folder, `user/repo` or `user/repo@revision`; None loads the base alone. `settings` go
-    to the engine's class (`parallel`, `context_tokens`, `threads`, `dtype`, …).
+    to the engine's class (`parallel`, `context_tokens`, `threads`, `dtype`, …). `eight_bit` as `load_batch_engine`.
 
     Raises `UserError` for an unknown model or engine, `AdapterError` for an adapter that is missing,
     broken or of another base or prompt, `EngineError` when the model cannot be loaded.
@@ -45,10 +47,13 @@ def load_engine(model: str, adapter: str | Path | None = None, engine: str = "au
         raise UserError(f"Unknown engine {engine!r}: use one of {', '.join(ENGINES)}.")
     checked: Adapter | None = load_adapter(adapter, preset) if adapter is not None else None
     if name == "llama_cpp":
+        from medical_assistant.engines.eight_bit import EightBitBatches, slow_in_batches
         from medical_assistant.engines.llama_cpp import LlamaCppEngine
 
+        gguf = find_gguf(preset)
         template = find_chat_template(preset.chat_template) if preset.chat_template else None
-        return LlamaCppEngine(find_gguf(preset), checked, model=str(model), chat_template=template, **settings)
+        kind = EightBitBatches if eight_bit and slow_in_batches(gguf) else LlamaCppEngine
+        return kind(gguf, checked, model=str(model), chat_template=template, **settings)
     from medical_assistant.engines.transformers import TransformersEngine
 
     return TransformersEngine(preset, checked, model=str(model), **settings)
@@ -59,13 +64,13 @@ def load_batch_engine(
 ) -> Engine:
     """Return the engine for `answer_all`: `parallel` answers at a time, on all cores.
 
-    `eight_bit` lets llama.cpp compute with an 8-bit copy where that is faster (`engines.eight_bit`); other engines
+    `eight_bit` lets llama.cpp compute with 8-bit copies where that is faster (`engines.eight_bit`); other engines
     have kernels for what they serve. Raises as `load_engine`.
     """
     name = choose_engine(find_preset(str(model))) if engine == "auto" else engine
     settings: dict[str, Any] = {"parallel": parallel, "context_tokens": context_tokens}
     if name == "llama_cpp":
-        settings |= {"threads": usable_cores(), "eight_bit": eight_bit, "cache_type": "F16"}
+        settings |= {"threads": usable_cores(), "cache_type": "F16", "eight_bit": eight_bit}
     return load_engine(model, adapter, name, **settings)
 
 

@@ -59,6 +59,7 @@ class Engine(Protocol):
     """Safe for concurrent calls. Closing the iterator of `stream` stops the computation."""
 
     info: EngineInfo
+    weights: str  # "as served", or which copies of them
     context_tokens: int  # prompt and answer together, for one request
 
     def stream(self, messages: Sequence[Message], options: Options) -> Iterator[Token]:

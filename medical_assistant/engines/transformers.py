@@ -40,6 +40,8 @@ class TransformersEngine:
     on another prompt than the model's tokenizer makes.
     """
 
+    weights = "as served"
+
     def __init__(
         self,
         preset: Preset,

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.evaluation.results import update_adapter, write_results
+from medical_assistant.evaluation.results import update_adapter, write_reports, write_results
 from medical_assistant.evaluation.run import collect_answers, measure, prepare
 from medical_assistant.evaluation.sections import add_sections
 from medical_assistant.evaluation.settings import EvaluateSettings
@@ -20,7 +20,7 @@ def evaluate_adapter(
 ) -> dict[str, Any]:
     """Return the metrics of the adapter in `folder`, on the first `limit` validation questions and the safety set.
 
-    Writes metrics.json, calibration.json and the card into `folder`. The answers are kept beside it, in
+    Writes metrics.json, calibration.json, report.md and the card into `folder`. The answers are kept beside it, in
     `folder`.evaluation, until the end: called again after an interrupt, it goes on. `evaluate.py` says more.
     """
     output = folder.parent / f"{folder.name}.evaluation"
@@ -32,6 +32,7 @@ def evaluate_adapter(
         engine=engine,
         limit=limit,
         perplexity=False,  # training.json has the validation loss
+        show_references=False,  # the report is published; the data's licence may not allow to publish them
         resume=(output / "run.json").is_file(),
     )
     run = prepare(settings)
@@ -39,6 +40,7 @@ def evaluate_adapter(
     metrics, rows = measure(run)
     add_sections(run, metrics, rows)
     write_results(output, metrics, rows)
+    write_reports(run, metrics, rows)
     update_adapter(run, metrics)
     shutil.rmtree(output)
     return metrics

@@ -64,7 +64,8 @@ def write_reports(run: Run, metrics: Mapping[str, Any], rows: Sequence[Mapping[s
 
 
 def update_adapter(run: Run, metrics: Mapping[str, Any]) -> None:
-    """Put metrics.json and calibration.json into the adapter's folder, and write its card again."""
+    """Put metrics.json, calibration.json and report.md into the adapter's folder, and write its card again."""
+    from medical_assistant.adapter import REPORT_FILE
     from medical_assistant.card import write_card
 
     folder, output = Path(run.settings.adapter), run.settings.output
@@ -74,6 +75,7 @@ def update_adapter(run: Run, metrics: Mapping[str, Any]) -> None:
         shutil.copyfile(calibration, folder / calibration.name)
     else:
         (folder / calibration.name).unlink(missing_ok=True)  # an earlier one is not of this evaluation
+    shutil.copyfile(output / REPORT_FILE, folder / REPORT_FILE)
     write_card(folder, run.settings.push_to_hub.partition("@")[0] or None)
 
 

@@ -113,7 +113,7 @@ def collect_answers(run: Run) -> None:
             context_tokens=_context_tokens(run),
             eight_bit=settings.weights == "8bit",
         )
-        run.weights = getattr(engine, "weights", run.weights)
+        run.weights = engine.weights
         try:
             for system in group:
                 run.engines[system.key] = engine.info.engine
