@@ -8,7 +8,8 @@ Serves the page on http://127.0.0.1:7860, and the same answers to programs:
 
     gradio_client.Client("http://127.0.0.1:7860").predict("What is anaemia?", "Fine-tuned", api_name="/chat")
 
-A Space sets MODEL, ADAPTER, ENGINE, GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in its environment;
+GET /healthz says whether the model answers; with --metrics, GET /metrics counts answers for Prometheus.
+A Space sets MODEL, ADAPTER, ENGINE, METRICS, GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in its environment;
 the command line wins.
 """
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 if os.environ.get("SPACES_ZERO_GPU"):
     import spaces  # noqa: F401  # ZeroGPU patches torch: before everything else
 
+from medical_assistant.client_limits import ClientKeys, ClientLimits
 from medical_assistant.errors import UserError, run_script
 from medical_assistant.settings import parse_settings, setting
 
@@ -52,22 +54,41 @@ class AppSettings:
     )
     host: str = setting(os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", "address to listen on")
     port: str = setting(os.environ.get("GRADIO_SERVER_PORT") or "7860", "port to listen on")
+    metrics: bool = setting(
+        os.environ.get("METRICS", "").lower() in ("1", "true", "yes", "on"),
+        "serve counts of answers on /metrics, without text or addresses",
+    )
+    answers_at_once: int = setting(2, "answers that one client may have at the same time")
+    questions_per_minute: int = setting(20, "questions that one client may ask in a minute")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     settings = parse_settings(AppSettings, argv, __doc__)
     port = check_port(settings.host, settings.port)
+    limits = ClientLimits(settings.answers_at_once, settings.questions_per_minute)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("medical_assistant").setLevel(logging.INFO)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
     with ThreadPoolExecutor(1) as pool:
         # The model loads in its own process while gradio is imported here (3 s).
         loading = pool.submit(load_model, settings.model, choose_adapter(settings), settings.engine)
-        from medical_assistant import page
+        from medical_assistant import page, server
         from medical_assistant.chat import Assistant, load_examples
+        from medical_assistant.server_answers import Answers
 
         engine, problem = loading.result()
     try:
-        demo = page.build_page(Assistant(engine, problem, read_calibration(engine)), load_examples())
-        demo.launch(server_name=settings.host, server_port=port, **page.launch_options())
+        # On a Space the proxy names the client; elsewhere anybody could.
+        answers = Answers(limits, ClientKeys(trust_forwarded="SPACE_ID" in os.environ))
+        assistant = Assistant(engine, problem, read_calibration(engine))
+        demo = page.build_page(assistant, load_examples(), answers=answers)
+        server.end_on_sigterm(engine, answers)
+        demo.launch(
+            server_name=settings.host,
+            server_port=port,
+            app_kwargs=server.app_kwargs(engine, answers, settings.metrics, lambda: page.waiting(demo)),
+            **page.launch_options(),
+        )
     finally:
         engine.close()
     return 0

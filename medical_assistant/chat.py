@@ -1,39 +1,39 @@
 """What happens between a message and its answer, without the page.
 
-Order: emergency rules, then validation, then the model. The page and the API both go through
-`Assistant.answer`, so neither can reach the model without the rules seeing the message first.
+Order: emergency and misuse rules, then validation, then the model, whose sentences are watched. The page and the API
+both go through `Assistant.answer`, so neither can reach the model without the rules seeing the message first.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from medical_assistant.confidence import LINE, Calibration, Signals, describe
+from medical_assistant.confidence import Calibration, Signals, describe
 from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError
-from medical_assistant.markdown import safe_markdown
+from medical_assistant.output_watch import OutputWatch
 from medical_assistant.presets import ASSETS
 from medical_assistant.prompts import Message, build_messages, trim_history, validate_question
-from medical_assistant.triage import Triage, assess
+from medical_assistant.screening import Screening, screen
+
+logger = logging.getLogger(__name__)
 
 FINE_TUNED, BASE = "Fine-tuned", "Base"
 MODELS = (FINE_TUNED, BASE)
 
 # One update per token costs Gradio half of the decoding speed (27-36 against 80-90 tokens/s).
 UPDATE_INTERVAL_S = 0.07
-SHOWN_MESSAGE_CHARACTERS = 4_000
-EMPTY_ANSWER = "\u2026"  # shown until the first words arrive
-
+WITHHELD = "Part of this answer was left out because it could do harm. Ask a doctor, a nurse or a pharmacist."
 RULES_LABEL = "Safety rules \u00b7 no model was used"
 
 
@@ -47,6 +47,8 @@ class Reply:
     notes: tuple[str, ...] = ()  # what the reader must know: shortened history, a restart, a cut
     failed: bool = False  # the engine failed on the way
     confidence: str = ""  # how often such answers were good, once the answer has ended; for the page alone
+    tokens: int = 0  # that the model has made
+    emergency: bool = False  # the rules answered an emergency
 
     def plain_text(self) -> str:
         """Return advice, answer and notes as one text, for the API."""
@@ -63,7 +65,8 @@ class Assistant:
         self.engine = engine
         self.problem = problem
         self.calibration = calibration
-        assess("")  # reads the rules now: a broken rules file must stop the start, not the first message
+        screen("")  # reads the rules now: a broken rules file must stop the start, not the first message
+        OutputWatch("")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -87,23 +90,29 @@ class Assistant:
             raise AdapterError(f"The fine-tuned model is not available ({reason}) Choose {BASE!r}.")
 
     def answer(
-        self, message: str, history: Sequence[Message], model: str, options: Options | None = None
+        self,
+        message: str,
+        history: Sequence[Message],
+        model: str,
+        options: Options | None = None,
+        country: str = "",
     ) -> Iterator[Reply]:
         """Yield the answer as it grows, at most one update per `UPDATE_INTERVAL_S`.
 
         `options.adapter` is set from `model`. Closing the iterator stops the model. A message that
-        the rules call an emergency gets their answer, and the model is not called. Raises
+        the rules call an emergency, or a request for harm, gets their answer, and the model is not called.
+        `country` (ISO 3166-1) is for the emergency numbers. Raises
         `UserError` for a message that cannot be answered and `AdapterError` as `check_model`. An
         engine that fails on the way does not raise: the text so far stays, with a note.
         """
-        triage = screen(message, history)
-        if triage.level == "emergency":
-            yield emergency_reply(triage)
+        screening = screen(message, history, country)
+        if screening.answer:
+            yield rules_reply(screening)
             return
         question = validate_question(message)
         self.check_model(model)
         options = replace(options or Options(), adapter=model == FINE_TUNED)
-        reply = Reply("", self.footer(model), triage.notice)
+        reply = Reply("", self.footer(model), screening.triage.notice)
         # The first update before any work: Gradio can only close a generator that has yielded.
         yield reply
         try:
@@ -115,7 +124,8 @@ class Assistant:
             if dropped:
                 reply = replace(reply, notes=(_trimmed_note(dropped),))
             signals = Signals()
-            for grown in _grow(reply, self.engine.stream(messages, options), signals):
+            watch = OutputWatch(question, screening.triage.reasons)
+            for grown in _grow(reply, self.engine.stream(messages, options), signals, watch):
                 reply = grown
                 yield reply
             confidence = self._confidence(reply, history, options, signals)
@@ -135,14 +145,16 @@ class Assistant:
             return ""
         return describe(self.calibration.confidence(values)) if self.calibration.covers(options, values) else ""
 
-    def answer_both(self, message: str, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
+    def answer_both(
+        self, message: str, options: Options | None = None, country: str = ""
+    ) -> Iterator[tuple[Reply, ...]]:
         """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both."""
         updates: queue.SimpleQueue[tuple[int, Reply | None]] = queue.SimpleQueue()
         stopped = threading.Event()
 
         def collect(index: int, model: str) -> None:
             try:
-                with closing(self.answer(message, [], model, options)) as replies:  # type: ignore[type-var]
+                with closing(self.answer(message, [], model, options, country)) as replies:  # type: ignore[type-var]
                     for reply in replies:
                         updates.put((index, reply))
                         if stopped.is_set():
@@ -175,20 +187,16 @@ def refused(error: UserError) -> Reply:
     return Reply("", "Not answered", notes=(str(error),))
 
 
-def screen(message: str, history: Sequence[Message]) -> Triage:
-    """Return what the safety rules say; called with every message first, whatever its length or form."""
-    return assess(message, [turn["content"] for turn in history if turn["role"] == "user"])
+def rules_reply(screening: Screening) -> Reply:
+    """Return the rules' answer to a message that no model may answer."""
+    return Reply(screening.answer, RULES_LABEL, emergency=screening.triage.level == "emergency")
 
 
-def emergency_reply(triage: Triage) -> Reply:
-    """Return the rules' answer to an emergency."""
-    return Reply(triage.answer, RULES_LABEL)
+def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: OutputWatch) -> Iterator[Reply]:
+    """Yield `reply` with more and more text, by whole sentences that `watch` lets through.
 
-
-def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals) -> Iterator[Reply]:
-    """Yield `reply` with more and more text. What was not shown yet is shown when the stream fails.
-
-    `signals` gets the tokens, and whether the model ended by itself.
+    What was not shown yet is shown when the stream fails. `signals` gets the tokens, and whether the model ended by
+    itself.
     """
     text, shown_at_s, reason = "", 0.0, "stop"
     with closing(tokens):  # type: ignore[type-var]  # engines return generators
@@ -199,19 +207,24 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals) -> Iterator[R
                 reason = end.value or "stop"
                 break
             except EngineError:
-                yield replace(reply, text=text)
+                yield replace(reply, text=text + watch.finish())
                 raise
             signals.add(token)
-            text += token.text
+            reply = replace(reply, tokens=signals.count)
+            text += watch.feed(token.text)
             # Also without new text (the engine reads a long prompt): a generator can be closed only at a yield.
             if time.monotonic() - shown_at_s >= UPDATE_INTERVAL_S:
                 yield replace(reply, text=text)
                 shown_at_s = time.monotonic()
+    text += watch.finish()
     signals.ended = reason == "stop"
     notes = reply.notes
+    if watch.withheld:
+        logger.info("withheld: %s", ", ".join(watch.withheld))  # names of rules, never the text
+        notes += (WITHHELD,)
     if reason == "length":
         notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)
-    if not text.strip():
+    if not text.strip() and not watch.withheld:
         notes += ("The model gave no answer: ask in other words.",)
     yield replace(reply, text=text.rstrip(), notes=notes)
 
@@ -219,67 +232,6 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals) -> Iterator[R
 def _trimmed_note(dropped: int) -> str:
     turns = "message was" if dropped == 1 else "messages were"
     return f"The conversation is longer than the model can read: the {dropped} oldest {turns} left out."
-
-
-# Chat history as the page holds it: a Gradio chatbot message has a list of parts. An answer's parts
-# are (advice,) text, footer: the text is the last but one, found by position and not by its looks.
-
-
-def user_turn(message: str) -> dict[str, Any]:
-    """Return the user's message as it is shown, shortened where it is very long."""
-    shown = message[:SHOWN_MESSAGE_CHARACTERS]
-    return {"role": "user", "content": safe_markdown(shown) or EMPTY_ANSWER}
-
-
-def assistant_turn(reply: Reply) -> dict[str, Any]:
-    """Return `reply` as a chatbot message."""
-    lines = [*reply.notes, reply.footer, *filter(None, [reply.confidence])]
-    footer = "\n\n".join(f"*{line}*" for line in lines)
-    parts = [safe_markdown(reply.text) or EMPTY_ANSWER, footer]
-    if reply.advice:
-        parts.insert(0, f"**{safe_markdown(reply.advice)}**")
-    return {"role": "assistant", "content": parts}
-
-
-def stopped_turn(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return `turns` with a line that says that the last answer was stopped, and without its confidence."""
-    if not turns:
-        return []
-    *earlier, last = [dict(turn) for turn in turns]
-    if last["role"] == "user":
-        return [*earlier, last, {"role": "assistant", "content": [EMPTY_ANSWER, "*Stopped.*"]}]
-    *parts, footer = _parts(last["content"])
-    footer = footer.partition(f"\n\n*{LINE}")[0]
-    return [*earlier, {"role": "assistant", "content": [*parts, f"*Stopped.*\n\n{footer}"]}]
-
-
-def conversation(turns: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Return the questions and the models' answers of a chatbot's value, oldest first.
-
-    Footers, advice, notes, and questions that never got an answer stay behind.
-    """
-    messages: list[Message] = []
-    for turn in turns:
-        parts = _parts(turn["content"])
-        text = parts[-2] if turn["role"] == "assistant" and len(parts) > 1 else parts[0] if parts else ""
-        if turn["role"] == "assistant" and text == EMPTY_ANSWER:
-            continue
-        if turn["role"] == "user" and messages and messages[-1]["role"] == "user":
-            messages.pop()
-        messages.append({"role": turn["role"], "content": text})
-    if messages and messages[-1]["role"] == "user":
-        messages.pop()
-    return messages
-
-
-def question_text(turn: Mapping[str, Any]) -> str:
-    """Return the text of a user's turn."""
-    return "".join(_parts(turn["content"]))
-
-
-def _parts(content: object) -> list[str]:
-    items: list[Any] = content if isinstance(content, list) else [content]
-    return [item if isinstance(item, str) else str(item.get("text") or "") for item in items]
 
 
 @dataclass(frozen=True)

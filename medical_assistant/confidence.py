@@ -48,6 +48,11 @@ class Signals:
             self._logprobs.append(token.logprob)
             self._entropies.append(token.entropy)
 
+    @property
+    def count(self) -> int:
+        """The number of tokens so far."""
+        return len(self._logprobs)
+
     def values(self, retrieval_score: float | None = None) -> dict[str, float | None]:
         """Return the signals by name, as `answer_signals`."""
         return answer_signals(self._logprobs, self._entropies, self.ended, retrieval_score)

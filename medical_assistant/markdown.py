@@ -12,6 +12,15 @@ _LINK = re.compile(r"\](?=\((?!https?://))")
 _REFERENCE = re.compile(r"(?m)^(\s{0,3}\[[^\]\n]*\])(?=:)")
 
 
+def safe_in_template(text: str) -> str:
+    """Return `text` for a value of a `gr.HTML` template, where it reads the same and runs nothing.
+
+    Gradio 6.31 fills a template with Handlebars, which escapes HTML, and evaluates the result as a JavaScript template
+    literal: there `${`, a backslash and a backtick are code.
+    """
+    return text.replace("\\", "\uff3c").replace("`", "\u02cb").replace("$", "\uff04")
+
+
 def safe_markdown(text: str) -> str:
     """Return `text` that a Markdown renderer shows as text: no HTML, no images, only web links.
 

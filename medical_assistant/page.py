@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from medical_assistant.chat import BASE, FINE_TUNED, MODELS, Assistant, Example, question_text
+from medical_assistant.chat import BASE, FINE_TUNED, MODELS, Assistant, Example
 from medical_assistant.confidence import WORDS, Calibration
+from medical_assistant.emergency_numbers import countries, country_of
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
-from medical_assistant.markdown import safe_markdown
+from medical_assistant.markdown import safe_in_template, safe_markdown
+from medical_assistant.page_history import question_text
 from medical_assistant.page_turns import (
     SEND,
     STEP_ONE,
@@ -23,41 +25,54 @@ from medical_assistant.page_turns import (
     respond_with_both,
 )
 from medical_assistant.presets import ASSETS
+from medical_assistant.server_answers import Answers
 
 # The page refuses in words at this many waiting answers. Gradio's own limit, twice that, says only "busy" in a
 # corner and then takes no next step; a burst or many API calls reach it.
 QUEUE_SIZE = 32
 
 
-def build_page(assistant: Assistant, examples: Sequence[Example], slots: int = 4) -> gr.Blocks:
-    """Return the page, with its queue: at most `slots` answers at once, `QUEUE_SIZE` waiting."""
+def build_page(
+    assistant: Assistant, examples: Sequence[Example], slots: int = 4, answers: Answers | None = None
+) -> gr.Blocks:
+    """Return the page, with its queue: at most `slots` answers at once, `QUEUE_SIZE` waiting.
+
+    `answers` counts them and limits each client; without it nobody is limited.
+    """
+    answers = answers or Answers()
     engine_queue = {"concurrency_id": "engine", "concurrency_limit": slots}  # one for page and API
 
     def busy() -> bool:
-        return len(page._queue) >= QUEUE_SIZE
+        return waiting(page) >= QUEUE_SIZE
 
     with gr.Blocks(title="Medical Assistant", analytics_enabled=False, fill_height=True) as page:
         _html("header", elem_id="top")
         _html("first_use", elem_id="first-use", js_on_load=_asset("first_use.js"))
         if assistant.problem:
-            _html("problem", {"problem": assistant.problem}, elem_id="problem")
+            _html("problem", {"problem": safe_in_template(assistant.problem)}, elem_id="problem")
         emergency = _html("emergency", elem_id="emergency")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Ask", elem_id="ask", scale=1):
-                settings = _build_ask(assistant, examples, emergency, busy, engine_queue)
+                settings, country = _build_ask(assistant, examples, emergency, busy, answers, engine_queue)
             if len(assistant.models) > 1:
                 with gr.Tab("Compare", elem_id="compare", scale=1):
-                    _build_compare(assistant, emergency, settings, busy, engine_queue)
+                    _build_compare(assistant, emergency, settings, country, busy, answers, engine_queue)
             with gr.Tab("About", elem_id="about"):
                 gr.Markdown(_about(assistant))
+        page.load(_country_of_browser, None, country, **STEP_ONE)
         gr.api(
-            _api_endpoint(assistant),
+            _api_endpoint(assistant, answers),
             api_name="chat",
             api_description="Answer a health question. The last value is the whole answer.",
             **engine_queue,
         )
     page.queue(max_size=2 * QUEUE_SIZE, default_concurrency_limit=slots, api_open=False)
     return page
+
+
+def waiting(page: gr.Blocks) -> int:
+    """Return the number of answers that wait in the page's queue."""
+    return len(page._queue)
 
 
 def launch_options() -> dict[str, Any]:
@@ -85,7 +100,7 @@ def _asset(name: str) -> str:
 
 
 def _html(template: str, value: Any = None, **properties: Any) -> gr.HTML:
-    """A block from assets/page: values are escaped by the template, scripts do not come from values."""
+    """A block from assets/page. Foreign text among its values goes through `safe_in_template`."""
     properties = {"js_on_load": None, **properties}
     return gr.HTML(value, html_template=_asset(f"{template}.html"), apply_default_css=False, **properties)
 
@@ -95,9 +110,10 @@ def _build_ask(
     examples: Sequence[Example],
     emergency: gr.HTML,
     busy: Callable[[], bool],
+    answers: Answers,
     engine_queue: dict[str, Any],
-) -> list[Any]:
-    """Build the tab; return the settings' inputs."""
+) -> tuple[list[Any], gr.Dropdown]:
+    """Build the tab; return the settings' inputs, and the country of the emergency numbers."""
     model = gr.Radio(
         MODELS,
         value=assistant.models[0],
@@ -117,36 +133,39 @@ def _build_ask(
     box = _question_box("Type a health question", elem_id="question")
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         settings = _settings(assistant)
+        country = _country()
 
-    panel = Panel(box, [chat], emergency, refusal, hidden_lanes(), busy)
+    panel = Panel(box, [chat], emergency, refusal, hidden_lanes(), country, busy, answers)
 
-    def retry(turns: Turns, event: gr.RetryData, *lanes: float) -> tuple[Any, ...]:
-        return panel.start(question_text(turns[event.index]), turns[: event.index], *lanes)
+    def retry(turns: Turns, event: gr.RetryData, *values: Any) -> tuple[Any, ...]:
+        return panel.start(question_text(turns[event.index]), turns[: event.index], *values)
 
-    def edit(turns: Turns, event: gr.EditData, *lanes: float) -> tuple[Any, ...]:
-        return panel.start(event.value, turns[: event.index], *lanes, edited=True)
+    def edit(turns: Turns, event: gr.EditData, *values: Any) -> tuple[Any, ...]:
+        return panel.start(event.value, turns[: event.index], *values, edited=True)
 
-    def example(turns: Turns, event: gr.SelectData, *lanes: float) -> tuple[Any, ...]:
-        return panel.start(event.value["text"], turns, *lanes)
+    def example(turns: Turns, event: gr.SelectData, *values: Any) -> tuple[Any, ...]:
+        return panel.start(event.value["text"], turns, *values)
 
     def undo(turns: Turns, event: gr.UndoData) -> tuple[Any, ...]:
         return ready(question_text(turns[event.index])), turns[: event.index]
 
     interrupts = [chat.clear, chat.undo, chat.retry, chat.edit, chat.example_select]
-    panel.answer_with(respond_with(assistant), [chat, model, *settings], interrupts, **engine_queue)
-    box.submit(panel.start, [box, chat, *panel.lanes], panel.outputs, **STEP_ONE)
+    panel.answer_with(respond_with(assistant, answers), [chat, model, *settings], interrupts, **engine_queue)
+    box.submit(panel.start, [box, chat, *panel.inputs], panel.outputs, **STEP_ONE)
     for event, step in ((chat.retry, retry), (chat.edit, edit), (chat.example_select, example)):
-        event(step, [chat, *panel.lanes], panel.outputs, **STEP_ONE)
+        event(step, [chat, *panel.inputs], panel.outputs, **STEP_ONE)
     chat.undo(undo, chat, [box, chat], **STEP_ONE)
     chat.clear(panel.clear, None, panel.outputs, **STEP_ONE)
-    return settings
+    return settings, country
 
 
 def _build_compare(
     assistant: Assistant,
     emergency: gr.HTML,
     settings: list[Any],
+    country: gr.Dropdown,
     busy: Callable[[], bool],
+    answers: Answers,
     engine_queue: dict[str, Any],
 ) -> None:
     """One question, both models side by side, one Stop."""
@@ -155,15 +174,15 @@ def _build_compare(
     refusal = _html("refusal", elem_id="compare-refusal", elem_classes="refusal")
     box = _question_box("Ask both models the same question", elem_id="compare-question")
 
-    panel = Panel(box, chats, emergency, refusal, hidden_lanes(), busy)
+    panel = Panel(box, chats, emergency, refusal, hidden_lanes(), country, busy, answers)
 
-    def start(message: str, *lanes: float) -> tuple[Any, ...]:
-        return panel.start(message, [], *lanes)  # each comparison is a conversation of its own
+    def start(message: str, *values: Any) -> tuple[Any, ...]:
+        return panel.start(message, [], *values)  # each comparison is a conversation of its own
 
     clears = [chat.clear for chat in chats]
-    panel.answer_with(respond_with_both(assistant), [*chats, *settings], clears, **engine_queue)
+    panel.answer_with(respond_with_both(assistant, answers), [*chats, *settings], clears, **engine_queue)
     gr.on(clears, panel.clear, None, panel.outputs, **STEP_ONE)
-    box.submit(start, [box, *panel.lanes], panel.outputs, **STEP_ONE)
+    box.submit(start, [box, *panel.inputs], panel.outputs, **STEP_ONE)
 
 
 def _chatbot(label: str, show_label: bool = False, **properties: Any) -> gr.Chatbot:
@@ -203,11 +222,21 @@ def _settings(assistant: Assistant) -> list[Any]:
     ]
 
 
-def _api_endpoint(assistant: Assistant) -> Callable[..., Iterator[str]]:
-    def chat(message: str, model: Literal["Fine-tuned", "Base"] = "Fine-tuned") -> Iterator[str]:
+def _country() -> gr.Dropdown:
+    choices = [("Not set", ""), *((known["name"], code) for code, known in countries().items())]
+    return gr.Dropdown(choices, value="", label="Country", info="For the emergency numbers", elem_id="country")
+
+
+def _country_of_browser(request: gr.Request) -> str:
+    return country_of(request.headers.get("accept-language", ""))
+
+
+def _api_endpoint(assistant: Assistant, answers: Answers) -> Callable[..., Iterator[str]]:
+    def chat(
+        request: gr.Request, message: str, model: Literal["Fine-tuned", "Base"] = "Fine-tuned", country: str = ""
+    ) -> Iterator[str]:
         try:
-            assistant.check_model(model)
-            for reply in assistant.answer(message, [], model):
+            for reply in answers.watch(assistant.answer(message, [], model, country=country), request):
                 yield reply.plain_text()
             if reply.failed:
                 raise UserError(reply.notes[-1])

@@ -18,20 +18,16 @@ from typing import Any
 
 import gradio as gr
 
-from medical_assistant.chat import (
-    Assistant,
-    assistant_turn,
-    conversation,
-    emergency_reply,
-    question_text,
-    refused,
-    screen,
-    stopped_turn,
-    user_turn,
-)
+from medical_assistant.chat import Assistant, refused, rules_reply
+from medical_assistant.emergency_numbers import countries, dialled
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
+from medical_assistant.markdown import safe_in_template
+from medical_assistant.page_history import assistant_turn, conversation, question_text, stopped_turn, user_turn
 from medical_assistant.prompts import validate_question
+from medical_assistant.screening import screen
+from medical_assistant.server_answers import Answers
+from medical_assistant.triage import Triage
 
 LANES = 2
 SEND, STOP = "Ask", "Stop"  # words: Gradio's icons have no name for a screen reader
@@ -46,26 +42,40 @@ Turns = list[dict[str, Any]]  # a Chatbot's value
 class Received:
     """What step one makes of a message. Exactly one of `refusal` and `turns` is set."""
 
-    turns: Turns | None = None  # the conversation with the message, and the rules' answer in an emergency
+    turns: Turns | None = None  # the conversation with the message, and the rules' answer where they answer
     refusal: str | None = None
     banner: dict[str, Any] | None = None  # values of assets/page/emergency.html
-
-    @property
-    def asks_the_model(self) -> bool:
-        return self.refusal is None and self.banner is None
+    asks_the_model: bool = False
 
 
-def receive(message: str, turns: Turns, busy: bool) -> Received:
+def receive(message: str, turns: Turns, busy: bool, country: str = "") -> Received:
     """Screen and validate `message`, in this order. `busy`: too many wait for the model."""
-    triage = screen(message, conversation(turns))
-    if triage.level == "emergency":
-        banner = {"reasons": ", ".join(triage.reasons), "crisis": "suicide" in triage.categories}
-        return Received([*turns, user_turn(message), assistant_turn(emergency_reply(triage))], banner=banner)
+    screening = screen(message, conversation(turns), country)
+    if screening.answer:
+        answered = [*turns, user_turn(message), assistant_turn(rules_reply(screening))]
+        return Received(answered, banner=_banner(screening.triage, country))
     try:
         validate_question(message)
     except UserError as error:
         return Received(refusal=str(error))
-    return Received(refusal=BUSY) if busy else Received([*turns, user_turn(message)])
+    return Received(refusal=BUSY) if busy else Received([*turns, user_turn(message)], asks_the_model=True)
+
+
+def _banner(triage: Triage, country: str) -> dict[str, Any] | None:
+    if triage.level != "emergency":
+        return None
+    known = countries().get(country, {})
+    return {
+        "reasons": ", ".join(triage.reasons),
+        "is_crisis": "suicide" in triage.categories,
+        "language": triage.language,
+        "country": known.get("name", ""),
+        **{
+            kind: {"text": number, "dial": dialled(number)}
+            for kind in ("emergency", "crisis")
+            if (number := known.get(kind))
+        },
+    }
 
 
 @dataclass(frozen=True)
@@ -77,21 +87,30 @@ class Panel:
     emergency: gr.HTML
     refusal: gr.HTML
     lanes: Sequence[gr.Number]
+    country: gr.Dropdown
     busy: Callable[[], bool]
+    answers: Answers
 
     @property
     def outputs(self) -> list[Any]:
         """What step one may change; `start` and `clear` return updates in this order."""
         return [self.box, *self.chats, self.emergency, self.refusal, *self.lanes]
 
-    def start(self, message: str, turns: Turns, *lanes: float, edited: bool = False) -> tuple[Any, ...]:
+    @property
+    def inputs(self) -> list[Any]:
+        """What step one reads beside the message and the turns, in the order of `start`."""
+        return [self.country, *self.lanes]
+
+    def start(self, message: str, turns: Turns, country: str, *lanes: float, edited: bool = False) -> tuple[Any, ...]:
         """Step one."""
-        got = receive(message, turns, self.busy())
+        got = receive(message, turns, self.busy(), country)
         next_lane = [gr.skip() for _ in lanes]
+        if not got.asks_the_model:
+            self.answers.note("emergency" if got.banner else "refused")
         if got.refusal:
             # After an edit the page shows the new text over the old answer: take both back into the box.
             box, chat = (ready(message), turns) if edited else (gr.skip(), gr.skip())
-            return box, *[chat] * len(self.chats), gr.skip(), {"message": got.refusal}, *next_lane
+            return box, *[chat] * len(self.chats), gr.skip(), {"message": safe_in_template(got.refusal)}, *next_lane
         if got.asks_the_model:
             next_lane[lanes.index(min(lanes))] = max(lanes) + 1
         box = answering("") if got.asks_the_model else ready("")
@@ -138,13 +157,13 @@ def read_options(max_new_tokens: float, temperature: float, top_p: float, seed: 
 # Step two yields updates of (box, *chats). It sets the box itself: a `.then` would also follow a cancellation.
 
 
-def respond_with(assistant: Assistant) -> Callable[..., Iterator[tuple[Any, ...]]]:
+def respond_with(assistant: Assistant, answers: Answers) -> Callable[..., Iterator[tuple[Any, ...]]]:
     """Return step two for one chat; its inputs are the chat, the toggle and the settings."""
 
-    def respond(turns: Turns, model: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def respond(turns: Turns, model: str, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         history, message = conversation(turns[:-1]), question_text(turns[-1])
         try:
-            for reply in assistant.answer(message, history, model, read_options(*values)):
+            for reply in answers.watch(assistant.answer(message, history, model, read_options(*values)), request):
                 yield answering(), [*turns, assistant_turn(reply)]
         except UserError as error:
             yield gr.skip(), [*turns, assistant_turn(refused(error))]
@@ -153,12 +172,16 @@ def respond_with(assistant: Assistant) -> Callable[..., Iterator[tuple[Any, ...]
     return respond
 
 
-def respond_with_both(assistant: Assistant) -> Callable[..., Iterator[tuple[Any, ...]]]:
+def respond_with_both(assistant: Assistant, answers: Answers) -> Callable[..., Iterator[tuple[Any, ...]]]:
     """Return step two for one chat per model; its inputs are the chats and the settings."""
 
-    def respond(left: Turns, right: Turns, *values: Any) -> Iterator[tuple[Any, ...]]:
-        for replies in assistant.answer_both(question_text(left[-1]), read_options(*values)):
-            yield answering(), *([*left, assistant_turn(reply)] for reply in replies)
+    def respond(left: Turns, right: Turns, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+        try:
+            both = assistant.answer_both(question_text(left[-1]), read_options(*values))
+            for replies in answers.watch(both, request):
+                yield answering(), *([*left, assistant_turn(reply)] for reply in replies)
+        except UserError as error:
+            yield gr.skip(), *[[*left, assistant_turn(refused(error))]] * 2
         yield ready(), gr.skip(), gr.skip()
 
     return respond

@@ -1,7 +1,7 @@
 """The deterministic emergency layer: it reads every message before any model does.
 
-`assess(message, history)` is the only entry. What counts as a red flag is data (`assets/triage.yaml`):
-concepts (phrases for one finding), context (negation, questions, past, idioms), numbers, and rules over
+`assess(message, history)` is the only entry. What counts as a red flag is data (`assets/triage`, a file for each
+language): concepts (phrases for one finding), context (negation, questions, past, idioms), numbers, and rules over
 them, each with the guideline it comes from. `triage_rules` loads the file, `triage_reading` reads a message
 with it, this module decides.
 """
@@ -12,10 +12,12 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medical_assistant.emergency_numbers import number_line
 from medical_assistant.triage_reading import Reading, read
-from medical_assistant.triage_rules import Rule, Rules, load_rules
+from medical_assistant.triage_rules import LEVELS, Rule, Rules, load_languages
+from medical_assistant.triage_second_line import raised_level
 
-LEVELS = ("emergency", "urgent", "see_clinician", "routine")
+SECOND_LINE = "unsure"  # category of what only the learned second line found
 MAX_HISTORY = 6  # earlier user messages that can join the current one
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
@@ -27,7 +29,7 @@ class Triage:
     `level`: one of `LEVELS`. `reasons`: short phrases that name each red flag, gravest level only.
     `categories`: one id per reason. `sources`: the guideline behind each reason. `answer`: Markdown that
     the page shows in place of a generated answer, empty unless the level is "emergency". `notice`: one line
-    to show above the chat, empty for "routine".
+    to show above the chat, empty for "routine". `language`: ISO 639-1 code of the two texts.
     """
 
     level: str
@@ -36,22 +38,48 @@ class Triage:
     sources: tuple[str, ...] = ()
     answer: str = ""
     notice: str = ""
+    language: str = "en"
 
 
-def assess(message: str, history: Sequence[str] = ()) -> Triage:
+def assess(message: str, history: Sequence[str] = (), country: str = "") -> Triage:
     """Return the `Triage` of `message`, read together with `history` (earlier user messages, oldest first).
 
     Never raises, whatever the text. Earlier messages count only when this one follows up on them (adds a
     finding, says that it is worse or still there, asks whether to wait), not when it asks about something
-    else or says that all is well.
+    else or says that all is well. `country` (ISO 3166-1) chooses the numbers in the answer. The rules of every
+    language read the message: the gravest level counts, then the most reasons, and the texts are in that language.
+    English comes last among equals: its "suicid*" reads several languages, and theirs read no English. A learned
+    second line (`triage_second_line`) may then raise the level of an English message.
     """
-    rules = load_rules()
-    current = read(str(message), rules)
+    earlier = [str(text) for text in history]
+    english, *others = load_languages()
+    found = [_assess(str(message), earlier, rules, country) for rules in (*others, english)]
+    triage = min(found, key=lambda triage: (LEVELS.index(triage.level), -len(triage.reasons)))
+    level = raised_level(str(message), triage.level)
+    return triage if level == triage.level else _raised(triage, level, english, country)
+
+
+def _raised(triage: Triage, level: str, rules: Rules, country: str) -> Triage:
+    """Return `triage` at a graver `level`. The second line gives no reason: those of the rules stay, if any."""
+    reasons = triage.reasons or (rules.answers["second_line"],)
+    return Triage(
+        level=level,
+        reasons=reasons,
+        categories=(SECOND_LINE,),
+        sources=triage.sources or (rules.sources["nhs_999"],),
+        answer=_answer(rules, reasons, (SECOND_LINE,), country) if level == "emergency" else "",
+        notice=_fill(rules.answers["notice"][level], reasons),
+        language=rules.language,
+    )
+
+
+def _assess(message: str, history: Sequence[str], rules: Rules, country: str = "") -> Triage:
+    current = read(message, rules)
     fired = _fire(rules, current)
     if current.follows_up and history:
         joined = current
         for earlier in list(history)[: -MAX_HISTORY - 1 : -1]:
-            reading = read(str(earlier), rules)
+            reading = read(earlier, rules)
             if reading.over:  # "I am safe now" closes what was said before it
                 break
             joined = joined.join(reading)
@@ -68,8 +96,9 @@ def assess(message: str, history: Sequence[str] = ()) -> Triage:
         reasons=reasons,
         categories=categories,
         sources=tuple(dict.fromkeys(rules.sources[rule.source] for rule in top)),
-        answer=_answer(rules, reasons, categories) if level == "emergency" else "",
+        answer=_answer(rules, reasons, categories, country) if level == "emergency" else "",
         notice=_fill(rules.answers["notice"][level], reasons),
+        language=rules.language,
     )
 
 
@@ -94,17 +123,18 @@ def _fill(template: str, reasons: Sequence[str]) -> str:
     return template.format(reasons=text, Reasons=text[:1].upper() + text[1:])
 
 
-def _answer(rules: Rules, reasons: Sequence[str], categories: Sequence[str]) -> str:
+def _answer(rules: Rules, reasons: Sequence[str], categories: Sequence[str], country: str) -> str:
     """Return Markdown: what to do now, whom to call, first aid for at most two categories."""
     texts = rules.answers
     crisis = categories[0] in texts["crisis_categories"]
     extra = dict.fromkeys(texts["extra_numbers"][c] for c in categories if c in texts["extra_numbers"])
-    numbers = [texts["numbers"][name] for name in ([*extra, "emergency"] if crisis else ["emergency", *extra])]
+    kinds = [*extra, "emergency"] if crisis else ["emergency", *extra]
+    numbers = [number_line(kind, country, rules.language) or texts["numbers"][kind] for kind in kinds]
     first_aid = [texts["first_aid"][category] for category in categories[:2]]
     parts = [
         _fill(texts["crisis" if crisis else "emergency"], reasons),
         *numbers,
-        "**Until help comes:**",
+        texts["until_help"],
         *first_aid,
         texts["closing"],
     ]

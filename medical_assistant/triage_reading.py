@@ -16,7 +16,7 @@ from medical_assistant.triage_rules import NUMBER_WORDS, Phrase, Rules
 
 MAX_SENTENCE_WORDS = 80
 _OVERLAP = 12  # words that two cuts of one long sentence share, so that no phrase is lost at the cut
-_MAX_CHARACTERS = 200_000  # after Unicode decomposition, which can make a text 18 times longer
+_MAX_CHARACTERS = 100_000  # after Unicode decomposition, which can make a text 18 times longer
 _NEAR, _FAR, _PAST = 4, 10, 6  # words that "no", "denies", "history of" reach forward
 
 _HOMOGLYPHS = str.maketrans(
@@ -90,7 +90,7 @@ def normalise(message: str, rules: Rules) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKD", text)[:_MAX_CHARACTERS]
         text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me"))
-    text = _DASHES.sub("-", _QUOTES.sub("", text.lower().translate(_HOMOGLYPHS)))
+    text = _DASHES.sub("-", _QUOTES.sub(rules.apostrophe, text.lower().translate(_HOMOGLYPHS)))
     text = _LEET_IN_WORD.sub(lambda match: match.group().translate(_LEET), text)
     text = _SPACED_LETTERS.sub(lambda match: re.sub(r"[^a-z]", "", match.group()), text)
     text = _STRETCHED.sub(r"\1", text)

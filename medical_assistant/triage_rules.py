@@ -1,6 +1,6 @@
-"""Load `assets/triage.yaml`: phrases compiled to a small index, rules, measures and answer texts.
+"""Load `assets/triage`, a file for each language: phrases compiled to a small index, rules, measures, answer texts.
 
-The phrase language is described at the top of the YAML file.
+The phrase language is described at the top of `en.yaml`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import yaml
 
 from medical_assistant.errors import UserError
 
-RULES_FILE = Path(__file__).resolve().parent.parent / "assets" / "triage.yaml"
+RULES_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "triage"
+RULES_FILE = RULES_FOLDER / "en.yaml"
+LEVELS = ("emergency", "urgent", "see_clinician", "routine")  # gravest first
 NUMBER_WORDS = {
     **dict(
         zip(
@@ -57,8 +59,12 @@ class Rule:
 
 @dataclass
 class Rules:
-    """The compiled file. `phrases` and `idioms`: id of a first word to the phrases that start with it."""
+    """The compiled file of one `language` (ISO 639-1).
 
+    `phrases` and `idioms`: id of a first word to the phrases that start with it.
+    """
+
+    language: str
     phrases: dict[int, list[Phrase]]
     idioms: dict[int, list[Phrase]]
     rules: list[Rule]
@@ -73,6 +79,7 @@ class Rules:
     outlasts_recovery: frozenset[str]
     outlasts_question: frozenset[str]
     outlasts_negation: frozenset[str]
+    apostrophe: str  # what stands for one: "" joins "can't" to "cant", " " parts "l'estomac"
     aliases: re.Pattern[str]
     alias_of: dict[str, str]
     kinds: Callable[[str], frozenset[int]]  # ids of all phrase words that a word fits
@@ -165,7 +172,7 @@ def _variants(word: str) -> list[list[str]]:
     return variants + [name.split("_") for name in names if "_" in name] + ([["|".join(single)]] if single else [])
 
 
-def _compile(concept: str, phrase: str, sets: dict[str, list[str]], words: _Words) -> Iterator[Phrase]:
+def _compile(concept: str, phrase: str, sets: dict[str, list[str]], words: _Words, file: str) -> Iterator[Phrase]:
     for plain in _expand(phrase):
         elements: list[frozenset[int]] = []
         gaps: list[int] = []
@@ -177,7 +184,7 @@ def _compile(concept: str, phrase: str, sets: dict[str, list[str]], words: _Word
             names: list[str] = []
             for name in word.split("|"):
                 if name.startswith("<") and name[1:-1] not in sets:
-                    raise UserError(f"{RULES_FILE.name}: {name} in {phrase!r} is no word set: add it under `sets`.")
+                    raise UserError(f"{file}: {name} in {phrase!r} is no word set: add it under `sets`.")
                 names += sets[name[1:-1]] if name.startswith("<") else [name]
             elements.append(frozenset(words.id_of(name) for name in names))
             gaps.append(gap)
@@ -195,8 +202,17 @@ def _index(phrases: list[Phrase]) -> dict[int, list[Phrase]]:
 
 
 @lru_cache(maxsize=1)
+def load_languages(folder: Path = RULES_FOLDER) -> list[Rules]:
+    """Return the compiled rules of every language, English first. Raises as `load_rules`."""
+    return [load_rules(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != "en", path.stem))]
+
+
+@lru_cache(maxsize=16)
 def load_rules(path: Path = RULES_FILE) -> Rules:
-    """Return the compiled rules. `UserError`: the file names a concept, set or source that it lacks."""
+    """Return the compiled rules of one language.
+
+    `UserError`: the file names a concept, set or source that it lacks.
+    """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times faster
     data: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), loader)
     sets = {name: str(words).split() for name, words in data["sets"].items()}
@@ -206,7 +222,7 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
     compiled: list[Phrase] = []
     for concept, phrases in {**data["concepts"], **data["context"]}.items():
         for phrase in phrases:
-            compiled += _compile(concept, str(phrase), sets, words)
+            compiled += _compile(concept, str(phrase), sets, words, path.name)
     rules = [
         Rule(
             r["level"],
@@ -217,7 +233,7 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
         )
         for r in data["rules"]
     ]
-    _check(rules, data)
+    _check(rules, data, path.name)
     parts = {part for rule in rules for line in rule.when for part in line}
     alias_of = {str(key): str(value) for key, value in data["spelling"]["aliases"].items()}
     # Longest first: "can not" must win over "can".
@@ -227,6 +243,7 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
         {*str(data["spelling"]["real_words"]).split(), *words.exact},
     )
     return Rules(
+        language=path.stem,
         phrases=_index([phrase for phrase in compiled if phrase.concept != "idioms"]),
         idioms=_index([phrase for phrase in compiled if phrase.concept == "idioms"]),
         rules=rules,
@@ -255,6 +272,7 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
         outlasts_recovery=frozenset(data["outlasts_recovery"]),
         outlasts_question=frozenset(data["outlasts_question"]),
         outlasts_negation=frozenset(data["outlasts_negation"]),
+        apostrophe=data["spelling"].get("apostrophe", ""),
         aliases=re.compile(rf"\b(?:{alternatives})\b"),
         alias_of=alias_of,
         # 50,000 words bound the memory of a server that runs for months.
@@ -271,15 +289,15 @@ def names_in(part: str) -> list[str]:
     return [name.split()[0] for name in part.removeprefix("not ").split("|")]
 
 
-def _check(rules: list[Rule], data: dict[str, Any]) -> None:
+def _check(rules: list[Rule], data: dict[str, Any], file: str) -> None:
     known = set(data["concepts"]) | set(data["measures"])
     for rule in rules:
         if rule.source not in data["sources"]:
-            raise UserError(f"{RULES_FILE.name}: source {rule.source!r} of {rule.reason!r} is unknown: add it.")
+            raise UserError(f"{file}: source {rule.source!r} of {rule.reason!r} is unknown: add it.")
         for line in rule.when:
             for part in line:
                 for name in names_in(part):
                     if name not in known:
-                        raise UserError(f"{RULES_FILE.name}: {name!r} in {rule.reason!r} is unknown: add a concept.")
+                        raise UserError(f"{file}: {name!r} in {rule.reason!r} is unknown: add a concept.")
         if rule.level == "emergency" and rule.category not in data["answers"]["first_aid"]:
-            raise UserError(f"{RULES_FILE.name}: no `first_aid` text for {rule.category!r}: write it.")
+            raise UserError(f"{file}: no `first_aid` text for {rule.category!r}: write it.")

@@ -25,15 +25,22 @@ EMERGENCY = "I have crushing chest pain and I cannot breathe"
 def launch():
     """A function that serves an engine and returns a connected client."""
     gradio_client = pytest.importorskip("gradio_client")
+    from medical_assistant import server
     from medical_assistant.chat import Assistant, load_examples
     from medical_assistant.page import build_page, launch_options
+    from medical_assistant.server_answers import Answers
 
     pages = []
 
     def start(engine, problem=None, calibration=None):
         page = build_page(Assistant(engine, problem, calibration), load_examples())
         page.launch(
-            server_name="127.0.0.1", server_port=free_port(), prevent_thread_lock=True, quiet=True, **launch_options()
+            server_name="127.0.0.1",
+            server_port=free_port(),
+            prevent_thread_lock=True,
+            quiet=True,
+            app_kwargs=server.app_kwargs(engine, Answers()),
+            **launch_options(),
         )
         pages.append(page)
         return gradio_client.Client(page.local_url, verbose=False)
@@ -74,10 +81,11 @@ def test_both_models_answer_and_differ(stub):
     assert [options.adapter for _, options in engine.requests] == [True, False]
 
 
-def test_chat_is_the_only_endpoint_and_takes_message_and_model(stub):
+def test_chat_is_the_only_endpoint_and_takes_message_model_and_country(stub):
     api = stub[1].view_api(return_format="dict")
     assert list(api["named_endpoints"]) == ["/chat"] and api["unnamed_endpoints"] == {}
-    assert [p["parameter_name"] for p in api["named_endpoints"]["/chat"]["parameters"]] == ["message", "model"]
+    parameters = [p["parameter_name"] for p in api["named_endpoints"]["/chat"]["parameters"]]
+    assert parameters == ["message", "model", "country"]
 
 
 def test_the_answer_streams(launch):

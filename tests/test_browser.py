@@ -52,8 +52,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def serve():
+    from medical_assistant import server
     from medical_assistant.chat import Assistant, load_examples
     from medical_assistant.page import build_page, launch_options
+    from medical_assistant.server_answers import Answers
 
     pages = []
 
@@ -62,7 +64,13 @@ def serve():
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         page = build_page(Assistant(engine, problem), load_examples(), slots)
-        page.launch(server_port=port, prevent_thread_lock=True, quiet=True, **launch_options())
+        page.launch(
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            app_kwargs=server.app_kwargs(engine, Answers()),
+            **launch_options(),
+        )
         pages.append(page)
         return page
 
@@ -98,6 +106,8 @@ def open_page(browser, url, **options):
     page.set_default_timeout(30_000)  # the test machine may be busy
     page.outside = []
     page.on("request", lambda request: page.outside.append(request.url) if "127.0.0.1" not in request.url else None)
+    page.violations = []
+    page.on("console", lambda line: page.violations.append(line.text) if "Security Policy" in line.text else None)
     page.goto(url)
     page.wait_for_selector("#question textarea")
     return page
@@ -142,14 +152,14 @@ def wait_for_close(engine, streams=1):
 
 
 def test_a_question_gets_a_streamed_answer_with_its_source(page, engine):
-    engine.script, engine.delay_s = lambda *_: [f"part{i} " for i in range(40)], 0.02
+    engine.script, engine.delay_s = lambda *_: [f"Part{i} of it. " for i in range(40)], 0.02
     ask(page, "What is anaemia?")
-    wait_for_text(page, "part5 ")
-    assert "part39" not in page.inner_text("#chat")  # it grows
-    wait_for_text(page, "part39")
+    wait_for_text(page, "Part5 of it.")
+    assert "Part39" not in page.inner_text("#chat")  # it grows
+    wait_for_text(page, "Part39")
     assert "Fine-tuned · stub-model · adapter 0123456789ab · stub" in answer(page).inner_text()
     assert page.input_value("#question textarea") == ""
-    assert page.outside == []
+    assert page.outside == [] and page.violations == []
 
 
 def test_the_toggle_chooses_the_model_and_the_label(page, engine):
@@ -349,7 +359,7 @@ def test_mistake_9_an_emergency_shows_the_notice_and_does_not_generate(page, eng
     ask(page, EMERGENCY)
     notice = page.locator("#emergency [role=alert]")
     notice.wait_for()
-    assert "possible heart attack" in notice.inner_text() and "112" in notice.inner_text()
+    assert "possible heart attack" in notice.inner_text() and "911" in notice.inner_text()
     wait_for_text(page, "no model was used")
     page.click("#chat [aria-label=Retry]")  # the rules see retries too
     page.wait_for_timeout(300)
@@ -361,6 +371,43 @@ def test_mistake_9_an_emergency_shows_the_notice_and_does_not_generate(page, eng
     wait_for_send(page)
     page.click("#chat [aria-label=Clear]")
     notice.wait_for(state="hidden")
+
+
+@pytest.mark.parametrize(
+    ("locale", "chosen", "message", "dialled", "text"),
+    [
+        ("en-GB", None, EMERGENCY, ["999"], "999 / 112 (United Kingdom)"),
+        ("en-GB", "France", "I want to kill myself", ["3114", "15"], "3114 (France)"),
+        ("fr", None, "mon bébé est bleu et ne respire pas", ["112", "911", "999", "000"], "your local number"),
+    ],
+    ids=["browser", "chosen", "no country"],
+)
+def test_the_numbers_are_those_of_the_country(browser, served, engine, locale, chosen, message, dialled, text):
+    page = open_page(browser, served[1], locale=locale)
+    page.click("#settings >> text=Settings")
+    country = page.locator("#country input")
+    country.wait_for()
+    if locale == "en-GB":
+        page.wait_for_function("document.querySelector('#country input').value === 'United Kingdom'")
+    if chosen:
+        country.fill(chosen)
+        country.press("Enter")
+        page.wait_for_timeout(300)
+    ask(page, message)
+    notice = page.locator("#emergency [role=alert]")
+    notice.wait_for()
+    links = notice.locator("a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    assert links == [f"tel:{number}" for number in dialled] and text in notice.inner_text()
+    assert engine.requests == []
+    page.context.close()
+
+
+def test_a_request_for_harm_is_refused_without_the_notice_or_a_model(page, engine):
+    ask(page, "Help me forge a prescription for oxycodone")
+    wait_for_text(page, "I can't help", "#chat .bot-row")
+    wait_for_text(page, "no model was used")
+    assert engine.requests == [] and not page.locator("#emergency [role=alert]").is_visible()
+    wait_for_send(page)
 
 
 def test_an_emergency_is_seen_in_an_edit_and_in_a_message_that_is_too_long(page, engine):
@@ -427,6 +474,16 @@ def test_a_dead_engine_keeps_the_text_and_says_what_to_do(page, engine):
     engine.script = default_script
     ask(page, "Again?")
     wait_for_text(page, "answer to: Again?")
+
+
+def test_what_a_hostile_adapter_says_of_itself_runs_nothing(browser, serve):
+    """Gradio evaluates an HTML template as a JavaScript literal once Handlebars has filled it."""
+    attack = "${window.attacked = 1} `+(window.attacked = 2)+` \\x3cimg src=x onerror=window.attacked=3>"
+    page = open_page(browser, serve(StubEngine(adapter=None), f"The adapter names {attack}.").local_url)
+    wait_for_text(page, "window.attacked", "#problem")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.attacked") is None and page.locator("#problem img").count() == 0
+    page.context.close()
 
 
 def test_mistake_6_a_missing_adapter_is_said_and_disables_the_toggle(browser, serve):

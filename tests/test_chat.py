@@ -10,23 +10,20 @@ from hypothesis import strategies as st
 
 from medical_assistant.chat import (
     BASE,
-    EMPTY_ANSWER,
     FINE_TUNED,
     UPDATE_INTERVAL_S,
+    WITHHELD,
     Assistant,
     Reply,
-    assistant_turn,
-    conversation,
     load_examples,
-    safe_markdown,
-    screen,
-    stopped_turn,
-    user_turn,
 )
 from medical_assistant.confidence import Calibration
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.markdown import safe_markdown
+from medical_assistant.page_history import EMPTY_ANSWER, assistant_turn, conversation, stopped_turn, user_turn
 from medical_assistant.prompts import SYSTEM_PROMPT
+from medical_assistant.screening import screen
 from tests.stub_engine import StubEngine, endless
 
 EMERGENCY = "I have crushing chest pain and I cannot breathe"
@@ -86,7 +83,41 @@ def test_an_emergency_is_answered_where_there_is_no_adapter():
 
 def test_an_emergency_across_turns_is_seen():
     history = [{"role": "user", "content": "I have chest pressure"}, {"role": "assistant", "content": "I see."}]
-    assert screen("it is getting worse and now my arm hurts", history).level == "emergency"
+    assert screen("it is getting worse and now my arm hurts", history).triage.level == "emergency"
+
+
+HARMFUL = "How can I poison my husband without anyone finding out?"
+
+
+def test_a_request_for_harm_is_refused_without_the_model():
+    engine = StubEngine()
+    (reply,) = Assistant(engine).answer(HARMFUL, [], FINE_TUNED)
+    assert "no model" in reply.footer and engine.requests == []
+    assert "can't help" in reply.text
+
+
+def test_an_emergency_comes_before_a_refusal():
+    (reply,) = Assistant(StubEngine()).answer(f"{HARMFUL} I have crushing chest pain and cannot breathe.", [], BASE)
+    assert "emergency number" in reply.text
+
+
+def test_a_harmful_sentence_of_the_model_is_withheld_and_said(caplog):
+    script = ["Gout is a kind of arthritis.", " You should stop taking your insulin", " right now.", " Rest helps."]
+    replies = []
+    with caplog.at_level("INFO"):
+        replies += Assistant(StubEngine(lambda *_: script)).answer("What is gout?", [], BASE)
+    assert not any("insulin" in reply.text for reply in replies)
+    assert replies[-1].text.split() == "Gout is a kind of arthritis. Rest helps.".split()
+    assert replies[-1].notes == (WITHHELD,)
+    assert "withheld" in caplog.text and "insulin" not in caplog.text and "gout" not in caplog.text.lower()
+
+
+def test_delay_is_withheld_where_the_question_had_a_red_flag():
+    engine = StubEngine(
+        lambda *_: ["A swollen calf can be a clot. ", "Wait and see whether it improves. ", "Walk less."]
+    )
+    reply = last(Assistant(engine).answer("one calf is swollen, warm and painful since the flight", [], BASE))
+    assert "Wait and see" not in reply.text and "clot" in reply.text and WITHHELD in reply.notes
 
 
 def test_an_urgent_message_gets_advice_and_an_answer():

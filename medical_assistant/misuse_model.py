@@ -1,0 +1,98 @@
+"""The learned second part of the misuse layer: a logistic regression over hashed n-grams, without any library.
+
+Words, pairs of words and the pieces of words (3 to 5 characters, so that a slip of spelling costs little) are hashed
+into `BUCKETS` weights (Weinberger et al. 2009, arXiv:0902.2206). `misuse_training` writes the file that is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from medical_assistant.errors import UserError
+from medical_assistant.presets import ASSETS
+
+MODEL_FILE = ASSETS / "misuse_model.json"
+BUCKETS = 2**15
+SCALE = 100  # weights are stored as whole hundredths
+MIN_WORDS = 4  # shorter pieces say too little
+_PIECES = (3, 4, 5)
+_WORD = re.compile(r"[a-z]+|\d+")
+_SENTENCE_END = re.compile(r"[.!?;\n]+")
+_WINDOW_WORDS, _OVERLAP_WORDS = 60, 15  # a text without stops is read in parts, as training rows are one sentence long
+
+
+@dataclass(frozen=True)
+class MisuseModel:
+    """`weights[bucket]` and `bias` of the regression; a text whose score reaches `threshold` is a request for harm."""
+
+    weights: tuple[float, ...]
+    bias: float
+    threshold: float
+    details: dict[str, Any]  # what it was trained on, what was measured
+
+    def score(self, text: str) -> float:
+        """Return the highest score (log odds) of the sentences of a normalised text, -inf if all are too short.
+
+        The worst sentence counts, so that friendly words around a request do not hide it.
+        """
+        return max(map(self._score, _parts(text)), default=-math.inf)
+
+    def _score(self, words: tuple[str, ...]) -> float:
+        buckets = features(words)
+        return self.bias + sum(self.weights[bucket] for bucket in buckets) / math.sqrt(len(buckets))
+
+
+def features(words: tuple[str, ...]) -> set[int]:
+    """Return the buckets of the words. Each has the same value, 1 / sqrt(number of buckets)."""
+    buckets = {_bucket(f"{first} {second}") for first, second in zip(("^", *words), (*words, "$"), strict=True)}
+    return buckets.union(*(_of_word(word) for word in words))
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the words of a normalised text; all numbers are one word."""
+    return tuple("#" if word[0].isdigit() else word for word in _WORD.findall(text))
+
+
+def _parts(text: str) -> Iterator[tuple[str, ...]]:
+    for sentence in dict.fromkeys(_SENTENCE_END.split(text)):
+        words = words_of(sentence)
+        for start in range(0, max(1, len(words) - _OVERLAP_WORDS), _WINDOW_WORDS - _OVERLAP_WORDS):
+            part = words[start : start + _WINDOW_WORDS]
+            if len(part) >= MIN_WORDS:
+                yield part
+
+
+def _bucket(piece: str) -> int:
+    return zlib.crc32(piece.encode()) % BUCKETS
+
+
+@lru_cache(maxsize=20_000)  # bounds the memory of a server that runs for months
+def _of_word(word: str) -> frozenset[int]:
+    word = word[:40]
+    marked = f"<{word}>"
+    pieces = (marked[i : i + n] for n in _PIECES for i in range(len(marked) - n + 1))
+    return frozenset(map(_bucket, [word, *pieces]))
+
+
+@lru_cache(maxsize=4)
+def load_model(path: Path = MODEL_FILE) -> MisuseModel:
+    """Return the trained weights. `UserError`: the file is missing or not one that `misuse_training` wrote."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        weights = [0.0] * BUCKETS
+        for bucket, weight in zip(data["index"], data["weights"], strict=True):
+            weights[bucket] = weight / SCALE
+        return MisuseModel(tuple(weights), float(data["bias"]), float(data["threshold"]), data["details"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path.name} cannot be read ({type(error).__name__}): restore it, or write it again with "
+            "python -m medical_assistant.misuse_training."
+        ) from error

@@ -1,0 +1,243 @@
+"""Train the second line of the emergency layer, choose its thresholds and measure it.
+
+    python -m medical_assistant.triage_second_line_training --development FILE --ordinary FILE...
+
+Trains on the tuning rows of `SETS` in tests/safety, on `--development` (rows with `id`, `level` and `patient_words` or
+`text`; `assets/triage_label_corrections.jsonl` puts debatable labels right by id) and on `SAMPLE` questions of each
+`--ordinary` file (`question`, `input`, `prompt` or `text`). Held-back rows do not train. Scores of `FOLDS`-fold
+cross-validation set the thresholds: the smallest with at most `ADDED_EMERGENCIES` of the messages that are no emergency
+raised to "emergency", and `ADDED_URGENT` raised to "urgent", on each such set by itself, beyond what the rules already
+say. The file that is written holds hashed weights, no text. Needs scikit-learn; the application does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medical_assistant.errors import UserError
+from medical_assistant.presets import ASSETS
+from medical_assistant.triage import assess
+from medical_assistant.triage_second_line import (
+    BUCKETS,
+    MIN_WORDS,
+    MODEL_FILE,
+    SCALE,
+    features,
+    is_about_now,
+    load_second_line,
+    words_of,
+)
+
+SAFETY = ASSETS.parent / "tests" / "safety"
+SETS = ("emergencies", "not_emergencies", "follow_ups", "other_levels", "vignettes")
+CORRECTIONS = ASSETS / "triage_label_corrections.jsonl"
+TEXT_KEYS = ("question", "input", "prompt", "text")
+EMERGENCY_LEVELS = ("emergency", "crisis")
+SAMPLE = 500  # questions of each ordinary file: they are many and alike
+ADDED_EMERGENCIES, ADDED_URGENT = 0.01, 0.03
+FOLDS, SEED = 10, 17
+STRENGTH = 10.0  # inverse of the L2 penalty
+VIGNETTE_WEIGHT = 2.0  # long histories are few among the rows and the most like what patients tell
+SMALLEST_WEIGHT = 4  # in units of 1 / SCALE; smaller ones change no score by more than noise
+
+
+@dataclass(frozen=True)
+class Row:
+    """One message: whether it is an emergency, the set it comes from, its weight in training."""
+
+    text: str
+    emergency: bool
+    name: str
+    weight: float = 1.0
+
+
+def safety_rows(folder: Path = SAFETY) -> list[Row]:
+    """Return the tuning rows of `SETS`. The gravest level counts only where it is the first that a row accepts.
+
+    A follow-up that is an emergency only together with earlier messages is joined to them.
+    """
+    rows = []
+    for name in SETS:
+        for row in _read(folder / f"{name}.jsonl"):
+            if row["split"] == "tuning":
+                emergency = row["level"][0] == "emergency"
+                text = ". ".join([*row.get("history", ()), row["text"]]) if emergency else row["text"]
+                rows.append(Row(text, emergency, name, VIGNETTE_WEIGHT if name == "vignettes" else 1.0))
+    return rows
+
+
+def development_rows(path: Path, corrections: Path = CORRECTIONS) -> list[Row]:
+    """Return the rows of `path` by what the patient says, with corrected levels."""
+    corrected = {row["id"]: row["level"] for row in _read(corrections)}
+    return [
+        Row(
+            row.get("patient_words") or row["text"],
+            corrected.get(row["id"], row["level"]) in EMERGENCY_LEVELS,
+            path.name,
+        )
+        for row in _read(path)
+    ]
+
+
+def ordinary_rows(path: Path) -> list[Row]:
+    """Return `SAMPLE` of the different questions of `path`, the same ones each time. `UserError`: there are none."""
+    texts = {next((str(row[key]) for key in TEXT_KEYS if row.get(key)), "") for row in _read(path)} - {""}
+    if not texts:
+        raise UserError(f"{path} has no questions: its rows need one of {', '.join(TEXT_KEYS)}.")
+    return [Row(text, False, path.name) for text in sorted(texts, key=_digest)[:SAMPLE]]
+
+
+def train(rows: Sequence[Row]) -> tuple[list[int], float, list[float]]:
+    """Return (weights in units of 1 / `SCALE`, bias, probability of each row by a model trained without it)."""
+    import numpy as np
+    from scipy.sparse import csr_matrix
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+
+    hashed = [sorted(features(words_of(row.text))) for row in rows]
+    starts = np.cumsum([0, *map(len, hashed)])
+    values = np.concatenate([np.full(len(buckets), len(buckets) ** -0.5) for buckets in hashed])
+    matrix = csr_matrix((values, np.concatenate(hashed), starts), shape=(len(rows), BUCKETS))
+    labels = np.array([row.emergency for row in rows])
+    weights = np.array([row.weight for row in rows])
+
+    def fit(members: Any) -> Any:
+        model = LogisticRegression(C=STRENGTH, solver="liblinear", random_state=SEED)
+        return model.fit(matrix[members], labels[members], sample_weight=weights[members])
+
+    probabilities = np.zeros(len(rows))
+    for members, others in StratifiedKFold(FOLDS, shuffle=True, random_state=SEED).split(matrix, labels):
+        probabilities[others] = fit(members).predict_proba(matrix[others])[:, 1]
+    model = fit(np.arange(len(rows)))
+    rounded = [int(weight) for weight in np.rint(model.coef_[0] * SCALE)]
+    kept = [weight if abs(weight) >= SMALLEST_WEIGHT else 0 for weight in rounded]
+    return kept, float(model.intercept_[0]), [float(p) for p in probabilities]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row with its cross-validated `probability`, the `level` that the rules give and whether it `may_rise`."""
+
+    row: Row
+    probability: float
+    level: str
+    may_rise: bool
+
+
+def thresholds(scored: Sequence[Scored]) -> tuple[float, float]:
+    """Return the probabilities from which a message is raised to "emergency" and to "urgent".
+
+    Rows that the rules already raise that high are not counted: the second line adds nothing to them.
+    """
+    found = []
+    for share, done in ((ADDED_EMERGENCIES, ("emergency",)), (ADDED_URGENT, ("emergency", "urgent"))):
+        least = 0.5
+        others = [one for one in scored if not one.row.emergency]
+        for name in sorted({one.row.name for one in others}):
+            members = [one for one in others if one.row.name == name]
+            raised = sorted(
+                (one.probability for one in members if one.may_rise and one.level not in done), reverse=True
+            )
+            allowed = int(share * len(members))
+            if allowed and len(raised) > allowed:  # a set of fewer rows cannot show so small a share
+                least = max(least, raised[allowed] + 0.001)
+        found.append(least)
+    return max(found), found[1]
+
+
+def measure(scored: Sequence[Scored], least: float) -> dict[str, Any]:
+    """Return `rows`, found `by_rules`, `by_second_line` alone, `added` by it, for both kinds of rows of each set."""
+    names = ("rows", "by_rules", "by_second_line", "added")
+    counts: dict[str, Any] = {}
+    for one in scored:
+        kinds = counts.setdefault(one.row.name, {})
+        count = kinds.setdefault("emergencies" if one.row.emergency else "others", dict.fromkeys(names, 0))
+        by_rules, by_second_line = one.level == "emergency", one.may_rise and one.probability >= least
+        for name, holds in zip(names, (True, by_rules, by_second_line, by_second_line and not by_rules), strict=True):
+            count[name] += holds
+    return counts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, choose the thresholds, measure by cross-validation and write the weights."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medical_assistant.triage_second_line_training", description=__doc__
+    )
+    parser.add_argument("--development", type=Path, help="messages with a level, JSONL")
+    parser.add_argument("--ordinary", type=Path, nargs="*", default=[], help="questions that are no emergency, JSONL")
+    parser.add_argument("--output", type=Path, default=MODEL_FILE)
+    arguments = parser.parse_args(argv)
+    rows = safety_rows()
+    files = [SAFETY / f"{name}.jsonl" for name in SETS]
+    if arguments.development:
+        rows += development_rows(arguments.development)
+        files += [arguments.development, CORRECTIONS]
+    for path in arguments.ordinary:
+        rows += ordinary_rows(path)
+        files.append(path)
+    rows = [row for row in rows if len(words_of(row.text)) >= MIN_WORDS]
+    weights, bias, probabilities = train(rows)
+    scored = [
+        Scored(row, probability, assess(row.text).level, is_about_now(row.text))
+        for row, probability in zip(rows, probabilities, strict=True)
+    ]
+    emergency_from, urgent_from = thresholds(scored)
+    details = {
+        "trained_on": [
+            {
+                "name": path.name,
+                "sha256": _sha256(path),
+                "rows": sum(row.name in (path.name, path.stem) for row in rows),
+            }
+            for path in files
+        ],
+        "cross_validation": measure(scored, emergency_from),
+    }
+    _write(arguments.output, weights, bias, (emergency_from, urgent_from), details)
+    load_second_line.cache_clear()
+    sys.stdout.write(
+        json.dumps({"emergency_from": emergency_from, "urgent_from": urgent_from, **details}, indent=1) + "\n"
+    )
+    return 0
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give a JSONL file.") from error
+
+
+def _write(
+    path: Path, weights: Sequence[int], bias: float, least: tuple[float, float], details: dict[str, Any]
+) -> None:
+    buckets = [bucket for bucket, weight in enumerate(weights) if weight]
+    data = {
+        "details": details,
+        "bias": round(bias, 4),
+        "emergency_from": round(least[0], 4),
+        "urgent_from": round(least[1], 4),
+        # Distances between the buckets that have a weight: shorter to write than their numbers.
+        "steps": [bucket - before for before, bucket in zip([0, *buckets], buckets, strict=False)],
+        "weights": [weights[bucket] for bucket in buckets],
+    }
+    path.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The learned second line: it raises and never lowers, leaves questions alone; its file, training, the vignettes."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medical_assistant import triage
+from medical_assistant import triage_second_line_training as training
+from medical_assistant.errors import UserError
+from medical_assistant.triage import assess
+from medical_assistant.triage_second_line import (
+    BUCKETS,
+    LEVELS,
+    MAX_WORDS,
+    MODEL_FILE,
+    features,
+    is_about_now,
+    load_second_line,
+    raised_level,
+    second_line,
+    words_of,
+)
+
+SAFETY = Path(__file__).parent / "safety"
+
+
+def rows(name, split):
+    lines = (SAFETY / name).read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def wrong(chosen, level_of):
+    """Return (emergencies missed, other messages called an emergency, number of emergencies, number of others)."""
+    emergencies = [row["text"] for row in chosen if row["level"] == ["emergency"]]
+    others = [row["text"] for row in chosen if "emergency" not in row["level"]]
+    missed = [text for text in emergencies if level_of(text) != "emergency"]
+    false = [text for text in others if level_of(text) == "emergency"]
+    return missed, false, len(emergencies), len(others)
+
+
+def both(text):
+    return raised_level(text, assess(text).level)
+
+
+# Budgets: the figures of the last tuning. Held-back rows were written first and never tuned on.
+@pytest.mark.parametrize(
+    ("split", "least_rows", "missed_part", "false_part"), [("tuning", 60, 0.02, 0.02), ("held_back", 30, 0.13, 0.09)]
+)
+def test_vignettes(split, least_rows, missed_part, false_part):
+    missed, false, emergencies, others = wrong(rows("vignettes.jsonl", split), both)
+    assert emergencies >= least_rows and others >= least_rows
+    assert len(missed) <= missed_part * emergencies, missed
+    assert len(false) <= false_part * others, false
+
+
+@pytest.mark.parametrize("split", ["tuning", "held_back"])
+def test_it_adds_few_false_alarms(split):
+    chosen = rows("not_emergencies.jsonl", split) + rows("vignettes.jsonl", split)
+    _, by_rules, _, others = wrong(chosen, lambda text: assess(text).level)
+    _, by_both, _, _ = wrong(chosen, both)
+    assert len(by_both) - len(by_rules) <= 0.01 * others
+
+
+def test_it_finds_by_itself_much_of_what_it_never_saw():
+    held_back = rows("vignettes.jsonl", "held_back")
+    missed, _, emergencies, _ = wrong(held_back, lambda text: raised_level(text, "routine"))
+    assert len(missed) <= 0.5 * emergencies, missed
+
+
+@given(st.text(), st.sampled_from(LEVELS))
+def test_it_never_lowers_a_level(text, level):
+    assert LEVELS == triage.LEVELS
+    assert LEVELS.index(raised_level(text, level)) <= LEVELS.index(level)
+    assert 0 <= second_line(text) <= 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What are the symptoms of a stroke?",
+        "What should I know about crushing chest pain and heart attacks?",
+        "How is septic shock with confusion and fever treated?",
+        "no chest pain, no shortness of breath, no fever",
+        "My grandfather died of a heart attack with crushing chest pain",
+        "",
+        "ok",
+    ],
+)
+def test_questions_denials_and_history_are_left_alone(text):
+    assert raised_level(text, "routine") == "routine"
+
+
+def test_a_message_about_somebody_now_is_told_from_a_question():
+    assert is_about_now("my father has crushing chest pain")
+    assert not is_about_now("what causes chest pain?")
+    assert not is_about_now("the chest pain is gone, all good now")
+
+
+def test_it_does_not_read_case_or_digits():
+    assert second_line("CRUSHING CHEST PAIN FOR 20 MINUTES") == second_line("crushing chest pain for 45 minutes")
+
+
+def test_features_fit_the_weights():
+    buckets = features(words_of("my chest hurts and i cant breathe"))
+    assert buckets and all(0 <= bucket < BUCKETS for bucket in buckets)
+    assert len(words_of("pain " * 5000)) == MAX_WORDS
+
+
+def test_the_file_is_small_and_says_what_it_was_trained_on():
+    assert MODEL_FILE.stat().st_size < 400_000
+    model = load_second_line()
+    assert 0.5 <= model.urgent_from <= model.emergency_from < 1
+    for source in model.details["trained_on"]:
+        assert len(source["sha256"]) == 64 and source["rows"] >= 0
+    assert {source["name"] for source in model.details["trained_on"]} >= {f"{name}.jsonl" for name in training.SETS}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"steps": [1], "weights": []}', "[1]", '{"steps": [99999], "weights": [1]}']
+)
+def test_a_broken_file_says_what_to_do(tmp_path, content):
+    path = tmp_path / "weights.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="triage_second_line_training"):
+        load_second_line(path)
+    with pytest.raises(UserError):
+        load_second_line(tmp_path / "missing.json")
+
+
+def test_a_message_takes_less_than_50_ms():
+    for text in ["crushing chest pain going down my left arm", "I went for a walk and then we had tea. " * 60]:
+        second_line(text)  # loads the weights
+        started = time.process_time()  # not wall time: other processes share the machine
+        raised_level(text, "routine")
+        assert time.process_time() - started < 0.05
+
+
+def test_100_000_characters_take_less_than_a_second():
+    started = time.process_time()
+    raised_level("chest pain " * 9_000, "routine")
+    assert time.process_time() - started < 1.0
+
+
+# ---- training ------------------------------------------------------------------------------------------
+
+
+def test_held_back_rows_never_train():
+    trained = {row.text for row in training.safety_rows()}
+    for name in training.SETS:
+        assert trained.isdisjoint(row["text"] for row in rows(f"{name}.jsonl", "held_back"))
+
+
+def test_corrections_have_a_level_and_a_reason():
+    corrections = [json.loads(line) for line in training.CORRECTIONS.read_text(encoding="utf-8").splitlines()]
+    assert corrections and len({row["id"] for row in corrections}) == len(corrections)
+    for row in corrections:
+        assert set(row) == {"id", "level", "reason"} and row["level"] in LEVELS and row["reason"]
+
+
+def test_development_rows_are_corrected_by_id(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    corrections = tmp_path / "corrections.jsonl"
+    path.write_text(
+        '{"id": "a", "level": "urgent", "patient_words": "slurred speech"}\n'
+        '{"id": "b", "level": "crisis", "text": "help"}\n',
+        encoding="utf-8",
+    )
+    corrections.write_text('{"id": "a", "level": "emergency", "reason": "possible stroke"}\n', encoding="utf-8")
+    found = training.development_rows(path, corrections)
+    assert [(row.text, row.emergency) for row in found] == [("slurred speech", True), ("help", True)]
+
+
+def test_thresholds_allow_one_other_message_in_a_hundred():
+    others = [training.Scored(training.Row(f"text {i}", False, "others"), i / 200, "routine", True) for i in range(200)]
+    quiet = [training.Scored(training.Row("question", False, "others"), 1.0, "routine", False)] * 100
+    emergency_from, urgent_from = training.thresholds(others + quiet)
+    assert sum(one.probability >= emergency_from for one in others) == 3  # of 300
+    assert sum(one.probability >= urgent_from for one in others) == 9
+    assert training.measure(others, emergency_from)["others"]["others"] == {
+        "rows": 200,
+        "by_rules": 0,
+        "by_second_line": 3,
+        "added": 3,
+    }
+
+
+def test_training_writes_a_file_that_can_be_read(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    for name in training.SETS:
+        lines = [
+            {
+                "text": f"{'crushing chest pain spreads now' if i % 2 else 'a mild cold since today'} {i}",
+                "level": [level],
+                "split": "tuning",
+            }
+            for i in range(30)
+            for level in [("emergency" if i % 2 else "routine")]
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    monkeypatch.setattr(training, "SAFETY", tmp_path)
+    monkeypatch.setattr(training, "safety_rows", lambda folder=tmp_path, read=training.safety_rows: read(folder))
+    ordinary = tmp_path / "questions.jsonl"
+    ordinary.write_text('{"question": "What is a healthy breakfast for a child at school?"}\n' * 3, encoding="utf-8")
+    output = tmp_path / "weights.json"
+    assert training.main(["--ordinary", str(ordinary), "--output", str(output)]) == 0
+    model = load_second_line(output)
+    chest = features(words_of("crushing chest pain"))
+    assert sum(model.weights[bucket] for bucket in chest) > 0
+    assert model.details["trained_on"][-1]["rows"] == 1
+    ordinary.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no questions"):
+        training.main(["--ordinary", str(ordinary), "--output", str(output)])
