@@ -1,8 +1,8 @@
 """8-bit copies of a GGUF, for batches on a CPU: the base, and the base with an adapter merged into it.
 
 llama.cpp multiplies Q4_1 (and Q5_0, Q5_1) matrices with many tokens one token at a time; for Q8_0 it has kernels that
-load each weight once for all of them. The embedded 135M model, 32 answers together on two cores: 179 tokens/s as Q4_1,
-215 as Q8_0 (benchmarks/results/evaluation.json). A value is rounded to one of 255 steps of the largest in its block: an
+load each weight once for all of them. The embedded 135M model, 16 answers together on two cores: 124 tokens/s as Q4_1,
+164 as Q8_0 (benchmarks/results/evaluation.json). A value is rounded to one of 255 steps of the largest in its block: an
 error of at most 0.4 % of that, where the 4-bit steps themselves are 7 % apart.
 
 A LoRA that is computed beside the weights costs a sixth of the speed (16 answers together: 168 tokens/s without, 146
