@@ -24,6 +24,23 @@ def test_the_tree_names_every_module_and_no_other() -> None:
     assert named == modules | scripts
 
 
+def test_mistake_10_load_and_safety_figures_come_from_the_committed_benchmarks() -> None:
+    results = ROOT / "benchmarks" / "results"
+    for row in json.loads((results / "load.json").read_text(encoding="utf-8"))["rows"]:
+        first, whole = row["first_text_s"], row["whole_answer_s"]["p95"]
+        cells = [row["users"], row["lost"], row["tokens_per_s"], row["tokens_per_s_and_user"], *first.values(), whole]
+        assert f"| {' | '.join(map(str, cells))} |" in README
+    text = (ROOT / "assets" / "safety" / "README.md").read_text(encoding="utf-8")
+    rows = json.loads((results / "safety.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        cells = [row["set"], row["split"], row["outcome"], row["n"], row["found"], row.get("keywords", "-")]
+        assert f"| {' | '.join(map(str, cells))} |" in text
+    assert text.count("\n| ") == len(rows) + 2 + 4 + 2  # and the table of layers
+    measured = json.loads((ROOT / "assets" / "misuse_model.json").read_text(encoding="utf-8"))["details"]
+    half = measured["refused_of_the_other_half"]["safety_requests_dev.jsonl"]
+    assert f"{half['both']:.1%} of the other half".replace("%", " %") in text
+
+
 def test_the_front_matter_is_a_spaces() -> None:
     matter = yaml.safe_load(README.split("---")[1])
     assert matter["sdk"] == "gradio" and (ROOT / matter["app_file"]).is_file()
@@ -96,7 +113,7 @@ def test_mistake_10_the_experiments_come_from_the_committed_run() -> None:
 
 def test_mistake_10_training_speeds_come_from_the_committed_benchmark() -> None:
     report = json.loads((ROOT / "benchmarks" / "results" / "training.json").read_text(encoding="utf-8"))
-    section = README.split("### Training")[1].split("\n## ")[0]
+    section = re.split(r"\n###? ", README.split("### Training")[1])[0]
     rows = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", section, re.M)
     assert len(rows) == len(report["results"])
     for row, (variant, tokens_per_s, ratio, memory, loss) in zip(report["results"], rows, strict=True):
@@ -108,7 +125,7 @@ def test_mistake_10_training_speeds_come_from_the_committed_benchmark() -> None:
 
 def test_mistake_10_evaluation_speeds_come_from_the_committed_benchmark() -> None:
     report = json.loads((ROOT / "benchmarks" / "results" / "evaluation.json").read_text(encoding="utf-8"))
-    section = README.split("### Evaluation")[1].split("\n## ")[0]
+    section = re.split(r"\n###? ", README.split("### Evaluation")[1])[0]
     rows = re.findall(r"^\| ([^|]+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| (\d+) % \|$", section, re.M)
     expected = [
         (
