@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
+from medical_assistant.hashed_features import BUCKETS, features
 from medical_assistant.presets import ASSETS
 
 MODEL_FILE = ASSETS / "misuse_model.json"
-BUCKETS = 2**15
 SCALE = 100  # weights are stored as whole hundredths
 MIN_WORDS = 4  # shorter pieces say too little
-_PIECES = (3, 4, 5)
 _WORD = re.compile(r"[a-z]+|\d+")
 _SENTENCE_END = re.compile(r"[.!?;\n]+")
 _WINDOW_WORDS, _OVERLAP_WORDS = 60, 15  # a text without stops is read in parts, as training rows are one sentence long
@@ -50,12 +48,6 @@ class MisuseModel:
         return self.bias + sum(self.weights[bucket] for bucket in buckets) / math.sqrt(len(buckets))
 
 
-def features(words: tuple[str, ...]) -> set[int]:
-    """Return the buckets of the words. Each has the same value, 1 / sqrt(number of buckets)."""
-    buckets = {_bucket(f"{first} {second}") for first, second in zip(("^", *words), (*words, "$"), strict=True)}
-    return buckets.union(*(_of_word(word) for word in words))
-
-
 def words_of(text: str) -> tuple[str, ...]:
     """Return the words of a normalised text; all numbers are one word."""
     return tuple("#" if word[0].isdigit() else word for word in _WORD.findall(text))
@@ -68,18 +60,6 @@ def _parts(text: str) -> Iterator[tuple[str, ...]]:
             part = words[start : start + _WINDOW_WORDS]
             if len(part) >= MIN_WORDS:
                 yield part
-
-
-def _bucket(piece: str) -> int:
-    return zlib.crc32(piece.encode()) % BUCKETS
-
-
-@lru_cache(maxsize=20_000)  # bounds the memory of a server that runs for months
-def _of_word(word: str) -> frozenset[int]:
-    word = word[:40]
-    marked = f"<{word}>"
-    pieces = (marked[i : i + n] for n in _PIECES for i in range(len(marked) - n + 1))
-    return frozenset(map(_bucket, [word, *pieces]))
 
 
 @lru_cache(maxsize=4)

@@ -11,24 +11,21 @@ from __future__ import annotations
 import json
 import math
 import re
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
+from medical_assistant.hashed_features import BUCKETS, features
 from medical_assistant.presets import ASSETS
 from medical_assistant.triage_reading import normalise, read
 from medical_assistant.triage_rules import LEVELS, load_rules
 
 MODEL_FILE = ASSETS / "triage_second_line.json"
-BUCKETS = 2**15
 SCALE = 100  # weights are stored as whole hundredths
 MIN_WORDS = 5  # shorter messages say too little: "I feel faint now" is no emergency by itself
 MAX_WORDS = 400  # a long history is read from both ends
-_PIECES = (3, 4, 5)
 _WORD = re.compile(r"[a-z]+|\d+")
 
 
@@ -88,24 +85,6 @@ def words_of(text: str) -> tuple[str, ...]:
     found = ["#" if word[0].isdigit() else word for word in _WORD.findall(normalise(text, load_rules()))]
     half = MAX_WORDS // 2
     return tuple(found if len(found) <= MAX_WORDS else found[:half] + found[-half:])
-
-
-def features(words: Sequence[str]) -> set[int]:
-    """Return the buckets of the words. Each has the same value, 1 / sqrt(number of buckets)."""
-    buckets = {_bucket(f"{first} {second}") for first, second in zip(("^", *words), (*words, "$"), strict=True)}
-    return buckets.union(*(_of_word(word) for word in words))
-
-
-def _bucket(piece: str) -> int:
-    return zlib.crc32(piece.encode()) % BUCKETS
-
-
-@lru_cache(maxsize=20_000)  # bounds the memory of a server that runs for months
-def _of_word(word: str) -> frozenset[int]:
-    word = word[:40]
-    marked = f"<{word}>"
-    pieces = (marked[i : i + n] for n in _PIECES for i in range(len(marked) - n + 1))
-    return frozenset(map(_bucket, [word, *pieces]))
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,34 @@
+"""Words as hashed features, for the small regressions behind the safety rules: no vocabulary, no library at run time.
+
+The trained weights in `assets` hold for exactly this hashing: after a change here, train both again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+BUCKETS = 2**15
+_PIECES = (3, 4, 5)  # characters
+
+
+def features(words: Sequence[str]) -> set[int]:
+    """Return the buckets (0 to `BUCKETS` - 1) of the words, their pairs and their pieces (arXiv:0902.2206).
+
+    Each has the same value, 1 / sqrt(number of buckets).
+    """
+    buckets = {_bucket(f"{first} {second}") for first, second in zip(("^", *words), (*words, "$"), strict=True)}
+    return buckets.union(*(_of_word(word) for word in words))
+
+
+def _bucket(piece: str) -> int:
+    return zlib.crc32(piece.encode()) % BUCKETS
+
+
+@lru_cache(maxsize=20_000)  # bounds the memory of a server that runs for months
+def _of_word(word: str) -> frozenset[int]:
+    word = word[:40]
+    marked = f"<{word}>"
+    pieces = (marked[i : i + n] for n in _PIECES for i in range(len(marked) - n + 1))
+    return frozenset(map(_bucket, [word, *pieces]))
