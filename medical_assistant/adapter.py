@@ -11,6 +11,7 @@ from typing import Any
 
 from medical_assistant.chat_templates import is_chosen
 from medical_assistant.errors import AdapterError
+from medical_assistant.gguf_check import check_lora_gguf
 from medical_assistant.presets import Preset
 from medical_assistant.prompts import SYSTEM_PROMPT, contract_difference
 
@@ -29,6 +30,7 @@ ADAPTER_FILES = (
 REQUIRED_FILES = ("adapter_config.json", "adapter_model.safetensors", "prompt.json")
 GGUF_FILE = "adapter.gguf"  # required as well, but for DoRA
 WEIGHTS_FILE = "adapter_model.safetensors"
+MAX_HEADER_BYTES = 100_000_000  # of safetensors: the library's own limit
 CALIBRATION_FILE = "calibration.json"  # optional: `medical_assistant.confidence`
 REPORT_FILE = "report.md"  # optional: of the evaluation behind metrics.json
 
@@ -103,7 +105,7 @@ def load_adapter(adapter: str | Path, preset: Preset) -> Adapter:
         raise AdapterError(f"Adapter {name} was trained with another system prompt: retrain it.")
     _check_safetensors(folder / WEIGHTS_FILE)
     if (folder / GGUF_FILE).is_file():
-        _check_gguf(folder / GGUF_FILE)
+        check_lora_gguf(folder / GGUF_FILE)
     return Adapter(folder, name, revision or weights_hash(folder), base_model, prompt)
 
 
@@ -115,7 +117,7 @@ def needs_no_gguf(config: Mapping[str, Any]) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise AdapterError(f"{path} cannot be read ({error}): train or download the adapter again.") from error
     if not isinstance(content, dict):
         raise AdapterError(f"{path} is not a JSON object: train or download the adapter again.")
@@ -127,24 +129,12 @@ def _check_safetensors(path: Path) -> None:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < path.stat().st_size else {}
-        end = max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__")
-    except (ValueError, KeyError, TypeError) as error:
+            header = json.loads(file.read(length)) if length < min(path.stat().st_size, MAX_HEADER_BYTES) else {}
+        end = max(int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise AdapterError(f"{path} is broken: train or download the adapter again.") from error
     if path.stat().st_size != 8 + length + end:
         raise AdapterError(f"{path} is truncated: train or download the adapter again.")
-
-
-def _check_gguf(path: Path) -> None:
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        kind = reader.fields["general.type"].contents()
-    except (ValueError, KeyError, IndexError, OverflowError, OSError) as error:
-        raise AdapterError(f"{path} is truncated or broken: train or download the adapter again.") from error
-    if kind != "adapter":
-        raise AdapterError(f"{path} holds a {kind}, not a LoRA adapter: train or download the adapter again.")
 
 
 def weights_hash(folder: Path) -> str:

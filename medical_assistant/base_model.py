@@ -27,9 +27,11 @@ def load_tokenizer(preset: Preset, chat_template: str | None = None) -> Any:
     gguf = preset.embedded_gguf()
     try:
         if gguf:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(preset.repository, revision=preset.revision)
+            tokenizer = AutoTokenizer.from_pretrained(
+                preset.repository, revision=preset.revision, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise _load_error(preset, error) from error
     tokenize_as_llama_cpp(tokenizer)
@@ -57,11 +59,17 @@ def load_model(preset: Preset, quantize: str, dtype: Any = None) -> Any:
     try:
         if gguf:
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=dtype,
+                quantization_config=GgufConfig(dequantize=True),
+                trust_remote_code=False,
             )
         if quantize == "none":
             if not gguf:
-                model = AutoModelForCausalLM.from_pretrained(preset.repository, revision=preset.revision, dtype=dtype)
+                model = AutoModelForCausalLM.from_pretrained(
+                    preset.repository, revision=preset.revision, dtype=dtype, trust_remote_code=False
+                )
             return model
         nf4 = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -73,12 +81,18 @@ def load_model(preset: Preset, quantize: str, dtype: Any = None) -> Any:
         )
         if not gguf:
             return AutoModelForCausalLM.from_pretrained(
-                preset.repository, revision=preset.revision, dtype=dtype, quantization_config=nf4
+                preset.repository,
+                revision=preset.revision,
+                dtype=dtype,
+                quantization_config=nf4,
+                trust_remote_code=False,
             )
         # transformers quantises only while loading, and one format at a time: GGUF -> folder -> NF4.
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=nf4)
+            return AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, quantization_config=nf4, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise _load_error(preset, error) from error
 
@@ -93,8 +107,8 @@ def load_config(preset: Preset) -> Any:
     gguf = preset.embedded_gguf()
     try:
         if gguf:
-            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        return AutoConfig.from_pretrained(preset.repository, revision=preset.revision)
+            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(preset.repository, revision=preset.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _load_error(preset, error) from error
 

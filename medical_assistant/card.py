@@ -18,6 +18,7 @@ from medical_assistant.adapter import REPORT_FILE
 from medical_assistant.card_results import indexed, is_score, results
 from medical_assistant.card_sections import is_hub_id
 from medical_assistant.errors import AdapterError, UserError
+from medical_assistant.outputs import write_whole
 from medical_assistant.presets import Preset, find_preset
 
 # https://huggingface.co/docs/hub/repositories-licenses; any other text is "other" with its name.
@@ -60,7 +61,7 @@ def write_card(folder: str | Path, repository: str | None = None, merged: Sequen
     ]
     path = folder / "README.md"
     body = "\n\n".join(sections)
-    path.write_text(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n", encoding="utf-8")
+    write_whole(path, f"---\n{metadata.to_yaml()}\n---\n\n{body}\n")
     return path
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import httpx2  # huggingface_hub's HTTP client: its exceptions pass through
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
-from medical_assistant.errors import UserError
+from medical_assistant.errors import NO_SPACE, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,13 @@ TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 _ROOT_CAUSES = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, json.JSONDecodeError)
 
 Result = TypeVar("Result")
+
+
+class HubUnavailable(UserError):
+    """The Hub, the network or the disk fails. What was asked for may well be there: another day it can be had.
+
+    A wrong name, a missing permission and a broken adapter are not this.
+    """
 
 
 def retry(call: Callable[[], Result]) -> Result:
@@ -80,10 +87,15 @@ def is_transient(cause: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the type or HTTP status of `error` with the first line of its text."""
+    """Return the type or HTTP status of `error` with the first line of its text, without the token.
+
+    A server, or a proxy before it, may repeat what it was sent.
+    """
+    text = f"{type(error).__name__}: {error}"
     if isinstance(error, HfHubHTTPError):
-        return f"{error.response.status_code} {error.server_message or ''}".split("\n")[0].strip()[:160]
-    return f"{type(error).__name__}: {error}".split("\n")[0][:160]
+        text = f"{error.response.status_code} {error.server_message or ''}"
+    token = get_token()
+    return (text.replace(token, "(the token)") if token else text).split("\n")[0].strip()[:160]
 
 
 def explain(
@@ -92,27 +104,30 @@ def explain(
     """Return the `UserError` for a failure of huggingface_hub on repository `name`.
 
     `kind` is the URL prefix of the repository's type ("" for a model, "spaces/"); `write` tells a
-    push from a pull.
+    push from a pull. It is a `HubUnavailable` where name and permission are not the reason.
     """
     cause = root_cause(error)
-    page = f"{constants.ENDPOINT}/{kind}{name}"
+    text = _sentence(cause, name, revision, f"{constants.ENDPOINT}/{kind}{name}", write)
+    refused = isinstance(cause, HfHubHTTPError) and not is_transient(cause)
+    return UserError(text) if refused else HubUnavailable(text)
+
+
+def _sentence(cause: BaseException, name: str, revision: str | None, page: str, write: bool) -> str:
     if isinstance(cause, GatedRepoError):
-        text = f"{name} is gated: accept its licence at {page}, then set HF_TOKEN to a token of that account."
-    elif isinstance(cause, RevisionNotFoundError):
-        text = f"{name} has no revision {revision}: choose one listed at {page}/commits/main."
-    elif isinstance(cause, HfHubHTTPError):
-        text = _explain_status(cause, name, page, write)
-    elif isinstance(cause, OfflineModeIsEnabled):
-        text = f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or download {name} first."
-    elif isinstance(cause, httpx2.TransportError):
-        text = f"Cannot reach {constants.ENDPOINT}: check the network connection, then try again."
-    elif isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        text = f"The disk is full, {name} does not fit: free space, or set HF_HOME to another disk."
-    elif isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        text = f"Cannot write to {constants.HF_HUB_CACHE}: set HF_HOME to a folder that you may write to."
-    else:
-        text = f"The transfer of {name} failed ({one_line(cause)}): try again, or look at {page}."
-    return UserError(text)
+        return f"{name} is gated: accept its licence at {page}, then set HF_TOKEN to a token of that account."
+    if isinstance(cause, RevisionNotFoundError):
+        return f"{name} has no revision {revision}: choose one listed at {page}/commits/main."
+    if isinstance(cause, HfHubHTTPError):
+        return _explain_status(cause, name, page, write)
+    if isinstance(cause, OfflineModeIsEnabled):
+        return f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or download {name} first."
+    if isinstance(cause, httpx2.TransportError):
+        return f"Cannot reach {constants.ENDPOINT}: check the network connection, then try again."
+    if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+        return f"The disk is full, {name} does not fit: free space, or set HF_HOME to another disk."
+    if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"Cannot write to {constants.HF_HUB_CACHE}: set HF_HOME to a folder that you may write to."
+    return f"The transfer of {name} failed ({one_line(cause)}): try again, or look at {page}."
 
 
 def _explain_status(error: HfHubHTTPError, name: str, page: str, write: bool) -> str:

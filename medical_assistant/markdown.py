@@ -10,6 +10,7 @@ _IMAGE = re.compile(r"!(?=\[)")
 _MARKUP = re.compile(r"<(?=[A-Za-z/!?|])")
 _LINK = re.compile(r"\](?=\((?!https?://))")
 _REFERENCE = re.compile(r"(?m)^(\s{0,3}\[[^\]\n]*\])(?=:)")
+_DIAGRAM = re.compile(r"```[ \t]*(?=mermaid)", re.IGNORECASE)  # Gradio 6.31 draws it: much script for foreign text
 
 
 def safe_in_template(text: str) -> str:
@@ -22,7 +23,7 @@ def safe_in_template(text: str) -> str:
 
 
 def safe_markdown(text: str) -> str:
-    """Return `text` that a Markdown renderer shows as text: no HTML, no images, only web links.
+    """Return `text` that a Markdown renderer shows as text: no HTML, no images, no diagrams, only web links.
 
     A `<` that could open a tag, `![` and `](` get a space, so that the copied text stays readable
     and `<38` stays as it is. Idempotent. CommonMark 0.31, sections 6.3 (links), 6.4 (images), 6.6
@@ -32,4 +33,5 @@ def safe_markdown(text: str) -> str:
     text = _IMAGE.sub("! ", text)
     text = _LINK.sub("] ", text)
     text = _REFERENCE.sub(r"\1 ", text)
+    text = _DIAGRAM.sub("```text ", text)
     return _MARKUP.sub("< ", text)

@@ -1,4 +1,4 @@
-"""Output folders: written under a temporary name and renamed when whole; never over an earlier run."""
+"""Output folders and files: written under a temporary name and renamed when whole; never over an earlier run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ def check_new_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --output.") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, UTF-8 with `\\n` line ends. Where that fails, an earlier file stays as it was."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -172,7 +172,13 @@ def _create(request: Request) -> Reply:
 
 def _info(request: Request, kind: str, name: str, revision: str | None) -> dict[str, Any]:
     repository = request.repository(kind, name)
-    siblings = [{"rfilename": path} for path in sorted(repository.files(revision or "main"))]
+    # The real Hub gives sizes and hashes with ?blobs=true only; a client that did not ask reads over them.
+    siblings = []
+    for path, content in sorted(repository.files(revision or "main").items()):
+        siblings.append({"rfilename": path, "size": len(content), "blobId": git_hash(content)})
+        if path.endswith(LARGE_FILES):
+            oid = hashlib.sha256(content).hexdigest()
+            siblings[-1] |= {"blobId": "0" * 40, "lfs": {"sha256": oid, "size": len(content), "pointerSize": 134}}
     return {
         "_id": name,
         "id": name,

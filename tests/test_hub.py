@@ -191,8 +191,8 @@ def test_offline_uses_the_same_revision_from_the_cache_and_says_so(
     with caplog.at_level(logging.WARNING):
         assert pull_adapter(NAME, "v1") == (folder, commit)
         assert pull_file(NAME, "adapter.gguf", "v1") == path
-    said = [record.getMessage() for record in caplog.records if record.name == "medical_assistant.hub"]
-    assert len(said) == 2 and all("No answer" in text and commit in text for text in said)
+    said = [record.getMessage() for record in caplog.records if record.name == "medical_assistant.hub_pull"]
+    assert len(said) == 2 and all("Cannot reach" in text and commit in text for text in said)
     with pytest.raises(UserError, match="Cannot reach"):  # main was never pulled, v1 is no answer for it
         pull_adapter(NAME)
 

@@ -11,6 +11,7 @@ import pytest
 from medical_assistant import hub_errors
 from medical_assistant.errors import UserError
 from medical_assistant.hub import pull_adapter, pull_file, push_adapter
+from medical_assistant.hub_errors import HubUnavailable
 from tests.hub_server import (
     DROP,
     LOSE_ANSWER,
@@ -152,6 +153,10 @@ def test_every_failure_has_its_own_sentence(
         assert part in text
     assert len(set(sentences)) == len(sentences)
     # A private repository looks like none, to a stranger (401) and to another account (404) alike.
+    for name in ("alice/none", f"{NAME}@v9", "alice/gated", "alice/secret", "a b"):
+        with pytest.raises(UserError) as raised:
+            pull_adapter(name)
+        assert not isinstance(raised.value, HubUnavailable), name  # no other adapter may serve in its place
     for token in (None, OTHER_TOKEN):
         text = failure_of(pull_adapter, "alice/secret", token=token)
         assert "alice/secret does not exist, or it is private" in text
@@ -192,7 +197,7 @@ def test_hub_that_keeps_failing(
     }.items():
         for call in calls:
             hub_server.fail_next(status, times=5_000, path=path)
-            with pytest.raises(UserError, match=text) as raised:
+            with pytest.raises(HubUnavailable, match=text) as raised:
                 call()
             sentence(raised)
             hub_server.failures.clear()
@@ -201,7 +206,7 @@ def test_hub_that_keeps_failing(
 def test_no_network(hub_server: HubServer, toy_adapter: Path, signed_in: None) -> None:
     hub_server.stop()
     for call in every_call(toy_adapter):
-        with pytest.raises(UserError, match="Cannot reach") as raised:
+        with pytest.raises(HubUnavailable, match="Cannot reach") as raised:
             call()
         sentence(raised)
 

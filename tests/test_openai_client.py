@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.engines.openai_client import ConnectionLost, OpenAIClient
+from medical_assistant.engines.openai_client import ConnectionLost, NoAnswer, OpenAIClient
 from medical_assistant.errors import EngineError, UserError
 
 
@@ -129,6 +129,25 @@ def test_broken_event():
         run(client_for(b"data: {oops\n\n"))
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "text",
+        {"delta": "text"},
+        {"delta": {"content": "a"}, "logprobs": {"content": [{"token": "a"}]}},
+        {"delta": {"content": "a"}, "logprobs": {"content": [{"logprob": "none"}, 5]}},
+        {"delta": {"content": "a"}, "logprobs": {"content": [{"logprob": -1.0, "top_logprobs": [{"logprob": 9e9}]}]}},
+    ],
+)
+def test_a_server_that_speaks_something_else_is_an_engine_error(choice):
+    with pytest.raises(EngineError, match="broken event"):
+        run(client_for(delta("a", -1.0), event(choices=[choice]), END))
+    whole = {"choices": [choice]}
+    if isinstance(choice, dict) and "logprobs" in choice:
+        with pytest.raises(EngineError, match="broken answer"):
+            client_for(json.dumps(whole).encode()).chat({})
+
+
 def test_stream_that_ends_in_the_middle():
     with pytest.raises(ConnectionLost, match="middle"):
         run(client_for(delta("a", -1.0)))
@@ -148,8 +167,10 @@ def test_nobody_listens():
 def test_silent_server_times_out():
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = OpenAIClient(f"http://127.0.0.1:{server.getsockname()[1]}", read_timeout_s=0.2, use_proxy=False)
-        with pytest.raises(ConnectionLost, match="does not answer"):
+        with pytest.raises(NoAnswer, match="does not answer"):
             run(client)
+        with pytest.raises(NoAnswer):
+            client.request("GET", "/health")
 
 
 def test_closing_the_stream_drops_the_connection():

@@ -13,6 +13,7 @@ from medical_assistant.chat_templates import find_chat_template
 from medical_assistant.engines.base import Answer, Engine, EngineInfo, Options, Token
 from medical_assistant.engines.threads import usable_cores
 from medical_assistant.errors import EngineError, UserError
+from medical_assistant.gguf_check import check_gguf
 from medical_assistant.presets import Preset, find_preset
 
 __all__ = [
@@ -51,11 +52,14 @@ def load_engine(
         from medical_assistant.engines.llama_cpp import LlamaCppEngine
 
         gguf = find_gguf(preset)
+        check_gguf(gguf)
         template = find_chat_template(preset.chat_template) if preset.chat_template else None
         kind = EightBitBatches if eight_bit and slow_in_batches(gguf) else LlamaCppEngine
         return kind(gguf, checked, model=str(model), chat_template=template, **settings)
     from medical_assistant.engines.transformers import TransformersEngine
 
+    if preset.gguf is not None and preset.repository == preset.gguf:
+        check_gguf(Path(preset.gguf))
     return TransformersEngine(preset, checked, model=str(model), **settings)
 
 

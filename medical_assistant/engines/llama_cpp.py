@@ -2,6 +2,7 @@
 
 Base and adapter are resident once; each request says whether the adapter is on. A crash, or the
 kernel's out-of-memory killer, takes the child and not the page: it starts again with the next request.
+A child that hangs is killed (`child_process`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.adapter import Adapter
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
-from medical_assistant.engines.child_process import ChildProcess
-from medical_assistant.engines.openai_client import READ_TIMEOUT_S, ConnectionLost
+from medical_assistant.engines.child_process import PROBE_S, ChildProcess
+from medical_assistant.engines.openai_client import READ_TIMEOUT_S, ConnectionLost, NoAnswer
 from medical_assistant.engines.threads import choose_threads
 from medical_assistant.errors import AdapterError, EngineError
 from medical_assistant.prompts import Message
@@ -38,7 +40,7 @@ class LlamaCppEngine:
     sums in another order, and a near tie may fall the other way.
 
     `merged` says that `gguf` holds the adapter's weights already (`engines.eight_bit`): it is always on. `cache_type`
-    is that of keys and values, "Q8_0" or "F16".
+    is that of keys and values, "Q8_0" or "F16". `probe_s` and `silence_s` as in `ChildProcess`.
 
     The chat template is the one that was chosen for the adapter's training; without an adapter
     `chat_template`; else the GGUF's own.
@@ -62,6 +64,8 @@ class LlamaCppEngine:
         merged: bool = False,
         cache_type: str = "Q8_0",
         start_timeout_s: float = 300.0,
+        probe_s: float = PROBE_S,
+        silence_s: float = READ_TIMEOUT_S,
     ) -> None:
         self.info = EngineInfo(
             engine="llama_cpp",
@@ -83,11 +87,11 @@ class LlamaCppEngine:
             "threads": self.threads,
             "cache_type": cache_type,
         }
-        self._start_timeout_s = start_timeout_s
+        self._limits_s = (start_timeout_s, probe_s, silence_s)
         self._restart_times: list[float] = []
         self._closed = False
         self._lock = threading.Lock()
-        self._child = ChildProcess(self._config, start_timeout_s)
+        self._child = ChildProcess(self._config, *self._limits_s)
         if adapter:
             try:
                 self._serve_as_trained(adapter)
@@ -132,14 +136,23 @@ class LlamaCppEngine:
         child = self._running_child()
         try:
             # All slots together make at least a token a second: a large model on two cores makes a few.
-            return child.client.chat(payload, max(READ_TIMEOUT_S, float(self._parallel * payload["max_tokens"])))
+            answer = child.client.chat(payload, max(READ_TIMEOUT_S, float(self._parallel * payload["max_tokens"])))
+            child.heard_s = time.monotonic()
+            return answer
         except ConnectionLost as error:
             raise self._explain(child, error) from error
 
     def _stream(self, payload: Mapping[str, Any]) -> Generator[Token, None, str]:
         child = self._running_child()
         try:
-            return (yield from child.client.stream_chat(payload))
+            with closing(child.client.stream_chat(payload)) as tokens:
+                while True:
+                    try:
+                        token = next(tokens)
+                    except StopIteration as end:
+                        return str(end.value)
+                    child.heard_s = time.monotonic()
+                    yield token
         except ConnectionLost as error:
             raise self._explain(child, error) from error
 
@@ -177,17 +190,23 @@ class LlamaCppEngine:
                     )
                 self._restart_times.append(now)
                 self._child.stop()
-                self._child = ChildProcess(self._config, self._start_timeout_s)
+                self._child = ChildProcess(self._config, *self._limits_s)
                 self.restarts += 1
             return self._child
 
     def _explain(self, child: ChildProcess, error: ConnectionLost) -> EngineError:
         if self._closed:
             return EngineError("The engine was closed while it answered.")
+        if isinstance(error, NoAnswer):
+            child.give_up()
         try:
             status = child.process.wait(timeout=1.0)  # the socket closes a moment before the process ends
         except subprocess.TimeoutExpired:
+            if isinstance(error, NoAnswer):
+                return EngineError("The model is busy with other answers: ask again in a minute.")
             return error
+        if child.hung:
+            return EngineError("The model process gave no sign of life and is restarting: ask again.")
         cause = "killed, perhaps out of memory" if status == -9 else f"exit status {status}"
         return EngineError(f"The model process died ({cause}) and is restarting: ask again.")
 
@@ -200,7 +219,7 @@ class LlamaCppEngine:
                 raise
             self._config["chat_template"] = adapter.prompt["chat_template"]
             self._child.stop()
-            self._child = ChildProcess(self._config, self._start_timeout_s)
+            self._child = ChildProcess(self._config, *self._limits_s)
             self._check_prompt(adapter)
 
     def _check_prompt(self, adapter: Adapter) -> None:

@@ -17,11 +17,17 @@ import httpx
 from medical_assistant.engines.base import Answer, Token
 from medical_assistant.errors import EngineError, UserError
 
+# What reading JSON of another form than the protocol's raises.
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 READ_TIMEOUT_S = 600.0  # silence, not duration: a request may wait for a slot behind long answers
 
 
 class ConnectionLost(EngineError):
     """The server could not be reached, or went away while it answered."""
+
+
+class NoAnswer(ConnectionLost):
+    """The server is silent: it hangs, or it is busy with others."""
 
 
 class OpenAIClient:
@@ -58,7 +64,7 @@ class OpenAIClient:
             response = self._http.request(method, path, json=payload, timeout=timeout)
             _raise_for_status(response)
             answer = response.json()
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise self._lost(error) from error
         except ValueError as error:
             raise EngineError(f"{self.base_url}{path} did not answer in JSON: check the server's address.") from error
@@ -73,8 +79,9 @@ class OpenAIClient:
         server that sends no log-probabilities gives NaN. An empty token is a sign of life (llama.cpp's
         prompt progress): its log-probability is 0. Closing the generator drops the connection.
 
-        Raises `ConnectionLost` when the server cannot be reached or goes away, `UserError` when the
-        prompt is too long, else `EngineError` with the server's message.
+        Raises `ConnectionLost` when the server cannot be reached or goes away, its kind `NoAnswer` when it is
+        silent for the read timeout, `UserError` when the prompt is too long, else `EngineError` with the server's
+        message.
         """
         finish_reason = None
         try:
@@ -86,11 +93,12 @@ class OpenAIClient:
                     if "error" in event:
                         raise _server_error(event["error"])
                     for choice in event.get("choices") or ():
-                        finish_reason = choice.get("finish_reason") or finish_reason
-                        yield from _tokens(choice)
+                        reason, tokens = _read_choice(choice)
+                        finish_reason = reason or finish_reason
+                        yield from tokens
                     if "prompt_progress" in event:
                         yield Token("", 0.0)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise self._lost(error) from error
         if finish_reason is None:
             raise ConnectionLost(f"The server at {self.base_url} ended the answer in the middle: ask again.")
@@ -107,21 +115,14 @@ class OpenAIClient:
         choices = reply.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise EngineError(f"{self.base_url} answered without a choice: check that it speaks the OpenAI protocol.")
-        finish_reason = "length" if choices[0].get("finish_reason") == "length" else "stop"
-        entries = (choices[0].get("logprobs") or {}).get("content") or []
-        if finish_reason == "stop" and entries and entries[-1].get("bytes") == []:
-            entries = entries[:-1]  # llama.cpp counts the end of turn here; in a stream it does not
-        return Answer(
-            text=(choices[0].get("message") or {}).get("content") or "",
-            finish_reason=finish_reason,
-            logprobs=tuple(entry["logprob"] for entry in entries),
-            entropies=tuple(_entropy(entry) for entry in entries),
-            seconds=seconds,
-        )
+        try:
+            return _read_answer(choices[0], seconds)
+        except MALFORMED as error:
+            raise _broken("answer") from error
 
     def _lost(self, error: Exception) -> ConnectionLost:
         if isinstance(error, httpx.TimeoutException):
-            return ConnectionLost(f"The server at {self.base_url} does not answer: try again or restart it.")
+            return NoAnswer(f"The server at {self.base_url} does not answer: try again or restart it.")
         kind = type(error).__name__
         return ConnectionLost(f"No connection to the server at {self.base_url} ({kind}): check that it runs.")
 
@@ -139,8 +140,8 @@ def _events(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
             return
         try:
             event = json.loads(value)
-        except ValueError as error:
-            raise EngineError("The server sent a broken event: check that it speaks the OpenAI protocol.") from error
+        except (ValueError, RecursionError) as error:
+            raise _broken("event") from error
         if isinstance(event, dict):
             yield event
 
@@ -152,6 +153,32 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     yield rest
+
+
+def _read_choice(choice: Mapping[str, Any]) -> tuple[str | None, list[Token]]:
+    """Return (finish reason, tokens) of one choice of an event."""
+    try:
+        return choice.get("finish_reason"), list(_tokens(choice))
+    except MALFORMED as error:
+        raise _broken("event") from error
+
+
+def _read_answer(choice: Mapping[str, Any], seconds: float) -> Answer:
+    finish_reason = "length" if choice.get("finish_reason") == "length" else "stop"
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    if finish_reason == "stop" and entries and entries[-1].get("bytes") == []:
+        entries = entries[:-1]  # llama.cpp counts the end of turn here; in a stream it does not
+    return Answer(
+        text=(choice.get("message") or {}).get("content") or "",
+        finish_reason=finish_reason,
+        logprobs=tuple(entry["logprob"] for entry in entries),
+        entropies=tuple(_entropy(entry) for entry in entries),
+        seconds=seconds,
+    )
+
+
+def _broken(what: str) -> EngineError:
+    return EngineError(f"The server sent a broken {what}: check that it speaks the OpenAI protocol.")
 
 
 def _tokens(choice: Mapping[str, Any]) -> Iterator[Token]:

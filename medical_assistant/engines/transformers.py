@@ -263,7 +263,8 @@ def load_weights(
             bnb_4bit_compute_dtype=dtype,
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        # False, not nothing: without it transformers asks in the terminal whether to run a repository's own code.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **arguments)
         tokenize_as_llama_cpp(tokenizer)
         if adapter and (adapter.chosen_template or not tokenizer.chat_template):
             tokenizer.chat_template = adapter.prompt["chat_template"]
@@ -275,7 +276,7 @@ def load_weights(
             tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
             adapter.check_prompt(tokenizer.chat_template, tokens)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, quantization_config=quantization, **arguments
+            source, dtype=dtype, quantization_config=quantization, trust_remote_code=False, **arguments
         )
         if not getattr(model, "is_loaded_in_4bit", False):
             model = model.to(device)

@@ -40,8 +40,10 @@ class NliJudge:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-            network = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, dtype=torch.float32)
+            self._tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+            network = AutoModelForSequenceClassification.from_pretrained(
+                model, revision=revision, dtype=torch.float32, trust_remote_code=False
+            )
         except (OSError, ValueError, ImportError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(

@@ -123,12 +123,16 @@ class ServerJudge:
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Raises `UserError` for an address that is not http(s), one with a password in it, or a broken template."""
+        """Raises `UserError` for an address that is not http(s), one with a password in it, a key that no header can
+        carry, or a broken template."""
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise UserError(f"{KEY_VARIABLE} has a character that no key has, perhaps the end of a line: set it again.")
         self.name = model
+        self._key = api_key or None
         self._template = read_template(prompt_file)
         self.prompt_sha256: str | None = hashlib.sha256(self._template.template.encode()).hexdigest()
         root = _server_root(url)
-        self._client = _JudgeClient(root, api_key or None, read_timeout_s=read_timeout_s, transport=transport)
+        self._client = _JudgeClient(root, self._key, read_timeout_s=read_timeout_s, transport=transport)
         self._parallel = parallel
         self._sleep = sleep
 
@@ -194,8 +198,12 @@ class ServerJudge:
                 wait_s = FIRST_WAIT_S * 2**attempt * random.uniform(0.75, 1.25)  # clients must not return together
                 wait_s = max(wait_s, min(getattr(error, "retry_after_s", 0.0), LONGEST_WAIT_S))
             except UserError as error:  # the server's own words: the claim is too long, an option is unknown
-                verdict, outcome = Verdict(None, str(error)), "failed"
+                verdict, outcome = Verdict(None, self._without_key(str(error))), "failed"
         return verdict, outcome
+
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat the key that they refuse; what is returned goes into metrics.json and the report."""
+        return text.replace(self._key, "(the key)") if self._key else text
 
 
 def read_template(path: Path) -> string.Template:

@@ -22,6 +22,7 @@ from medical_assistant.evaluation.report_parts import Section
 from medical_assistant.evaluation.report_scores import key_figures_section, scores_section, verdict_section
 from medical_assistant.evaluation.report_settings import settings_section
 from medical_assistant.evaluation.report_svg import printable
+from medical_assistant.outputs import write_whole
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -41,7 +42,7 @@ def write_report(
     sections = build_sections(metrics, rows, losses)
     for name, text in ((HTML, render_html(metrics, sections)), (MARKDOWN, render_markdown(metrics, sections))):
         # Answers may hold control characters, or half of a surrogate pair, which UTF-8 cannot write.
-        (folder / name).write_text(printable(text), encoding="utf-8", newline="\n")
+        write_whole(folder / name, printable(text))
     return folder / HTML
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from medical_assistant.evaluation.metrics import METRICS
 from medical_assistant.evaluation.run import Run
 from medical_assistant.evaluation.settings import read_json
 from medical_assistant.evaluation.systems import BASE
+from medical_assistant.outputs import write_whole
 from medical_assistant.records import write_records
 
 LEFT_OUT = "(left out of this report: see the data set)"
@@ -31,6 +31,8 @@ def write_results(folder: Path, metrics: Mapping[str, Any], rows: Sequence[Mappi
             temporary.replace(folder / name)
         except OSError as error:
             raise UserError(f"{folder / name} cannot be written ({error.strerror}): free the disk.") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def table(metrics: Mapping[str, Any]) -> str:
@@ -69,13 +71,13 @@ def update_adapter(run: Run, metrics: Mapping[str, Any]) -> None:
     from medical_assistant.card import write_card
 
     folder, output = Path(run.settings.adapter), run.settings.output
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     calibration = output / "calibration.json"
     if calibration.is_file():
-        shutil.copyfile(calibration, folder / calibration.name)
+        write_whole(folder / calibration.name, calibration.read_text(encoding="utf-8"))
     else:
         (folder / calibration.name).unlink(missing_ok=True)  # an earlier one is not of this evaluation
-    shutil.copyfile(output / REPORT_FILE, folder / REPORT_FILE)
+    write_whole(folder / REPORT_FILE, (output / REPORT_FILE).read_text(encoding="utf-8"))
     write_card(folder, run.settings.push_to_hub.partition("@")[0] or None)
 
 
