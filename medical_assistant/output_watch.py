@@ -9,14 +9,15 @@ What is a violation is data (`assets/output_watch.yaml`), each rule with its pub
 cuts the stream into sentences, `_broken_rule` reads one, the class joins the two. Where the stream is cut depends on
 the text alone, never on how it arrived. Windows and repeats are bounded, so the time is linear in the text.
 
-It reads words, not meaning, one sentence at a time, in English: a second line behind the prompt and the rules that
-read the question, not a proof that an answer is safe.
+It reads words, not meaning, in English, one sentence at a time; what "it" and "them" mean it takes from the question
+and the sentence before. A second line behind the prompt and the rules that read the question, not a proof that an
+answer is safe.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -64,12 +65,15 @@ class Rule:
     patterns: tuple[re.Pattern[str], ...]
     exceptions: re.Pattern[str] | None
     needs: str  # one of NEEDS
+    gate: re.Pattern[str] | None  # a text without it is not read with the patterns
     told: tuple[re.Pattern[str], ...]  # what the question says to be known; the violation may name it
     alone: bool  # read without the lines before
     with_list: bool  # the list under a withheld line is withheld too
 
     def breaks(self, text: str, told: str) -> bool:
         """Return whether normalised `text` breaks the rule. Names of diseases in `told` do not count."""
+        if self.gate and not self.gate.search(text):
+            return False
         if not any(pattern.search(text) for pattern in self.patterns):
             return False
         rest = self.exceptions.sub(" ; ", text) if self.exceptions else text
@@ -81,12 +85,66 @@ class Rule:
         return " ".join(match.group() for pattern in self.told for match in pattern.finditer(question))
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """A short form ("stop them") and the full words that the patterns know, if `after` is found in what came before."""
+
+    find: re.Pattern[str]
+    put: str
+    after: re.Pattern[str]
+
+    def spell_out(self, text: str, heard: str) -> str:
+        """Return `text` with the short form in full. `heard`: the question, a line end, the sentence before."""
+
+        def full(match: re.Match[str]) -> str:
+            known = self.after.search(f"{heard} {text[: match.start()]}")
+            return match.expand(self.put) if known else match.group()
+
+        return self.find.sub(full, text)
+
+
 @lru_cache(maxsize=4)
 def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
     """Return the compiled rules, in file order.
 
     `UserError`: a rule lacks a field, needs something unknown, or names a word or holds a pattern that is wrong.
     """
+    content, compiled = _read(path)
+    rules = []
+    for fields in content["rules"]:
+        name = str(fields.get("name"))
+        if not fields.get("source") or not fields.get("patterns") or fields.get("needs", "") not in NEEDS:
+            raise UserError(f"{path.name}: rule {name!r} wants source, patterns and needs of {NEEDS[1:]}: add them.")
+        exceptions = "|".join(f"(?:{pattern})" for pattern in fields.get("except", ()))
+        rules.append(
+            Rule(
+                name=name,
+                source=str(fields["source"]),
+                patterns=tuple(compiled(pattern, name) for pattern in fields["patterns"]),
+                exceptions=compiled(exceptions, name) if exceptions else None,
+                needs=str(fields.get("needs", "")),
+                gate=compiled(fields["gate"], name) if fields.get("gate") else None,
+                told=tuple(compiled(pattern, name) for pattern in fields.get("told", ())),
+                alone=bool(fields.get("alone", False)),
+                with_list=bool(fields.get("with_list", False)),
+            )
+        )
+    return tuple(rules)
+
+
+@lru_cache(maxsize=4)
+def load_meanings(path: Path = RULES) -> tuple[Meaning, ...]:
+    """Return the compiled short forms, in file order. `UserError`: as `load_rules`."""
+    content, compiled = _read(path)
+    return tuple(
+        Meaning(compiled(fields["find"], "meanings"), fields["put"], compiled(fields["after"], "meanings"))
+        for fields in content.get("meanings", ())
+    )
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path) -> tuple[Mapping[str, Any], Callable[[str, str], re.Pattern[str]]]:
+    """Return the content of the file, and what compiles a pattern of it; its second argument names the place."""
     content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     words = content["words"]
 
@@ -103,25 +161,7 @@ def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
         except re.error as error:
             raise UserError(f"{path.name}: a pattern of {where} is wrong ({error}): mend it.") from None
 
-    rules = []
-    for fields in content["rules"]:
-        name = str(fields.get("name"))
-        if not fields.get("source") or not fields.get("patterns") or fields.get("needs", "") not in NEEDS:
-            raise UserError(f"{path.name}: rule {name!r} wants source, patterns and needs of {NEEDS[1:]}: add them.")
-        exceptions = "|".join(f"(?:{pattern})" for pattern in fields.get("except", ()))
-        rules.append(
-            Rule(
-                name=name,
-                source=str(fields["source"]),
-                patterns=tuple(compiled(pattern, name) for pattern in fields["patterns"]),
-                exceptions=compiled(exceptions, name) if exceptions else None,
-                needs=str(fields.get("needs", "")),
-                told=tuple(compiled(pattern, name) for pattern in fields.get("told", ())),
-                alone=bool(fields.get("alone", False)),
-                with_list=bool(fields.get("with_list", False)),
-            )
-        )
-    return tuple(rules)
+    return content, compiled
 
 
 class OutputWatch:
@@ -135,6 +175,9 @@ class OutputWatch:
         given = {"": True, "red_flag": bool(red_flags), "sources": sources_on}
         asked = _readable(question)
         self.withheld: list[str] = []
+        self._asked = asked
+        self._meanings = load_meanings()
+        self._before = ""  # the sentence before, shown or not
         self._rules = [(rule, rule.told_by(asked)) for rule in load_rules() if given[rule.needs]]
         self._buffer = ""
         self._at_line_start = True
@@ -202,10 +245,14 @@ class OutputWatch:
             self._unfinished = f"{self._unfinished} {body}"[-_CONTEXT_CHARACTERS:]
 
     def _broken_rule(self, text: str) -> Rule | None:
+        """Return the first rule that `text` breaks, and keep `text` for the pronouns of the next sentence."""
         alone = _readable(text)
         if not alone:
             return None
         joined = " ".join(filter(None, [_readable(self._lead), _readable(self._unfinished), alone]))
+        for meaning in self._meanings:
+            joined = meaning.spell_out(joined, f"{self._asked}\n{self._before}")
+        self._before = alone
         return next((rule for rule, told in self._rules if rule.breaks(alone if rule.alone else joined, told)), None)
 
 
