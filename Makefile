@@ -1,10 +1,11 @@
 # make run   chat on http://127.0.0.1:7860        make test  the whole default test suite
-# make lint  ruff and mypy                        make deploy SPACE=user/name  create or update a Space
+# make lint  ruff and mypy                        make audit vulnerabilities among the installed packages
+# make deploy SPACE=user/name  create or update a Space
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint deploy clean
+.PHONY: run test lint audit deploy clean
 
 run: .venv/run.stamp
 	$(BIN)/python app.py
@@ -16,6 +17,9 @@ lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: .venv/test.stamp
+	$(BIN)/python .ci/audit.py
 
 deploy: .venv/run.stamp
 	$(BIN)/python -m medical_assistant.deploy $(SPACE)

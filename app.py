@@ -9,8 +9,8 @@ Serves the page on http://127.0.0.1:7860, and the same answers to programs:
     gradio_client.Client("http://127.0.0.1:7860").predict("What is anaemia?", "Fine-tuned", api_name="/chat")
 
 GET /healthz says whether the model answers; with --metrics, GET /metrics counts answers for Prometheus.
-A Space sets MODEL, ADAPTER, ENGINE, METRICS, GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in its environment;
-the command line wins.
+A Space sets MODEL, ADAPTER, ENGINE, METRICS, AUTH (or AUTH_FILE), GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in its
+environment; the command line wins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if os.environ.get("SPACES_ZERO_GPU"):
@@ -29,14 +28,15 @@ if os.environ.get("SPACES_ZERO_GPU"):
 
 from medical_assistant.client_limits import ClientKeys, ClientLimits
 from medical_assistant.errors import UserError, run_script
+from medical_assistant.login import load_login
 from medical_assistant.settings import parse_settings, setting
+from medical_assistant.start import bundled_folder, load_model
 
 if TYPE_CHECKING:
     from medical_assistant.confidence import Calibration
     from medical_assistant.engines.base import Engine
 
 DEFAULT_MODEL = "smollm2-135m"
-ADAPTERS = Path(__file__).resolve().parent / "assets" / "adapters"
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class AppSettings:
         os.environ.get("METRICS", "").lower() in ("1", "true", "yes", "on"),
         "serve counts of answers on /metrics, without text or addresses",
     )
+    auth: str = setting(
+        os.environ.get("AUTH") or os.environ.get("AUTH_FILE") or "none",
+        "who may use the app: 'none' (everybody), a file that `python -m medical_assistant.login` writes, or "
+        "'huggingface' on a Space",
+    )
     answers_at_once: int = setting(2, "answers that one client may have at the same time")
     questions_per_minute: int = setting(20, "questions that one client may ask in a minute")
 
@@ -66,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse_settings(AppSettings, argv, __doc__)
     port = check_port(settings.host, settings.port)
     limits = ClientLimits(settings.answers_at_once, settings.questions_per_minute)
+    # On a Space the proxy names the client; elsewhere anybody could.
+    keys = ClientKeys(trust_forwarded="SPACE_ID" in os.environ)
+    login = load_login(settings.auth, keys)
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("medical_assistant").setLevel(logging.INFO)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
@@ -74,20 +82,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         loading = pool.submit(load_model, settings.model, choose_adapter(settings), settings.engine)
         from medical_assistant import page, server
         from medical_assistant.chat import Assistant, load_examples
+        from medical_assistant.quiet_errors import keep_text_out_of_errors
         from medical_assistant.server_answers import Answers
 
         engine, problem = loading.result()
     try:
-        # On a Space the proxy names the client; elsewhere anybody could.
-        answers = Answers(limits, ClientKeys(trust_forwarded="SPACE_ID" in os.environ))
+        answers = Answers(limits, keys)
         assistant = Assistant(engine, problem, read_calibration(engine))
         demo = page.build_page(assistant, load_examples(), answers=answers)
+        if login:
+            login.add_button(demo)
+        keep_text_out_of_errors()
         server.end_on_sigterm(engine, answers)
         demo.launch(
             server_name=settings.host,
             server_port=port,
-            app_kwargs=server.app_kwargs(engine, answers, settings.metrics, lambda: page.waiting(demo)),
+            app_kwargs=server.app_kwargs(engine, answers, settings.metrics, login),
             **page.launch_options(),
+            **(login.launch_options() if login else {}),
         )
     finally:
         engine.close()
@@ -116,27 +128,10 @@ def choose_adapter(settings: AppSettings) -> str | None:
     if settings.adapter == "none":
         return None
     if settings.adapter == "bundled":
-        folder = ADAPTERS / settings.model
+        folder = bundled_folder(settings.model)
         expected = settings.model == DEFAULT_MODEL or folder.is_dir()
         return os.path.relpath(folder) if expected else None
     return settings.adapter
-
-
-def load_model(model: str, adapter: str | None, engine: str) -> tuple[Engine, str | None]:
-    """Return (running engine, None), or (engine of the base alone, why there is no adapter)."""
-    from medical_assistant.engines import load_engine
-
-    if adapter is None:
-        return load_engine(model, None, engine), "No adapter was chosen: start with --adapter to add one."
-    try:
-        return load_engine(model, adapter, engine), None
-    except UserError as error:
-        try:
-            base = load_engine(model, None, engine)
-        except UserError:
-            raise error from None  # the base does not load either: the adapter was not the cause
-        logging.warning("%s Serving the base model alone.", error)
-        return base, str(error)
 
 
 def read_calibration(engine: Engine) -> Calibration | None:

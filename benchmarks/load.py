@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.app_process import fetch, metric, running_app  # noqa: E402
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.provenance import git_commit, package_versions  # noqa: E402
 
@@ -34,13 +30,12 @@ TOPICS = (
     "anaemia", "asthma", "eczema", "gout", "hay fever", "high cholesterol", "insomnia", "iron tablets", "measles",
     "migraine",
 )  # fmt: skip
-START_TIMEOUT_S = 120.0
 POLL_S = 0.02
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    with running_app() as url:
+    with running_app() as (url, _):
         clients = connect(url, arguments.users)
         ask_all(clients[:1], url, arguments.max_wait_s)  # what is loaded late
         one = ask_all(clients[:1], url, arguments.max_wait_s)
@@ -68,46 +63,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.users < 2:
         raise UserError("--users must be 2 or more: one user alone is measured anyway.")
     return arguments
-
-
-@contextmanager
-def running_app() -> Iterator[str]:
-    """Yield the address of `app.py`, started on a free port of this machine and ended with SIGTERM."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "app.py", "--port", str(port), "--metrics"]
-    command += ["--answers-at-once", "1000", "--questions-per-minute", "100000"]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"}, **quiet)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        end_s = time.monotonic() + START_TIMEOUT_S
-        while fetch(url, "/healthz")[0] != 200:
-            if process.poll() is not None or time.monotonic() > end_s:
-                raise UserError("The app did not start: run `python app.py` to see why.")
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def fetch(url: str, path: str) -> tuple[int, str]:
-    import httpx
-
-    try:
-        response = httpx.get(url + path, timeout=10, trust_env=False)
-    except httpx.HTTPError:
-        return 0, ""
-    return response.status_code, response.text
-
-
-def metric(url: str, name: str) -> float:
-    found = re.search(rf"^medical_assistant_{name} (\S+)$", fetch(url, "/metrics")[1], re.M)
-    if not found:
-        raise UserError("The app serves no metrics: is it the version of this folder?")
-    return float(found[1])
 
 
 def connect(url: str, users: int) -> list[Any]:

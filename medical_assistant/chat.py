@@ -20,10 +20,11 @@ import yaml
 
 from medical_assistant.confidence import Calibration, Signals, describe
 from medical_assistant.engines.base import Engine, Options, Token
-from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
 from medical_assistant.output_watch import OutputWatch
 from medical_assistant.presets import ASSETS
 from medical_assistant.prompts import Message, build_messages, trim_history, validate_question
+from medical_assistant.repetition import LoopWatch, without_loop
 from medical_assistant.screening import Screening, screen
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,12 @@ logger = logging.getLogger(__name__)
 FINE_TUNED, BASE = "Fine-tuned", "Base"
 MODELS = (FINE_TUNED, BASE)
 
+MAX_ANSWER_TOKENS = 1024
+
 # One update per token costs Gradio half of the decoding speed (27-36 against 80-90 tokens/s).
 UPDATE_INTERVAL_S = 0.07
 WITHHELD = "Part of this answer was left out because it could do harm. Ask a doctor, a nurse or a pharmacist."
+LOOPED = "The model began to repeat itself: the answer ends here."
 RULES_LABEL = "Safety rules \u00b7 no model was used"
 
 
@@ -49,6 +53,7 @@ class Reply:
     confidence: str = ""  # how often such answers were good, once the answer has ended; for the page alone
     tokens: int = 0  # that the model has made
     emergency: bool = False  # the rules answered an emergency
+    waiting: str = ""  # the place in line, while others are answered; for the page alone
 
     def plain_text(self) -> str:
         """Return advice, answer and notes as one text, for the API."""
@@ -72,6 +77,11 @@ class Assistant:
     def models(self) -> tuple[str, ...]:
         """The names that can answer: both, or the base alone where no adapter is loaded."""
         return MODELS if self.engine.info.adapter is not None else (BASE,)
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens that the page lets an answer have: at most half of what the model can read."""
+        return min(MAX_ANSWER_TOKENS, self.engine.context_tokens // 2)
 
     def footer(self, model: str) -> str:
         """Return what is shown with each answer of `model`, such as `Base · smollm2-135m · llama_cpp`."""
@@ -112,6 +122,8 @@ class Assistant:
         question = validate_question(message)
         self.check_model(model)
         options = replace(options or Options(), adapter=model == FINE_TUNED)
+        if not 1 <= options.max_new_tokens <= MAX_ANSWER_TOKENS:
+            raise UserError(f"An answer cannot have {options.max_new_tokens} tokens: use 1 to {MAX_ANSWER_TOKENS}.")
         reply = Reply("", self.footer(model), screening.triage.notice)
         # The first update before any work: Gradio can only close a generator that has yielded.
         yield reply
@@ -133,6 +145,12 @@ class Assistant:
                 yield replace(reply, confidence=confidence)
         except EngineError as error:
             yield replace(reply, notes=(*reply.notes, f"This answer is not complete. {error}"), failed=True)
+        except UserError:
+            raise
+        except Exception as error:  # a fault of ours: the text so far must not be lost with it
+            logger.error("%s", without_text(error))
+            note = "This answer is not complete. The model failed: ask again."
+            yield replace(reply, notes=(*reply.notes, note), failed=True)
 
     def _confidence(self, reply: Reply, history: Sequence[Message], options: Options, signals: Signals) -> str:
         """Return the line for an answer that has ended, empty where nothing was measured on answers like it.
@@ -143,30 +161,37 @@ class Assistant:
         values = signals.values()
         if self.calibration is None or not options.adapter or history or reply.advice or not reply.text:
             return ""
+        if values["ended"] is None:
+            return ""
         return describe(self.calibration.confidence(values)) if self.calibration.covers(options, values) else ""
 
     def answer_both(
         self, message: str, options: Options | None = None, country: str = ""
     ) -> Iterator[tuple[Reply, ...]]:
-        """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both."""
+        """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both.
+
+        The first update comes before any work, as that of `answer`.
+        """
+        sides = [self.answer(message, [], model, options, country) for model in self.models]
         updates: queue.SimpleQueue[tuple[int, Reply | None]] = queue.SimpleQueue()
         stopped = threading.Event()
 
-        def collect(index: int, model: str) -> None:
+        def collect(index: int) -> None:
             try:
-                with closing(self.answer(message, [], model, options, country)) as replies:  # type: ignore[type-var]
-                    for reply in replies:
-                        updates.put((index, reply))
-                        if stopped.is_set():
-                            return
+                for reply in sides[index]:
+                    updates.put((index, reply))
+                    if stopped.is_set():
+                        return
             except UserError as error:
                 updates.put((index, refused(error)))
             finally:
+                sides[index].close()  # type: ignore[attr-defined]  # `answer` is a generator
                 updates.put((index, None))
 
-        shown = [Reply("", self.footer(model)) for model in self.models]
+        shown = [_first(side) for side in sides]
+        yield tuple(shown)
         with ThreadPoolExecutor(len(shown)) as pool:
-            running = [pool.submit(collect, index, model) for index, model in enumerate(self.models)]
+            running = [pool.submit(collect, index) for index in range(len(sides))]
             try:
                 left = len(shown)
                 while left:
@@ -180,6 +205,14 @@ class Assistant:
                 stopped.set()
         for side in running:
             side.result()  # an unexpected error is not swallowed
+
+
+def _first(replies: Iterator[Reply]) -> Reply:
+    """Return the first update, or what is shown where there is no answer."""
+    try:
+        return next(replies)
+    except UserError as error:
+        return refused(error)
 
 
 def refused(error: UserError) -> Reply:
@@ -198,7 +231,7 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: Output
     What was not shown yet is shown when the stream fails. `signals` gets the tokens, and whether the model ended by
     itself.
     """
-    text, shown_at_s, reason = "", 0.0, "stop"
+    text, shown_at_s, reason, loop = "", 0.0, "stop", LoopWatch()
     with closing(tokens):  # type: ignore[type-var]  # engines return generators
         while True:
             try:
@@ -212,16 +245,23 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: Output
             signals.add(token)
             reply = replace(reply, tokens=signals.count)
             text += watch.feed(token.text)
+            if loop.feed(token.text):
+                reason = "loop"
+                break
             # Also without new text (the engine reads a long prompt): a generator can be closed only at a yield.
             if time.monotonic() - shown_at_s >= UPDATE_INTERVAL_S:
                 yield replace(reply, text=text)
                 shown_at_s = time.monotonic()
     text += watch.finish()
-    signals.ended = reason == "stop"
+    # An answer that was cut short is none that its confidence was measured on: its end stays unknown.
+    signals.ended = None if reason == "loop" else reason == "stop"
     notes = reply.notes
     if watch.withheld:
         logger.info("withheld: %s", ", ".join(watch.withheld))  # names of rules, never the text
         notes += (WITHHELD,)
+    if reason == "loop":
+        text = without_loop(text)
+        notes += (LOOPED,)
     if reason == "length":
         notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)
     if not text.strip() and not watch.withheld:

@@ -38,7 +38,7 @@ class Signals:
     """What one answer's tokens say about it. Fed token by token, as they stream."""
 
     def __init__(self) -> None:
-        self.ended: bool | None = None  # True: the model ended by itself; None: it has not come to an end
+        self.ended: bool | None = None  # True: the model ended by itself; None: it came to no end, or was cut short
         self._logprobs: list[float] = []
         self._entropies: list[float] = []
 

@@ -27,52 +27,45 @@ from medical_assistant.page_turns import (
 from medical_assistant.presets import ASSETS
 from medical_assistant.server_answers import Answers
 
-# The page refuses in words at this many waiting answers. Gradio's own limit, twice that, says only "busy" in a
-# corner and then takes no next step; a burst or many API calls reach it.
-QUEUE_SIZE = 32
+# Gradio gives a thread to each answer that runs or waits: more than `answer_queue.MAX_WAITING` and the slots need, for
+# the safety rules answer in one too, and at once.
+MAX_THREADS = 160
+# Gradio 6.31 copies the page's settings for each visitor and API call, 0.1 MB, and keeps the last 10,000 copies.
+# Nothing of ours is in them: a visitor whose copy has gone gets another.
+SESSIONS_KEPT = 100
+
+BASE_ALONE = "Only the base model is available."
+OTHER_ADAPTER = "This may not be the adapter that was asked for."
 
 
-def build_page(
-    assistant: Assistant, examples: Sequence[Example], slots: int = 4, answers: Answers | None = None
-) -> gr.Blocks:
-    """Return the page, with its queue: at most `slots` answers at once, `QUEUE_SIZE` waiting.
-
-    `answers` counts them and limits each client; without it nobody is limited.
-    """
+def build_page(assistant: Assistant, examples: Sequence[Example], answers: Answers | None = None) -> gr.Blocks:
+    """Return the page. `answers` has the queue, counts and limits each client; without it nobody is limited."""
     answers = answers or Answers()
-    engine_queue = {"concurrency_id": "engine", "concurrency_limit": slots}  # one for page and API
-
-    def busy() -> bool:
-        return waiting(page) >= QUEUE_SIZE
 
     with gr.Blocks(title="Medical Assistant", analytics_enabled=False, fill_height=True) as page:
         _html("header", elem_id="top")
         _html("first_use", elem_id="first-use", js_on_load=_asset("first_use.js"))
         if assistant.problem:
-            _html("problem", {"problem": safe_in_template(assistant.problem)}, elem_id="problem")
+            title = OTHER_ADAPTER if FINE_TUNED in assistant.models else BASE_ALONE
+            _html("problem", {"title": title, "problem": safe_in_template(assistant.problem)}, elem_id="problem")
         emergency = _html("emergency", elem_id="emergency")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Ask", elem_id="ask", scale=1):
-                settings, country = _build_ask(assistant, examples, emergency, busy, answers, engine_queue)
+                settings, country = _build_ask(assistant, examples, emergency, answers)
             if len(assistant.models) > 1:
                 with gr.Tab("Compare", elem_id="compare", scale=1):
-                    _build_compare(assistant, emergency, settings, country, busy, answers, engine_queue)
+                    _build_compare(assistant, emergency, settings, country, answers)
             with gr.Tab("About", elem_id="about"):
-                gr.Markdown(_about(assistant))
+                gr.Markdown(_about(assistant), latex_delimiters=[])
         page.load(_country_of_browser, None, country, **STEP_ONE)
         gr.api(
             _api_endpoint(assistant, answers),
             api_name="chat",
             api_description="Answer a health question. The last value is the whole answer.",
-            **engine_queue,
+            concurrency_limit=None,
         )
-    page.queue(max_size=2 * QUEUE_SIZE, default_concurrency_limit=slots, api_open=False)
+    page.queue(max_size=MAX_THREADS, default_concurrency_limit=None, api_open=False)
     return page
-
-
-def waiting(page: gr.Blocks) -> int:
-    """Return the number of answers that wait in the page's queue."""
-    return len(page._queue)
 
 
 def launch_options() -> dict[str, Any]:
@@ -92,6 +85,8 @@ def launch_options() -> dict[str, Any]:
         "run_history": False,  # it would keep conversations
         "enable_monitoring": False,
         "ssr_mode": False,
+        "max_threads": MAX_THREADS,
+        "state_session_capacity": SESSIONS_KEPT,
     }
 
 
@@ -109,9 +104,7 @@ def _build_ask(
     assistant: Assistant,
     examples: Sequence[Example],
     emergency: gr.HTML,
-    busy: Callable[[], bool],
     answers: Answers,
-    engine_queue: dict[str, Any],
 ) -> tuple[list[Any], gr.Dropdown]:
     """Build the tab; return the settings' inputs, and the country of the emergency numbers."""
     model = gr.Radio(
@@ -135,7 +128,7 @@ def _build_ask(
         settings = _settings(assistant)
         country = _country()
 
-    panel = Panel(box, [chat], emergency, refusal, hidden_lanes(), country, busy, answers)
+    panel = Panel(box, [chat], emergency, refusal, hidden_lanes(), country, answers)
 
     def retry(turns: Turns, event: gr.RetryData, *values: Any) -> tuple[Any, ...]:
         return panel.start(question_text(turns[event.index]), turns[: event.index], *values)
@@ -150,7 +143,7 @@ def _build_ask(
         return ready(question_text(turns[event.index])), turns[: event.index]
 
     interrupts = [chat.clear, chat.undo, chat.retry, chat.edit, chat.example_select]
-    panel.answer_with(respond_with(assistant, answers), [chat, model, *settings], interrupts, **engine_queue)
+    panel.answer_with(respond_with(assistant, answers), [chat, model, *settings], interrupts)
     box.submit(panel.start, [box, chat, *panel.inputs], panel.outputs, **STEP_ONE)
     for event, step in ((chat.retry, retry), (chat.edit, edit), (chat.example_select, example)):
         event(step, [chat, *panel.inputs], panel.outputs, **STEP_ONE)
@@ -164,9 +157,7 @@ def _build_compare(
     emergency: gr.HTML,
     settings: list[Any],
     country: gr.Dropdown,
-    busy: Callable[[], bool],
     answers: Answers,
-    engine_queue: dict[str, Any],
 ) -> None:
     """One question, both models side by side, one Stop."""
     with gr.Row(elem_id="pair"):
@@ -174,13 +165,13 @@ def _build_compare(
     refusal = _html("refusal", elem_id="compare-refusal", elem_classes="refusal")
     box = _question_box("Ask both models the same question", elem_id="compare-question")
 
-    panel = Panel(box, chats, emergency, refusal, hidden_lanes(), country, busy, answers)
+    panel = Panel(box, chats, emergency, refusal, hidden_lanes(), country, answers)
 
     def start(message: str, *values: Any) -> tuple[Any, ...]:
         return panel.start(message, [], *values)  # each comparison is a conversation of its own
 
     clears = [chat.clear for chat in chats]
-    panel.answer_with(respond_with_both(assistant, answers), [*chats, *settings], clears, **engine_queue)
+    panel.answer_with(respond_with_both(assistant, answers), [*chats, *settings], clears)
     gr.on(clears, panel.clear, None, panel.outputs, **STEP_ONE)
     box.submit(start, [box, *panel.inputs], panel.outputs, **STEP_ONE)
 
@@ -213,7 +204,7 @@ def _question_box(placeholder: str, elem_id: str) -> gr.Textbox:
 
 def _settings(assistant: Assistant) -> list[Any]:
     """The inputs of `read_options`, in its order."""
-    default, longest = Options(), min(1024, assistant.engine.context_tokens // 2)
+    default, longest = Options(), assistant.longest_answer
     return [
         gr.Slider(32, longest, min(default.max_new_tokens, longest), step=32, label="Longest answer (tokens)"),
         gr.Slider(0, 1.5, default.temperature, step=0.1, label="Temperature", info="0: always the likeliest words"),
@@ -233,10 +224,15 @@ def _country_of_browser(request: gr.Request) -> str:
 
 def _api_endpoint(assistant: Assistant, answers: Answers) -> Callable[..., Iterator[str]]:
     def chat(
-        request: gr.Request, message: str, model: Literal["Fine-tuned", "Base"] = "Fine-tuned", country: str = ""
+        request: gr.Request,
+        message: str,
+        model: Literal["Fine-tuned", "Base"] = "Fine-tuned",
+        country: str = "",
+        max_new_tokens: int = Options().max_new_tokens,
     ) -> Iterator[str]:
         try:
-            for reply in answers.watch(assistant.answer(message, [], model, country=country), request):
+            options = Options(max_new_tokens=int(max_new_tokens))
+            for reply in answers.watch(assistant.answer(message, [], model, options, country), request):
                 yield reply.plain_text()
             if reply.failed:
                 raise UserError(reply.notes[-1])
@@ -248,7 +244,7 @@ def _api_endpoint(assistant: Assistant, answers: Answers) -> Callable[..., Itera
 
 def _about(assistant: Assistant) -> str:
     """Return the About text with what is loaded."""
-    loaded = "\n".join(f"- {assistant.footer(model)}" for model in assistant.models)
+    loaded = "\n".join(f"- {safe_markdown(' '.join(assistant.footer(model).split()))}" for model in assistant.models)
     missing = "" if FINE_TUNED in assistant.models else f"\n\n{FINE_TUNED}: not available. {BASE} only."
     text = _asset("about.md").replace("{{confidence}}", _about_confidence(assistant.calibration))
     return text.replace("{{loaded}}", loaded + missing)

@@ -25,8 +25,9 @@ def user_turn(message: str) -> dict[str, Any]:
 
 def assistant_turn(reply: Reply) -> dict[str, Any]:
     """Return `reply` as a chatbot message."""
-    lines = [*reply.notes, reply.footer, *filter(None, [reply.confidence])]
-    footer = "\n\n".join(f"*{line}*" for line in lines)
+    lines = [*reply.notes, *filter(None, [reply.waiting]), reply.footer, *filter(None, [reply.confidence])]
+    # The model's name and the words of an error come from whoever made the model.
+    footer = "\n\n".join(f"*{safe_markdown(' '.join(line.split()))}*" for line in lines)
     parts = [safe_markdown(reply.text) or EMPTY_ANSWER, footer]
     if reply.advice:
         parts.insert(0, f"**{safe_markdown(reply.advice)}**")

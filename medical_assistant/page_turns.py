@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
+from medical_assistant.answer_queue import BUSY
 from medical_assistant.chat import Assistant, refused, rules_reply
 from medical_assistant.emergency_numbers import countries, dialled
 from medical_assistant.engines.base import Options
@@ -31,10 +32,10 @@ from medical_assistant.triage import Triage
 
 LANES = 2
 SEND, STOP = "Ask", "Stop"  # words: Gradio's icons have no name for a screen reader
-BUSY = "Many people are asking at the moment: wait a minute, then send it again."
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 STEP_ONE: dict[str, Any] = {**PRIVATE, "queue": False}
 
+T = TypeVar("T")
 Turns = list[dict[str, Any]]  # a Chatbot's value
 
 
@@ -88,7 +89,6 @@ class Panel:
     refusal: gr.HTML
     lanes: Sequence[gr.Number]
     country: gr.Dropdown
-    busy: Callable[[], bool]
     answers: Answers
 
     @property
@@ -103,7 +103,7 @@ class Panel:
 
     def start(self, message: str, turns: Turns, country: str, *lanes: float, edited: bool = False) -> tuple[Any, ...]:
         """Step one."""
-        got = receive(message, turns, self.busy(), country)
+        got = receive(message, turns, self.answers.queue.is_full, country)
         next_lane = [gr.skip() for _ in lanes]
         if not got.asks_the_model:
             self.answers.note("emergency" if got.banner else "refused")
@@ -122,13 +122,10 @@ class Panel:
     def stop(self, *chats: Turns) -> tuple[Any, ...]:
         return ready(), *(stopped_turn(turns) for turns in chats)
 
-    def answer_with(
-        self, respond: Callable[..., Any], inputs: list[Any], interrupts: list[Any], **engine_queue: Any
-    ) -> None:
+    def answer_with(self, respond: Callable[..., Any], inputs: list[Any], interrupts: list[Any]) -> None:
         """Connect step two and Stop. `interrupts` are events that cancel it; make their own listeners later."""
-        answers = [
-            lane.change(respond, inputs, [self.box, *self.chats], **PRIVATE, **engine_queue) for lane in self.lanes
-        ]
+        outputs = [self.box, *self.chats]
+        answers = [lane.change(respond, inputs, outputs, concurrency_limit=None, **PRIVATE) for lane in self.lanes]
         for answer in answers:
             answer.failure(ready, None, self.box, **STEP_ONE)
             gr.on([self.box.stop, self.box.submit, *interrupts], None, cancels=[answer])
@@ -154,6 +151,14 @@ def read_options(max_new_tokens: float, temperature: float, top_p: float, seed: 
     return Options(True, int(max_new_tokens), float(temperature), float(top_p), int(seed or 0))
 
 
+def marked_changes(updates: Iterator[T]) -> Iterator[tuple[bool, T]]:
+    """Yield each update, and before it whether it differs from the last: who waits gets the same one each second."""
+    last = None
+    for update in updates:
+        yield update != last, update
+        last = update
+
+
 # Step two yields updates of (box, *chats). It sets the box itself: a `.then` would also follow a cancellation.
 
 
@@ -163,8 +168,9 @@ def respond_with(assistant: Assistant, answers: Answers) -> Callable[..., Iterat
     def respond(turns: Turns, model: str, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         history, message = conversation(turns[:-1]), question_text(turns[-1])
         try:
-            for reply in answers.watch(assistant.answer(message, history, model, read_options(*values)), request):
-                yield answering(), [*turns, assistant_turn(reply)]
+            replies = assistant.answer(message, history, model, read_options(*values))
+            for changed, reply in marked_changes(answers.watch(replies, request)):
+                yield (answering(), [*turns, assistant_turn(reply)]) if changed else (gr.skip(), gr.skip())
         except UserError as error:
             yield gr.skip(), [*turns, assistant_turn(refused(error))]
         yield ready(), gr.skip()
@@ -178,8 +184,9 @@ def respond_with_both(assistant: Assistant, answers: Answers) -> Callable[..., I
     def respond(left: Turns, right: Turns, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
         try:
             both = assistant.answer_both(question_text(left[-1]), read_options(*values))
-            for replies in answers.watch(both, request):
-                yield answering(), *([*left, assistant_turn(reply)] for reply in replies)
+            for changed, replies in marked_changes(answers.watch(both, request)):
+                chats = ([*left, assistant_turn(reply)] if changed else gr.skip() for reply in replies)
+                yield answering() if changed else gr.skip(), *chats
         except UserError as error:
             yield gr.skip(), *[[*left, assistant_turn(refused(error))]] * 2
         yield ready(), gr.skip(), gr.skip()

@@ -1,7 +1,7 @@
 """What the app keeps of an answer: counts and one log line, never text and never an address.
 
-`Answers.watch` stands between a request and `chat.Assistant`: it admits the client or refuses it, counts how
-the answer ended, and knows at the end of the process what still runs.
+`Answers.watch` stands between a request and `chat.Assistant`: it admits the client or refuses it, lets it wait for
+its turn, counts how the answer ended, and knows at the end of the process what still runs.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from medical_assistant.answer_queue import AnswerQueue, QueueFull, Turn
 from medical_assistant.chat import RULES_LABEL, Reply
 from medical_assistant.client_limits import ClientKeys, ClientLimits, LimitError
 from medical_assistant.errors import UserError
@@ -26,7 +27,7 @@ OUTCOMES = (
     "answered",
     "emergency",  # the safety rules answered
     "refused",  # a request for harm, a message that cannot be answered, or the app is ending
-    "limited",  # the client asks too much
+    "limited",  # the client asks too much, or too many wait
     "failed",  # the engine stopped on the way
     "stopped",  # by the user, or the page was closed
 )
@@ -34,6 +35,8 @@ FIRST_TEXT_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 ENDING = "The app is restarting and takes no new questions: ask again in a minute."
 # Between the last words of an answer and the end: Gradio still sends them to the page.
 FLUSH_S = 0.5
+# A client that leaves is noticed at the next update, so there is one each second, mostly the same one again.
+WAIT_UPDATE_S = 1.0
 
 Update = TypeVar("Update", Reply, tuple[Reply, ...])
 
@@ -76,7 +79,7 @@ class Metrics:
                     [(f'{{outcome="{outcome}"}}', count) for outcome, count in requests.items()],
                 ),
                 _family(
-                    "first_text_seconds", "histogram", "From the start of an answer to its first text.",
+                    "first_text_seconds", "histogram", "From the question to the first text of its answer.",
                     [*buckets, ("_sum", round(sum_s, 6)), ("_count", sum(counts))],
                 ),
                 _family("tokens_total", "counter", "Tokens of all answers.", [("", tokens)]),
@@ -113,7 +116,7 @@ class _Record:
 class Answers:
     """All answers of the app, whoever asks. Thread-safe. No `limits`: everybody may ask as much as they like.
 
-    `clock` returns seconds.
+    `running` counts those that wait in `queue` too. `clock` returns seconds.
     """
 
     def __init__(
@@ -122,8 +125,10 @@ class Answers:
         keys: ClientKeys | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        queue: AnswerQueue | None = None,
     ) -> None:
         self.metrics = metrics or Metrics()
+        self.queue = queue or AnswerQueue()
         self.running = 0
         self.ending = False
         self._limits = limits
@@ -135,14 +140,15 @@ class Answers:
         """Yield `updates`, the generator of `Assistant.answer` or `answer_both`; count and log how it ends.
 
         `request` is a `gradio.Request` or None. Closing this closes `updates`. What the safety rules answer is
-        never limited: limits begin with the first update that is the model's, which the assistant gives before the
-        model works. Raises `LimitError` as `ClientLimits.enter`, `UserError` when the app is ending, and what
-        `updates` raises.
+        never limited and never waits: that begins with the first update that is the model's, which the assistant gives
+        before the model works. While it waits its turn, that update comes again with the place in `waiting`.
+        Raises `LimitError` as `ClientLimits.enter`, `QueueFull`, `UserError` when the app is ending, and what `updates`
+        raises.
         """
         record, started_s = _Record(), self._clock()
         try:
             yield from self._admitted(updates, request, record, started_s)
-        except LimitError:
+        except (LimitError, QueueFull):
             record.outcome = "limited"
             raise
         except UserError:
@@ -180,9 +186,12 @@ class Answers:
                         record.by_rules = True
                         record.outcome = "emergency" if reply.emergency else "refused"
                 if not admitted and not record.by_rules:
+                    client = self._keys.of(request)
                     held.enter_context(self._run())
                     if self._limits is not None:
-                        held.enter_context(self._limits.enter(self._keys.of(request)))
+                        held.enter_context(self._limits.enter(client))
+                    turn = held.enter_context(self.queue.join(client, len(replies)))
+                    yield from self._wait(turn, update)
                     admitted = True
                 failed = any(reply.failed for reply in replies)
                 record.tokens = sum(reply.tokens for reply in replies)
@@ -191,6 +200,17 @@ class Answers:
                 yield update
         if not record.by_rules and not failed:
             record.outcome = "answered"
+
+    def _wait(self, turn: Turn, update: Update) -> Iterator[Update]:
+        """Yield `update` with the place in line until it is the turn's."""
+        while place := turn.wait(WAIT_UPDATE_S):
+            if self.ending:
+                raise UserError(ENDING)
+            text = place.text()
+            if isinstance(update, tuple):
+                yield tuple(replace(reply, waiting=text) for reply in update)  # type: ignore[misc]
+            else:
+                yield replace(update, waiting=text)
 
     @contextmanager
     def _run(self) -> Iterator[None]:
@@ -214,6 +234,6 @@ class Answers:
         had_answers = self.running > 0
         while self.running and time.monotonic() < end_s:
             time.sleep(0.05)
-        if had_answers:
+        if had_answers and not self.running:
             time.sleep(FLUSH_S)
         return not self.running

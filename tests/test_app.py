@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -81,11 +82,26 @@ def test_both_models_answer_and_differ(stub):
     assert [options.adapter for _, options in engine.requests] == [True, False]
 
 
-def test_chat_is_the_only_endpoint_and_takes_message_model_and_country(stub):
+def test_chat_is_the_only_endpoint_and_takes_message_model_country_and_length(stub):
     api = stub[1].view_api(return_format="dict")
     assert list(api["named_endpoints"]) == ["/chat"] and api["unnamed_endpoints"] == {}
     parameters = [p["parameter_name"] for p in api["named_endpoints"]["/chat"]["parameters"]]
-    assert parameters == ["message", "model", "country"]
+    assert parameters == ["message", "model", "country", "max_new_tokens"]
+
+
+@pytest.mark.parametrize("length", [0, -1, 10**9])
+def test_an_answer_of_impossible_length_is_a_clear_error_but_never_for_an_emergency(stub, length):
+    engine, client = stub
+    with pytest.raises(Exception, match="use 1 to 1024"):
+        client.submit("What is anaemia?", "Base", "", length, api_name="/chat").result(timeout=20)
+    emergency = client.submit(EMERGENCY, "Base", "", length, api_name="/chat").result(timeout=20)
+    assert "emergency number" in emergency and engine.requests == []
+
+
+def test_the_length_reaches_the_model(stub):
+    engine, client = stub
+    client.submit("What is anaemia?", "Base", "", 7, api_name="/chat").result(timeout=20)
+    assert engine.requests[0][1].max_new_tokens == 7
 
 
 def test_the_answer_streams(launch):
@@ -291,20 +307,36 @@ def test_the_api_answers_without_the_confidence(launch, app, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def real_app(tmp_path_factory):
+def cached_adapter(tmp_path_factory):
+    """The environment of a machine that has alice/adapter in its cache, a small one, and no Hub any more."""
+    from tests.adapter_fixture import make_adapter
+    from tests.hub_server import HubServer, read_folder
+
+    hub, home = HubServer(), tmp_path_factory.mktemp("hf_home")
+    hub.add_repository("alice/adapter", read_folder(make_adapter(tmp_path_factory.mktemp("adapter") / "random")))
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": ""}
+    environment = {**os.environ, **environment, "NO_PROXY": "127.0.0.1"}
+    pull = "from medical_assistant.hub import pull_adapter; pull_adapter('alice/adapter')"
+    subprocess.run([sys.executable, "-c", pull], cwd=ROOT, env=environment, check=True, timeout=60)
+    hub.stop()
+    return environment
+
+
+@pytest.fixture(scope="module")
+def real_app(cached_adapter):
     """(client, process, seconds from process start to the first page) of `python app.py` with a small adapter."""
     gradio_client = pytest.importorskip("gradio_client")
     pytest.importorskip("xllamacpp")
     from medical_assistant.presets import find_preset
-    from tests.adapter_fixture import make_adapter
 
     if find_preset("smollm2-135m").embedded_gguf() is None:
         pytest.skip("the embedded model is not installed")
-    adapter, port = make_adapter(tmp_path_factory.mktemp("adapter") / "random"), free_port()
+    port = free_port()
     started_s = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "app.py", "--adapter", str(adapter), "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+        [sys.executable, "app.py", "--adapter", "alice/adapter", "--port", str(port)],
+        cwd=ROOT, env=cached_adapter, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
         wait_until(lambda: process.poll() is not None or answers(port), timeout_s=60)
         assert process.poll() is None
@@ -342,6 +374,12 @@ def beginning(client, model):
     return text
 
 
+def test_without_the_hub_the_page_names_the_cached_revision_that_serves(real_app):
+    page = httpx.get(f"{real_app[0].src}config").text
+    said = re.search(r"Serving alice/adapter at its cached revision ([0-9a-f]{12}), .* \(Cannot reach http", page)
+    assert said and f"adapter {said[1]} \u00b7 llama_cpp" in page
+
+
 def test_the_app_starts_soon_and_is_small(real_app):
     _, process, first_page_s = real_app
     assert first_page_s < 20  # measured 3.4 s on two free cores; other tests may run beside this one
@@ -375,3 +413,15 @@ def test_the_app_survives_the_death_of_its_engine(real_app):
         job.result(timeout=60)
     assert beginning(client, "Base")
     assert psutil.Process(process.pid).is_running()
+
+
+def test_sigterm_lets_the_running_answer_end_and_ends_the_app_within_ten_seconds(real_app):
+    """The last test of the real app."""
+    client, process, _ = real_app
+    job = client.submit("Hello, who are you?", "Base", api_name="/chat")
+    wait_until(lambda: any(job.outputs()), timeout_s=30)
+    started_s = time.monotonic()
+    process.terminate()
+    assert job.result(timeout=10)
+    assert process.wait(10) == 0
+    assert time.monotonic() - started_s < 10

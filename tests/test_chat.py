@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from medical_assistant.chat import (
     BASE,
     FINE_TUNED,
+    LOOPED,
     UPDATE_INTERVAL_S,
     WITHHELD,
     Assistant,
@@ -204,12 +205,30 @@ def test_the_text_so_far_stays_when_the_engine_dies():
     assert "not complete" in reply.notes[-1] and "restarting" in reply.notes[-1]
 
 
+def test_a_fault_that_nobody_foresaw_keeps_the_text_and_logs_none_of_it(caplog):
+    engine = StubEngine(lambda messages, options: ["Half an answer. And ", ValueError("planted-text")])
+    reply = last(Assistant(engine).answer("planted-question?", [], BASE))
+    assert reply.text.startswith("Half an answer.") and reply.failed and "not complete" in reply.notes[0]
+    assert "ValueError in _stream" in caplog.text and "planted" not in caplog.text
+
+
 def test_a_cut_answer_and_an_empty_answer_are_said():
     assert "length limit" in last(Assistant(StubEngine(finish_reason="length")).answer("a?", [], BASE)).notes[0]
     assert "no answer" in last(Assistant(StubEngine(lambda *_: [])).answer("a?", [], BASE)).notes[0]
 
 
 # Confidence
+
+
+def test_an_answer_that_goes_in_circles_ends_there_and_says_so():
+    circle = (
+        "Rest helps. ".split() + "It is best to see a doctor who can look at the joint and treat it early. ".split()
+    )
+    engine = StubEngine(lambda messages, options: (f"{word} " for word in ["Gout", "hurts.", *circle * 200]))
+    reply = last(Assistant(engine, calibration=calibration()).answer("What is gout?", [], FINE_TUNED))
+    assert reply.text.startswith("Gout hurts. Rest helps.") and len(reply.text) < 250
+    assert reply.notes == (LOOPED,) and reply.confidence == ""
+    assert engine.closed == 1 and engine.running == 0 and reply.tokens < 100
 
 
 def calibration(**changes):

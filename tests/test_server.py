@@ -26,7 +26,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
-from medical_assistant import server
+from medical_assistant import server, server_gate
 from medical_assistant.client_limits import ClientLimits
 from medical_assistant.errors import EngineError
 from medical_assistant.server_answers import Answers
@@ -120,7 +120,7 @@ def test_the_pages_own_inline_scripts_may_run_and_no_others(client):
 
 def test_a_browser_hashes_with_plain_line_ends():
     unix, windows = (
-        server.content_security_policy(page) for page in (b"<script>a\nb</script>", b"<script>a\r\nb</script>")
+        server_gate.content_security_policy(page) for page in (b"<script>a\nb</script>", b"<script>a\r\nb</script>")
     )
     assert unix == windows and "sha256" in unix
 
@@ -159,8 +159,8 @@ def test_what_the_page_and_programs_need_is_open(client, path):
 
 
 def test_a_root_path_is_not_part_of_the_path():
-    assert server.is_open("/app/config", "/app") and server.is_open("/config", "/app")
-    assert not server.is_open("/app/gradio_api/file=x", "/app") and not server.is_open("/application", "/app")
+    assert server_gate.is_open("/app/config", "/app") and server_gate.is_open("/config", "/app")
+    assert not server_gate.is_open("/app/gradio_api/file=x", "/app") and not server_gate.is_open("/application", "/app")
 
 
 @given(
@@ -170,12 +170,12 @@ def test_a_root_path_is_not_part_of_the_path():
     st.text(),
 )
 def test_nothing_climbs_out_of_an_open_folder(folder, before, climb, after):
-    assert not server.is_open(f"{folder}{before}{climb}{after}")
+    assert not server_gate.is_open(f"{folder}{before}{climb}{after}")
 
 
 @given(st.text())
 def test_paths_outside_the_list_are_closed(path):
-    assert not server.is_open(f"/gradio_api/file={path}") and not server.is_open(f"/gradio_api/upload{path}")
+    assert not server_gate.is_open(f"/gradio_api/file={path}") and not server_gate.is_open(f"/gradio_api/upload{path}")
 
 
 # Bodies
@@ -273,10 +273,11 @@ def test_metrics_are_served_only_where_they_are_switched_on():
     answers.note("answered")
     engine = StubEngine()
     engine.restarts = 2
-    with TestClient(small_app(engine, answers, metrics=True, waiting=lambda: 7)) as client:
-        response = client.get("/metrics")
+    with answers.queue.join("a", slots=4), answers.queue.join("b"), answers.queue.join("c"):
+        with TestClient(small_app(engine, answers, metrics=True)) as client:
+            response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    for line in ('requests_total{outcome="answered"} 1', "waiting 7", "engine_restarts_total 2"):
+    for line in ('requests_total{outcome="answered"} 1', "running 1", "waiting 2", "engine_restarts_total 2"):
         assert f"medical_assistant_{line}\n" in response.text
     assert [route.path for route in server.app_kwargs(engine, answers)["routes"]] == ["/healthz"]
 

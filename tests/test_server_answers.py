@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import repeat
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medical_assistant.answer_queue import AnswerQueue
 from medical_assistant.chat import RULES_LABEL, Assistant, Reply
 from medical_assistant.client_limits import ClientLimits, LimitError
 from medical_assistant.errors import EngineError, UserError
@@ -114,6 +115,45 @@ def test_a_comparison_is_one_answer(answers):
     updates = list(answers.watch(Assistant(StubEngine()).answer_both(QUESTION), CLIENT))
     assert [reply.text.split()[3] for reply in updates[-1]] in (["fine-tuned", "base"], ["base"])
     assert requests(answers) == {"answered": 1}
+
+
+def test_a_question_waits_its_turn_and_is_told_its_place(monkeypatch):
+    monkeypatch.setattr("medical_assistant.server_answers.WAIT_UPDATE_S", 0.01)
+    answers, engine = Answers(queue=AnswerQueue(slots=2)), StubEngine()
+    with ExitStack() as others:
+        others.enter_context(answers.queue.join("another", slots=2))
+        single = answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
+        both = answers.watch(Assistant(engine).answer_both(QUESTION), CLIENT)
+        assert "You are next" in next(single).waiting
+        assert all("One question is before yours" in reply.waiting for reply in next(both))
+        assert engine.requests == [] and (answers.queue.running, answers.queue.waiting) == (1, 2)
+        list(answers.watch(Assistant(engine).answer(EMERGENCY, [], "Base"), CLIENT))  # does not wait
+    assert [list(single)[-1].waiting, *(reply.waiting for reply in list(both)[-1])] == ["", "", ""]
+    assert requests(answers) == {"emergency": 1, "answered": 2} and len(engine.requests) == 3
+    assert answers.queue.running == answers.queue.waiting == answers.running == 0
+
+
+def test_who_leaves_while_waiting_never_reaches_the_model(monkeypatch):
+    monkeypatch.setattr("medical_assistant.server_answers.WAIT_UPDATE_S", 0.01)
+    answers, engine = Answers(queue=AnswerQueue(slots=1)), StubEngine()
+    with answers.queue.join("another"):
+        waiting = answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
+        next(waiting)
+        waiting.close()
+        assert answers.queue.waiting == 0
+        waiting = answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
+        next(waiting)
+        answers.ending = True
+        with pytest.raises(UserError, match="restarting"):
+            next(waiting)
+    assert requests(answers) == {"stopped": 1, "refused": 1} and engine.requests == []
+
+
+def test_a_full_queue_is_said_and_counted():
+    answers, engine = Answers(queue=AnswerQueue(slots=1, max_waiting=0)), StubEngine()
+    with pytest.raises(UserError, match="Many people are asking"):
+        ask(answers, engine)
+    assert requests(answers) == {"limited": 1} and engine.requests == []
 
 
 def test_a_request_for_harm_is_refused_past_the_limits():
