@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("medical_assistant").setLevel(logging.INFO)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # its own counts of 10,000 calls, kept in memory
     with ThreadPoolExecutor(1) as pool:
         # The model loads in its own process while gradio is imported here (3 s).
         loading = pool.submit(load_model, settings.model, choose_adapter(settings), settings.engine)

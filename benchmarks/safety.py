@@ -5,7 +5,8 @@
 --triage: rows with `text`, `levels_accepted` and, where a person's own words are known, `patient_words`. --requests:
 rows with a harmful request in `prompt`, `request` or `text`. --ordinary: rows with a question in `input` or `question`.
 Beside the rules stands what a list of keywords alone would do (`KEYWORDS`): an emergency is any message that holds one.
-"held_back" rows were not looked at while the rules were written.
+"held_back" rows were not looked at while the rules were written; "blind" ones were written by somebody who knew neither
+the rules nor the other sets, and nobody who worked on the rules has read them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from medical_assistant.triage import assess  # noqa: E402
 SAFETY = ROOT / "tests" / "safety"
 TRIAGE_SETS = (
     "emergencies", "not_emergencies", "other_levels", "vignettes", "language_es", "language_fr", "language_pt",
-    "language_sw",
+    "language_sw", "blind",
 )  # fmt: skip
 KEYWORDS = (
     "chest pain", "stroke", "heart attack", "cannot breathe", "can't breathe", "suicide", "kill myself", "overdose",
@@ -112,6 +113,8 @@ def sure(levels: Sequence[str]) -> bool:
 
 
 def triage_file(data: list[Row]) -> Iterable[Row]:
+    for row in data:  # thoughts of suicide are answered as an emergency
+        row["levels_accepted"] = ["emergency" if level == "crisis" else level for level in row["levels_accepted"]]
     for label, wanted in (("emergencies", True), ("others", False)):
         part = [
             row for row in data if (row["levels_accepted"] == ["emergency"]) is wanted and sure(row["levels_accepted"])

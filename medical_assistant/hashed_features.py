@@ -18,11 +18,12 @@ def features(words: Sequence[str]) -> set[int]:
 
     Each has the same value, 1 / sqrt(number of buckets).
     """
-    buckets = {_bucket(f"{first} {second}") for first, second in zip(("^", *words), (*words, "$"), strict=True)}
+    buckets = {hashed(f"{first} {second}") for first, second in zip(("^", *words), (*words, "$"), strict=True)}
     return buckets.union(*(_of_word(word) for word in words))
 
 
-def _bucket(piece: str) -> int:
+def hashed(piece: str) -> int:
+    """Return the bucket of `piece`."""
     return zlib.crc32(piece.encode()) % BUCKETS
 
 
@@ -31,4 +32,4 @@ def _of_word(word: str) -> frozenset[int]:
     word = word[:40]
     marked = f"<{word}>"
     pieces = (marked[i : i + n] for n in _PIECES for i in range(len(marked) - n + 1))
-    return frozenset(map(_bucket, [word, *pieces]))
+    return frozenset(map(hashed, [word, *pieces]))

@@ -28,7 +28,7 @@ from medical_assistant.page_history import assistant_turn, conversation, questio
 from medical_assistant.prompts import validate_question
 from medical_assistant.screening import screen
 from medical_assistant.server_answers import Answers
-from medical_assistant.triage import Triage
+from medical_assistant.triage import Triage, banner_texts
 
 LANES = 2
 SEND, STOP = "Ask", "Stop"  # words: Gradio's icons have no name for a screen reader
@@ -66,9 +66,13 @@ def _banner(triage: Triage, country: str) -> dict[str, Any] | None:
     if triage.level != "emergency":
         return None
     known = countries().get(country, {})
+    is_crisis = "suicide" in triage.categories
+    texts = banner_texts(triage.language)
     return {
+        "heading": texts["crisis" if is_crisis else "emergency"],
+        "texts": texts,
         "reasons": ", ".join(triage.reasons),
-        "is_crisis": "suicide" in triage.categories,
+        "is_crisis": is_crisis,
         "language": triage.language,
         "country": known.get("name", ""),
         **{

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medical_assistant.emergency_numbers import number_line
-from medical_assistant.triage_reading import Reading, read
+from medical_assistant.triage_reading import Reading, function_word_counts, read, read_all
 from medical_assistant.triage_rules import LEVELS, Rule, Rules, load_languages
 from medical_assistant.triage_second_line import raised_level
 
@@ -47,21 +47,46 @@ def assess(message: str, history: Sequence[str] = (), country: str = "") -> Tria
     Never raises, whatever the text. Earlier messages count only when this one follows up on them (adds a
     finding, says that it is worse or still there, asks whether to wait), not when it asks about something
     else or says that all is well. `country` (ISO 3166-1) chooses the numbers in the answer. The rules of every
-    language read the message: the gravest level counts, then the most reasons, and the texts are in that language.
-    English comes last among equals: its "suicid*" reads several languages, and theirs read no English. A learned
-    second line (`triage_second_line`) may then raise the level of an English message.
+    language read the message: the gravest level counts, and the texts are in the language that has the most words in
+    the message among those that found it.
+    A learned second line (`triage_second_line`) may then raise the level.
     """
+    readings = read_all(str(message))
+    triage = assess_by_rules(message, history, country, readings)
+    level = raised_level(str(message), triage.level, readings)
+    if level == triage.level:
+        return triage
+    votes = zip(load_languages(), readings, function_word_counts(str(message)), strict=True)
+    rules, *_ = max(votes, key=lambda vote: (bool(vote[1].concepts), vote[2], len(vote[1].concepts)))
+    return _raised(triage, level, rules, country)
+
+
+def banner_texts(language: str) -> dict[str, str]:
+    """Return the words of the red banner in `language` (ISO 639-1), by the names under `banner` in its rules file."""
+    return next(rules.answers["banner"] for rules in load_languages() if rules.language == language)
+
+
+def assess_by_rules(
+    message: str, history: Sequence[str] = (), country: str = "", readings: Sequence[Reading] | None = None
+) -> Triage:
+    """As `assess`, without the second line. `readings`: those of `read_all`, where they are known already."""
     earlier = [str(text) for text in history]
-    english, *others = load_languages()
-    found = [_assess(str(message), earlier, rules, country) for rules in (*others, english)]
-    triage = min(found, key=lambda triage: (LEVELS.index(triage.level), -len(triage.reasons)))
-    level = raised_level(str(message), triage.level)
-    return triage if level == triage.level else _raised(triage, level, english, country)
+    found = [
+        _assess(reading, earlier, rules, country)
+        for rules, reading in zip(load_languages(), readings or read_all(str(message)), strict=True)
+    ]
+    votes = function_word_counts(str(message))  # "convulsion" is a word of three languages
+    ranked = zip(found, votes, strict=True)
+    return min(ranked, key=lambda pair: (LEVELS.index(pair[0].level), -pair[1], -len(pair[0].reasons)))[0]
 
 
 def _raised(triage: Triage, level: str, rules: Rules, country: str) -> Triage:
-    """Return `triage` at a graver `level`. The second line gives no reason: those of the rules stay, if any."""
-    reasons = triage.reasons or (rules.answers["second_line"],)
+    """Return `triage` at a graver `level`. The second line gives no reason: those of the rules stay, if any.
+
+    `rules`: those of the language of the message.
+    """
+    known = triage.reasons if triage.language == rules.language else ()
+    reasons = known or (rules.answers["second_line"],)
     return Triage(
         level=level,
         reasons=reasons,
@@ -73,8 +98,7 @@ def _raised(triage: Triage, level: str, rules: Rules, country: str) -> Triage:
     )
 
 
-def _assess(message: str, history: Sequence[str], rules: Rules, country: str = "") -> Triage:
-    current = read(message, rules)
+def _assess(current: Reading, history: Sequence[str], rules: Rules, country: str = "") -> Triage:
     fired = _fire(rules, current)
     if current.follows_up and history:
         joined = current

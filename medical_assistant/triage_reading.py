@@ -12,11 +12,12 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from medical_assistant.triage_rules import NUMBER_WORDS, Phrase, Rules
+from medical_assistant.triage_rules import NUMBER_WORDS, Phrase, Rules, load_languages
 
 MAX_SENTENCE_WORDS = 80
 _OVERLAP = 12  # words that two cuts of one long sentence share, so that no phrase is lost at the cut
 _MAX_CHARACTERS = 100_000  # after Unicode decomposition, which can make a text 18 times longer
+_CLEAR = 3  # function words that make a message English
 _NEAR, _FAR, _PAST = 4, 10, 6  # words that "no", "denies", "history of" reach forward
 
 _HOMOGLYPHS = str.maketrans(
@@ -34,6 +35,7 @@ _TOKEN = re.compile(r"[a-z]+|\d+(?:\.\d+)?|[,:()\u2014\n]|(?<= )- ")
 _NUMBER_WORD = re.compile(
     r"\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|one(?= (?:month|week|day|year)))\b"
 )
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?=\d{1,2}(?!\d))")
 _CLAUSE_ENDS = frozenset((",", "and", "but", "so", "because"))
 
 
@@ -55,18 +57,55 @@ class Reading:
         return Reading(self.concepts | other.concepts, self.measures + other.measures)
 
 
+def read_all(message: str) -> tuple[Reading, ...]:
+    """Return the findings of one message by the rules of each language, in the order of `load_languages`.
+
+    English reads everything: a forged frame may be in any language. The others read nothing in a message that is
+    clearly English and has no word of theirs: "pain" and "45 to 70" mean something else there.
+    """
+    english, *others = load_languages()
+    in_english, *in_others = function_word_counts(message)
+    return (
+        read(message, english),
+        *(
+            Reading() if in_english >= _CLEAR and not count else read(message, rules)
+            for rules, count in zip(others, in_others, strict=True)
+        ),
+    )
+
+
+def function_word_counts(message: str) -> tuple[int, ...]:
+    """Return how many words of `message` are function words of each language, in the order of `load_languages`."""
+    words = re.findall(r"[a-z]+", _without_marks(message[:_MAX_CHARACTERS].lower()))
+    return tuple(sum(word in rules.function_words for word in words) for rules in load_languages())
+
+
+def _without_marks(text: str) -> str:
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFKD", text)[:_MAX_CHARACTERS]
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me"))
+
+
 def read(message: str, rules: Rules) -> Reading:
     """Return the findings of one message. Equal sentences are read once."""
     text = normalise(message, rules)
     concepts: set[str] = set()
     measures: list[tuple[str, float]] = []
     follows = resolved = asks = False
-    exam = first_person = False
+    exam = first_person = fiction = False
     for sentence in dict.fromkeys(_SENTENCE_END.split(text)):
         in_general = True
         for tokens in _sentences(sentence, rules):
             spans = _find(tokens, rules)
             found, general, over = _findings(tokens, spans, rules)
+            fiction |= "fiction" in spans
+            # "Writing a novel where he has a stroke" is no emergency, "for a novel: I have chest pain" may be one.
+            cue = max((end for _, end in spans.get("fiction", ())), default=0)
+            if fiction and all(start < cue for start, _ in spans.get("first_person", ())):
+                found &= rules.outlasts_question
+            if "all_clear" in spans and "not_resolved" not in spans:
+                concepts &= rules.outlasts_recovery
             concepts |= found
             # Per sentence: a kitchen in the next sentence does not explain a cut in this one.
             concepts |= {part for part, a, b in rules.without if a in found and b not in found}
@@ -86,10 +125,7 @@ def read(message: str, rules: Rules) -> Reading:
 
 def normalise(message: str, rules: Rules) -> str:
     """Return lower-case text with invisible characters gone, look-alikes and contractions resolved."""
-    text = message[:_MAX_CHARACTERS]
-    if not text.isascii():
-        text = unicodedata.normalize("NFKD", text)[:_MAX_CHARACTERS]
-        text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me"))
+    text = _without_marks(message[:_MAX_CHARACTERS])
     text = _DASHES.sub("-", _QUOTES.sub(rules.apostrophe, text.lower().translate(_HOMOGLYPHS)))
     text = _LEET_IN_WORD.sub(lambda match: match.group().translate(_LEET), text)
     text = _SPACED_LETTERS.sub(lambda match: re.sub(r"[^a-z]", "", match.group()), text)
@@ -164,10 +200,13 @@ def _findings(tokens: list[str], spans: dict[str, list[_Span]], rules: Rules) ->
     resolved = 0 if spans.get("not_resolved") else max((start for start, _ in spans.get("resolved", ())), default=0)
     if spans.get("present"):
         past: list[_Span] = []
-    elif spans.get("past_whole"):
+    elif spans.get("past_whole") and not spans.get("present_clause"):
         past = [(0, len(tokens))]
     else:
         past = [_clause(place, tokens) for place in spans.get("past", ())]
+        # "A fit at 18 months and he is five now": the second clause does not make the first one present.
+        now = [place[0] for place in spans.get("present_clause", ())]
+        past = [(start, end) for start, end in past if not any(start <= place < end for place in now)]
     found = set()
     for concept, places in spans.items():
         if concept in rules.context:
@@ -176,7 +215,7 @@ def _findings(tokens: list[str], spans: dict[str, list[_Span]], rules: Rules) ->
             # "The chest pain is gone but my arm is numb": what is said before the cue is over.
             if place[0] < resolved and concept not in rules.outlasts_recovery:
                 continue
-            if any(start <= place[0] < end for start, end in past):
+            if concept not in rules.outlasts_past and any(start <= place[0] < end for start, end in past):
                 continue
             if ask_from is not None and place[0] >= ask_from and concept not in rules.outlasts_question:
                 continue
@@ -201,7 +240,9 @@ def _question_start(tokens: list[str], spans: dict[str, list[_Span]]) -> int | N
     """Return the word from which the sentence asks in general, None when it is about somebody now."""
     if spans.get("help_request"):
         return None
-    cues = [span[0] for span in spans.get("information", ())] + [0] * ("information_after" in spans)
+    cues = [span[0] for span in spans.get("information", ())]
+    if "information_after" in spans and "present_clause" not in spans:
+        cues.append(0)
     impersonal = {i for span in spans.get("impersonal", ()) for i in range(*span)}
     personal = [a for a, b in spans.get("personal", ()) if not impersonal.intersection(range(a, b))]
     last = max(personal, default=-1)
@@ -227,9 +268,10 @@ def _is_denied(place: _Span, tokens: list[str], spans: dict[str, list[_Span]]) -
                 continue
             if any(end <= a < place[0] for a, _ in ends):
                 continue
-            between = tokens[end : place[0]]
+            between = tokens[end : place[0] + (tokens[place[0]] == ",")]
             commas = between.count(",")
-            listed = any(a > end for a in lists)
+            # "No fever, cough or rash" goes on to the "or"; "no stool or wind, vomiting" ends at the comma.
+            listed = any(a > end and "," not in tokens[a : place[0]] for a in lists)
             if commas and not (over_commas or listed):
                 continue
             if len(between) - commas <= (_FAR + 4 if listed else reach):
@@ -240,6 +282,8 @@ def _is_denied(place: _Span, tokens: list[str], spans: dict[str, list[_Span]]) -
 def _measure(sentence: str, rules: Rules) -> list[tuple[str, float]]:
     """Return the readings in one sentence in the unit that their name states."""
     sentence = _NUMBER_WORD.sub(lambda match: str(NUMBER_WORDS[match.group()]), sentence)
+    if rules.language != "en":
+        sentence = _DECIMAL_COMMA.sub(".", sentence)
     readings = []
     for name, (low, high, patterns) in rules.measures.items():
         for pattern in patterns:

@@ -74,9 +74,11 @@ class Rules:
     context: frozenset[str]
     without: tuple[tuple[str, ...], ...]  # ("a without b", a, b) for each such part of a rule
     red_flags: frozenset[str]  # concepts that some emergency rule uses
+    function_words: frozenset[str]  # that tell the language of a message
     fillers: frozenset[str]
     barriers: frozenset[str]
     outlasts_recovery: frozenset[str]
+    outlasts_past: frozenset[str]
     outlasts_question: frozenset[str]
     outlasts_negation: frozenset[str]
     apostrophe: str  # what stands for one: "" joins "can't" to "cant", " " parts "l'estomac"
@@ -267,9 +269,11 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
             for part in line
             for name in names_in(part)
         ),
+        function_words=frozenset(str(data.get("function_words", "")).split()),
         fillers=frozenset(str(data["fillers"]).split()),
         barriers=frozenset(str(data["barriers"]).split()),
         outlasts_recovery=frozenset(data["outlasts_recovery"]),
+        outlasts_past=frozenset(data.get("outlasts_past", ())),
         outlasts_question=frozenset(data["outlasts_question"]),
         outlasts_negation=frozenset(data["outlasts_negation"]),
         apostrophe=data["spelling"].get("apostrophe", ""),

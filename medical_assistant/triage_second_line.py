@@ -1,9 +1,9 @@
 """The learned second line of the emergency layer: it may raise the level of a message, never lower it.
 
-A logistic regression over words, pairs of words and pieces of words (3 to 5 characters), hashed into `BUCKETS` weights
-(Weinberger et al. 2009, arXiv:0902.2206). `triage_second_line_training` writes the file that this module reads.
-The rules stay the first line: the regression knows no source and gives no reason, so its thresholds are high, and it
-speaks only when `triage_reading.read` finds a symptom or a reading of somebody now.
+A logistic regression over words, pairs of words, pieces of words (3 to 5 characters) and what the rules find, hashed
+into `BUCKETS` weights (Weinberger et al. 2009, arXiv:0902.2206). `triage_second_line_training` writes the file that
+this module reads. The rules stay the first line: the regression knows no source and gives no reason, so its thresholds
+are high, and it speaks only when `triage_reading.read` finds a symptom or a value of somebody now.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.hashed_features import BUCKETS, features
+from medical_assistant.hashed_features import BUCKETS, features, hashed
 from medical_assistant.presets import ASSETS
-from medical_assistant.triage_reading import normalise, read
+from medical_assistant.triage_reading import Reading, function_word_counts, normalise
 from medical_assistant.triage_rules import LEVELS, load_rules
 
 MODEL_FILE = ASSETS / "triage_second_line.json"
 SCALE = 100  # weights are stored as whole hundredths
 MIN_WORDS = 5  # shorter messages say too little: "I feel faint now" is no emergency by itself
 MAX_WORDS = 400  # a long history is read from both ends
+MAX_CONCEPTS = 30  # bounds the pairs; a vignette has about ten
 _WORD = re.compile(r"[a-z]+|\d+")
 
 
@@ -33,51 +36,70 @@ _WORD = re.compile(r"[a-z]+|\d+")
 class SecondLine:
     """`weights[bucket]` and `bias` of the regression.
 
-    `emergency_from`, `urgent_from`: the probability (0 to 1) from which a message is raised to that level.
+    `thresholds["english"]`, `thresholds["other"]`: the probabilities (0 to 1) from which a message in that language is
+    raised to "emergency" and to "urgent".
     `details`: what it was trained on and what was measured.
     """
 
     weights: tuple[float, ...]
     bias: float
-    emergency_from: float
-    urgent_from: float
+    thresholds: dict[str, tuple[float, float]]
     details: dict[str, Any]
 
 
-def second_line(text: str) -> float:
+def second_line(text: str, readings: Sequence[Reading]) -> float:
     """Return the probability (0 to 1) that `text` describes an emergency, 0 when it has fewer than `MIN_WORDS` words.
 
-    It is the probability of the training rows, where every second one is an emergency, not of messages in general.
+    `readings`: those of `read_all`. It is the probability of the training rows, where two of five are emergencies,
+    not of messages in general.
     """
-    model = load_second_line()
     words = words_of(text)
     if len(words) < MIN_WORDS:
         return 0.0
-    buckets = features(words)
-    score = model.bias + sum(model.weights[bucket] for bucket in buckets) / math.sqrt(len(buckets))
+    model = load_second_line()
+    score = model.bias + sum(
+        sum(model.weights[bucket] for bucket in buckets) / math.sqrt(len(buckets))
+        for buckets in feature_groups(words, readings)
+        if buckets
+    )
     return 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
 
 
-def raised_level(text: str, level: str) -> str:
+def feature_groups(words: Sequence[str], readings: Sequence[Reading]) -> tuple[set[int], set[int]]:
+    """Return the buckets of the words, and of what the rules of all languages find: concepts, their pairs, measures.
+
+    Concepts know negation and questions, and carry one name in all languages. Each group is scaled by itself.
+    """
+    concepts = sorted(frozenset().union(*(reading.concepts for reading in readings)))[:MAX_CONCEPTS]
+    measures = {name for reading in readings for name, _ in reading.measures}
+    found = [*concepts, *map(" ".join, combinations(concepts, 2)), *measures]
+    return features(words), {hashed(f"[{name}]") for name in found}
+
+
+def raised_level(text: str, level: str, readings: Sequence[Reading]) -> str:
     """Return `level` (one of `LEVELS`), or a graver one when the regression is sure enough; never a milder one.
 
-    Questions in general, denials, history and spells that are over leave no finding in `read`: they are not raised.
+    `readings`: those of `read_all`. Questions in general, denials, history and spells that are over leave no finding
+    there: they are not raised.
     """
-    if level == "emergency" or not is_about_now(text):
+    if level == "emergency" or not is_about_now(readings):
         return level
-    model, probability = load_second_line(), second_line(text)
-    reached = [
-        name
-        for name, least in (("emergency", model.emergency_from), ("urgent", model.urgent_from))
-        if probability >= least
-    ]
+    probability = second_line(text, readings)
+    thresholds = load_second_line().thresholds[language_of(text)]
+    reached = [name for name, least in zip(("emergency", "urgent"), thresholds, strict=True) if probability >= least]
     return min([level, *reached], key=LEVELS.index)
 
 
-def is_about_now(text: str) -> bool:
-    """Return whether `text` states a symptom or a reading of somebody now and does not say that all is well again."""
-    reading = read(text, load_rules())
-    return not reading.over and bool(reading.concepts or reading.measures)
+def language_of(text: str) -> str:
+    """Return "english" or "other": far fewer messages in the other languages trained the regression."""
+    english, *others = function_word_counts(text)
+    return "other" if max(others) > english else "english"
+
+
+def is_about_now(readings: Sequence[Reading]) -> bool:
+    """Return whether some reading states a symptom or a value of somebody now, and none says that all is well again."""
+    stated = any(reading.concepts or reading.measures for reading in readings)
+    return stated and not any(reading.over for reading in readings)
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -100,8 +122,7 @@ def load_second_line(path: Path = MODEL_FILE) -> SecondLine:
         return SecondLine(
             tuple(weights),
             float(data["bias"]),
-            float(data["emergency_from"]),
-            float(data["urgent_from"]),
+            {name: (float(least[0]), float(least[1])) for name, least in data["thresholds"].items()},
             data["details"],
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:

@@ -2,12 +2,14 @@
 
     python -m medical_assistant.triage_second_line_training --development FILE --ordinary FILE...
 
-Trains on the tuning rows of `SETS` in tests/safety, on `--development` (rows with `id`, `level` and `patient_words` or
-`text`; `assets/triage_label_corrections.jsonl` puts debatable labels right by id) and on `SAMPLE` questions of each
-`--ordinary` file (`question`, `input`, `prompt` or `text`). Held-back rows do not train. Scores of `FOLDS`-fold
-cross-validation set the thresholds: the smallest with at most `ADDED_EMERGENCIES` of the messages that are no emergency
-raised to "emergency", and `ADDED_URGENT` raised to "urgent", on each such set by itself, beyond what the rules already
-say. The file that is written holds hashed weights, no text. Needs scikit-learn; the application does not.
+Trains on the tuning rows of `SETS` in tests/safety, on the messages in assets/triage_training (written for this, used
+for nothing else), on `--development` (rows with `id`, `level` and `patient_words` or `text`;
+`assets/triage_label_corrections.jsonl` puts debatable labels right by id) and on `SAMPLE` questions of each
+`--ordinary` file (`question`, `input`, `prompt` or `text`). Held-back and blind rows do not train. Scores of
+`FOLDS`-fold cross-validation set the thresholds: the smallest with at most `ADDED_EMERGENCIES` of the messages that are
+neither emergencies nor urgent raised to "emergency", and `ADDED_URGENT` raised to "urgent", beyond what the rules
+already say, among the rows of tests/safety, of the corpus, and of the ordinary files, each by themselves. The file that
+is written holds hashed weights, no text. Needs scikit-learn; the application does not.
 """
 
 from __future__ import annotations
@@ -16,46 +18,52 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
 from medical_assistant.presets import ASSETS
-from medical_assistant.triage import assess
+from medical_assistant.triage import assess_by_rules
+from medical_assistant.triage_reading import read_all
 from medical_assistant.triage_second_line import (
     BUCKETS,
     MIN_WORDS,
     MODEL_FILE,
     SCALE,
-    features,
+    feature_groups,
     is_about_now,
+    language_of,
     load_second_line,
     words_of,
 )
 
 SAFETY = ASSETS.parent / "tests" / "safety"
-SETS = ("emergencies", "not_emergencies", "follow_ups", "other_levels", "vignettes")
+SETS = (
+    "emergencies", "not_emergencies", "follow_ups", "other_levels", "vignettes",
+    "language_es", "language_fr", "language_pt", "language_sw",
+)  # fmt: skip
+CORPUS = ASSETS / "triage_training"
 CORRECTIONS = ASSETS / "triage_label_corrections.jsonl"
 TEXT_KEYS = ("question", "input", "prompt", "text")
 EMERGENCY_LEVELS = ("emergency", "crisis")
 SAMPLE = 500  # questions of each ordinary file: they are many and alike
-ADDED_EMERGENCIES, ADDED_URGENT = 0.01, 0.03
+ADDED_EMERGENCIES, ADDED_URGENT = 0.03, 0.05
 FOLDS, SEED = 10, 17
 STRENGTH = 10.0  # inverse of the L2 penalty
-VIGNETTE_WEIGHT = 2.0  # long histories are few among the rows and the most like what patients tell
 SMALLEST_WEIGHT = 4  # in units of 1 / SCALE; smaller ones change no score by more than noise
 
 
 @dataclass(frozen=True)
 class Row:
-    """One message: whether it is an emergency, the set it comes from, its weight in training."""
+    """One message: whether it is an emergency, or at least urgent, its set, and the sets that share one threshold."""
 
     text: str
     emergency: bool
     name: str
-    weight: float = 1.0
+    urgent: bool = False
+    pool: str = "ordinary"
 
 
 def safety_rows(folder: Path = SAFETY) -> list[Row]:
@@ -69,21 +77,29 @@ def safety_rows(folder: Path = SAFETY) -> list[Row]:
             if row["split"] == "tuning":
                 emergency = row["level"][0] == "emergency"
                 text = ". ".join([*row.get("history", ()), row["text"]]) if emergency else row["text"]
-                rows.append(Row(text, emergency, name, VIGNETTE_WEIGHT if name == "vignettes" else 1.0))
+                rows.append(Row(text, emergency, name, row["level"][0] == "urgent", "safety"))
     return rows
+
+
+def corpus_rows(folder: Path = CORPUS) -> list[Row]:
+    """Return the messages that were written for training, a set for each file."""
+    return [
+        Row(row["text"], row["level"] == "emergency", path.stem, row["level"] == "urgent", "corpus")
+        for path in sorted(folder.glob("*.jsonl"))
+        for row in _read(path)
+    ]
 
 
 def development_rows(path: Path, corrections: Path = CORRECTIONS) -> list[Row]:
     """Return the rows of `path` by what the patient says, with corrected levels."""
     corrected = {row["id"]: row["level"] for row in _read(corrections)}
-    return [
-        Row(
-            row.get("patient_words") or row["text"],
-            corrected.get(row["id"], row["level"]) in EMERGENCY_LEVELS,
-            path.name,
+    rows = []
+    for row in _read(path):
+        level = corrected.get(row["id"], row["level"])
+        rows.append(
+            Row(row.get("patient_words") or row["text"], level in EMERGENCY_LEVELS, path.name, level == "urgent", "dev")
         )
-        for row in _read(path)
-    ]
+    return rows
 
 
 def ordinary_rows(path: Path) -> list[Row]:
@@ -94,28 +110,30 @@ def ordinary_rows(path: Path) -> list[Row]:
     return [Row(text, False, path.name) for text in sorted(texts, key=_digest)[:SAMPLE]]
 
 
-def train(rows: Sequence[Row]) -> tuple[list[int], float, list[float]]:
+def train(feature_groups: Sequence[Sequence[set[int]]], labels: Sequence[bool]) -> tuple[list[int], float, list[float]]:
     """Return (weights in units of 1 / `SCALE`, bias, probability of each row by a model trained without it)."""
     import numpy as np
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
-    hashed = [sorted(features(words_of(row.text))) for row in rows]
-    starts = np.cumsum([0, *map(len, hashed)])
-    values = np.concatenate([np.full(len(buckets), len(buckets) ** -0.5) for buckets in hashed])
-    matrix = csr_matrix((values, np.concatenate(hashed), starts), shape=(len(rows), BUCKETS))
-    labels = np.array([row.emergency for row in rows])
-    weights = np.array([row.weight for row in rows])
+    columns, values, starts = [], [], [0]
+    for groups in feature_groups:
+        for group in filter(None, groups):
+            columns += sorted(group)
+            values += [len(group) ** -0.5] * len(group)
+        starts.append(len(columns))
+    matrix = csr_matrix((values, columns, starts), shape=(len(labels), BUCKETS))
+    wanted = np.array(labels)
 
     def fit(members: Any) -> Any:
         model = LogisticRegression(C=STRENGTH, solver="liblinear", random_state=SEED)
-        return model.fit(matrix[members], labels[members], sample_weight=weights[members])
+        return model.fit(matrix[members], wanted[members])
 
-    probabilities = np.zeros(len(rows))
-    for members, others in StratifiedKFold(FOLDS, shuffle=True, random_state=SEED).split(matrix, labels):
+    probabilities = np.zeros(len(wanted))
+    for members, others in StratifiedKFold(FOLDS, shuffle=True, random_state=SEED).split(matrix, wanted):
         probabilities[others] = fit(members).predict_proba(matrix[others])[:, 1]
-    model = fit(np.arange(len(rows)))
+    model = fit(np.arange(len(wanted)))
     rounded = [int(weight) for weight in np.rint(model.coef_[0] * SCALE)]
     kept = [weight if abs(weight) >= SMALLEST_WEIGHT else 0 for weight in rounded]
     return kept, float(model.intercept_[0]), [float(p) for p in probabilities]
@@ -123,43 +141,50 @@ def train(rows: Sequence[Row]) -> tuple[list[int], float, list[float]]:
 
 @dataclass(frozen=True)
 class Scored:
-    """One row with its cross-validated `probability`, the `level` that the rules give and whether it `may_rise`."""
+    """One row with its cross-validated `probability`, the `level` that the rules give, whether it `may_rise`, and its
+    `language` ("english" or "other")."""
 
     row: Row
     probability: float
     level: str
     may_rise: bool
+    language: str = "english"
 
 
 def thresholds(scored: Sequence[Scored]) -> tuple[float, float]:
     """Return the probabilities from which a message is raised to "emergency" and to "urgent".
 
-    Rows that the rules already raise that high are not counted: the second line adds nothing to them.
+    Rows that the rules already raise that high are not counted: the second line adds nothing to them. An urgent
+    message that is called an emergency is forgiven: the way is right, the haste too great.
     """
+    pools: dict[str, list[Scored]] = {}
+    for one in scored:
+        if not one.row.emergency and not one.row.urgent:
+            pools.setdefault(one.row.pool, []).append(one)
     found = []
     for share, done in ((ADDED_EMERGENCIES, ("emergency",)), (ADDED_URGENT, ("emergency", "urgent"))):
         least = 0.5
-        others = [one for one in scored if not one.row.emergency]
-        for name in sorted({one.row.name for one in others}):
-            members = [one for one in others if one.row.name == name]
-            raised = sorted(
-                (one.probability for one in members if one.may_rise and one.level not in done), reverse=True
-            )
-            allowed = int(share * len(members))
-            if allowed and len(raised) > allowed:  # a set of fewer rows cannot show so small a share
+        for pool in pools.values():
+            raised = sorted((one.probability for one in pool if one.may_rise and one.level not in done), reverse=True)
+            allowed = int(share * len(pool))
+            if allowed and len(raised) > allowed:  # a pool of fewer rows cannot show so small a share
                 least = max(least, raised[allowed] + 0.001)
         found.append(least)
     return max(found), found[1]
 
 
-def measure(scored: Sequence[Scored], least: float) -> dict[str, Any]:
-    """Return `rows`, found `by_rules`, `by_second_line` alone, `added` by it, for both kinds of rows of each set."""
+def measure(scored: Sequence[Scored], least: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Return `rows`, found `by_rules`, `by_second_line` alone, `added` by it, for each kind of rows of each set.
+
+    `least`: the thresholds by language, as the file has them.
+    """
     names = ("rows", "by_rules", "by_second_line", "added")
     counts: dict[str, Any] = {}
     for one in scored:
         kinds = counts.setdefault(one.row.name, {})
-        count = kinds.setdefault("emergencies" if one.row.emergency else "others", dict.fromkeys(names, 0))
-        by_rules, by_second_line = one.level == "emergency", one.may_rise and one.probability >= least
+        kind = "emergencies" if one.row.emergency else "urgent" if one.row.urgent else "others"
+        count = kinds.setdefault(kind, dict.fromkeys(names, 0))
+        by_rules, by_second_line = one.level == "emergency", one.may_rise and one.probability >= least[one.language][0]
         for name, holds in zip(names, (True, by_rules, by_second_line, by_second_line and not by_rules), strict=True):
             count[name] += holds
     return counts
@@ -174,8 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ordinary", type=Path, nargs="*", default=[], help="questions that are no emergency, JSONL")
     parser.add_argument("--output", type=Path, default=MODEL_FILE)
     arguments = parser.parse_args(argv)
-    rows = safety_rows()
-    files = [SAFETY / f"{name}.jsonl" for name in SETS]
+    rows = safety_rows() + corpus_rows()
+    files = [*(SAFETY / f"{name}.jsonl" for name in SETS), *sorted(CORPUS.glob("*.jsonl"))]
     if arguments.development:
         rows += development_rows(arguments.development)
         files += [arguments.development, CORRECTIONS]
@@ -183,12 +208,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += ordinary_rows(path)
         files.append(path)
     rows = [row for row in rows if len(words_of(row.text)) >= MIN_WORDS]
-    weights, bias, probabilities = train(rows)
+    readings = [read_all(row.text) for row in rows]
+    groups = [feature_groups(words_of(row.text), found) for row, found in zip(rows, readings, strict=True)]
+    weights, bias, probabilities = train(groups, [row.emergency for row in rows])
     scored = [
-        Scored(row, probability, assess(row.text).level, is_about_now(row.text))
-        for row, probability in zip(rows, probabilities, strict=True)
+        Scored(row, probability, assess_by_rules(row.text).level, is_about_now(found), language_of(row.text))
+        for row, probability, found in zip(rows, probabilities, readings, strict=True)
     ]
-    emergency_from, urgent_from = thresholds(scored)
+    least = {
+        language: thresholds([one for one in scored if one.language == language]) for language in ("english", "other")
+    }
     details = {
         "trained_on": [
             {
@@ -198,13 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             for path in files
         ],
-        "cross_validation": measure(scored, emergency_from),
+        "cross_validation": measure(scored, least),
     }
-    _write(arguments.output, weights, bias, (emergency_from, urgent_from), details)
+    _write(arguments.output, weights, bias, least, details)
     load_second_line.cache_clear()
-    sys.stdout.write(
-        json.dumps({"emergency_from": emergency_from, "urgent_from": urgent_from, **details}, indent=1) + "\n"
-    )
+    sys.stdout.write(json.dumps({"thresholds": least, **details}, indent=1) + "\n")
     return 0
 
 
@@ -216,14 +243,17 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(
-    path: Path, weights: Sequence[int], bias: float, least: tuple[float, float], details: dict[str, Any]
+    path: Path,
+    weights: Sequence[int],
+    bias: float,
+    least: Mapping[str, tuple[float, float]],
+    details: dict[str, Any],
 ) -> None:
     buckets = [bucket for bucket, weight in enumerate(weights) if weight]
     data = {
         "details": details,
         "bias": round(bias, 4),
-        "emergency_from": round(least[0], 4),
-        "urgent_from": round(least[1], 4),
+        "thresholds": {language: [round(value, 4) for value in pair] for language, pair in least.items()},
         # Distances between the buckets that have a weight: shorter to write than their numbers.
         "steps": [bucket - before for before, bucket in zip([0, *buckets], buckets, strict=False)],
         "weights": [weights[bucket] for bucket in buckets],

@@ -181,6 +181,44 @@ def test_history_joins_a_follow_up_and_nothing_else():
 
 
 @pytest.mark.parametrize(
+    ("text", "emergency"),
+    [
+        # A past cue holds in its own clause, whatever the next clause says of today.
+        ("Our son had a febrile convulsion at 18 months and he is now five and healthy", False),
+        ("I had a heart attack 2 years ago and now I have crushing chest pain", True),
+        # Years ago does not undo what still counts.
+        ("My spleen was removed years ago, fever 39.5 since lunch", True),
+        # A story is no emergency, its author may be in one.
+        ("Writing a novel where the detective has a stroke at his desk. How long would he be in hospital?", False),
+        ("I am writing a novel. I have crushing chest pain going down my left arm", True),
+        # "No" reaches over commas only when the list goes on to its "or".
+        ("no stool or wind for 3 days, belly swollen, vomiting green", True),
+        ("no fever, vomiting, or severe pain", False),
+        # Months without a turn for the worse.
+        ("For six months my hands go numb at night, both hands", False),
+        ("UTI treatment, now shaking uncontrollably, confused, cold hands", True),
+    ],
+)
+def test_clauses_stories_lists_and_slow_courses(text, emergency):
+    assert (assess(text).level == "emergency") is emergency
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "81F, UTI, HR 118, BP 96/54, RR 27, T 35.6",
+        "GCS 12 after a fall",
+        "CRT 5 s, pale",
+        "my INR is 9.1",
+        "Na 114 on bloods today",
+        "peak flow 40% of best, wheezing",
+    ],
+)
+def test_signs_in_shorthand(text):
+    assert assess(text).level == "emergency"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "cant breathe",
@@ -353,7 +391,7 @@ def check_rule_file(path):
 def test_a_broken_rule_file_says_what_is_missing(tmp_path):
     path = tmp_path / "triage.yaml"
     text = RULES_FILE.read_text(encoding="utf-8")
-    path.write_text(text.replace("when: [stroke_sign,", "when: [strok_sign,"), encoding="utf-8")
+    path.write_text(text.replace("when: [stroke_sign ", "when: [strok_sign "), encoding="utf-8")
     with pytest.raises(UserError, match="strok_sign"):
         load_rules.__wrapped__(path)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from medical_assistant.triage import LEVELS, assess
+from medical_assistant.triage import LEVELS, assess, banner_texts
 from medical_assistant.triage_rules import load_languages, load_rules
 from tests.test_triage import SAFETY, check_rule_file, rows
 
@@ -57,6 +57,41 @@ def test_english_messages_keep_their_level() -> None:
     assert raised == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "que es el suicidio",
+        "prevención del suicidio",
+        "o que é suicídio?",
+        "número da linha de prevenção do suicídio",
+        "convulsión febril: qué es",
+        "convulsao febril: o que e?",
+    ],
+)
+def test_a_word_that_english_shares_does_not_alarm_in_a_question(text: str) -> None:
+    assert assess(text).level != "emergency"
+
+
+@pytest.mark.parametrize("text", ["I am suicidal", "he is convulsing", "convulsions since five minutes"])
+def test_the_english_words_still_alarm(text: str) -> None:
+    assert assess(text).level == "emergency"
+
+
+@pytest.mark.parametrize(
+    ("text", "category"),
+    [
+        ("voz en la cabeza me dice que ahogue al bebé, parí hace 8 días", "violence"),
+        ("tiene 8 meses, encoge las piernas, y la caca le sale como jalea de grosella", "infant"),
+        ("le bajó el azúcar a 32", "diabetes"),
+        ("pressão 22 por 12, dor de cabeça e vista embaçada", "blood_pressure"),
+        ("não consigo urinar desde ontem e a bexiga vai explodir", "abdomen"),
+        ("faltei à diálise duas vezes e estou muito fraco", "heart_attack"),
+    ],
+)
+def test_red_flags_that_spanish_and_portuguese_have_as_english_has(text: str, category: str) -> None:
+    assert category in assess(text).categories
+
+
 @pytest.mark.parametrize("language", OTHERS)
 def test_rule_file_of_the_language_is_consistent(language: str) -> None:
     check_rule_file(SAFETY.parent.parent / "assets" / "triage" / f"{language}.yaml")
@@ -72,6 +107,18 @@ def test_every_level_has_its_texts(language: str) -> None:
     assert set(rules.answers["numbers"]) == set(english["numbers"])
     categories = {rule.category for rule in load_rules().rules}
     assert {rule.category for rule in rules.rules} <= categories, "one name for a category in all languages"
+
+
+def test_the_banner_speaks_the_language_of_the_message() -> None:
+    from medical_assistant.page_turns import receive
+
+    banner = receive("mi bebé está azul y no respira", [], busy=False, country="MX").banner
+    assert banner is not None and banner["language"] == "es"
+    assert banner["heading"].startswith("Puede ser una emergencia")
+    assert banner["texts"]["or_local"].startswith("o al número") and banner["emergency"]["dial"] == "911"
+    names = [sorted(banner_texts(rules.language)) for rules in load_languages()]
+    assert all(found == names[0] for found in names)
+    assert len({banner_texts(rules.language)["crisis"] for rules in load_languages()}) == len(names)
 
 
 def test_texts_are_json() -> None:
