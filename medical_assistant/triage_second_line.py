@@ -82,17 +82,23 @@ def raised_level(text: str, level: str, readings: Sequence[Reading]) -> str:
     `readings`: those of `read_all`. Questions in general, denials, history and spells that are over leave no finding
     there: they are not raised.
     """
-    if level == "emergency" or not is_about_now(readings):
+    language = language_of(text)
+    if level == "emergency" or not language or not is_about_now(readings):
         return level
     probability = second_line(text, readings)
-    thresholds = load_second_line().thresholds[language_of(text)]
+    thresholds = load_second_line().thresholds[language]
     reached = [name for name, least in zip(("emergency", "urgent"), thresholds, strict=True) if probability >= least]
     return min([level, *reached], key=LEVELS.index)
 
 
 def language_of(text: str) -> str:
-    """Return "english" or "other": far fewer messages in the other languages trained the regression."""
+    """Return "english", "other", or "" for what is no sentence of a language with rules, such as code.
+
+    There are two thresholds: far fewer messages in the other languages trained the regression.
+    """
     english, *others = function_word_counts(text)
+    if not english and not any(others):
+        return ""
     return "other" if max(others) > english else "english"
 
 

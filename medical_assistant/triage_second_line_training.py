@@ -212,7 +212,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = [feature_groups(words_of(row.text), found) for row, found in zip(rows, readings, strict=True)]
     weights, bias, probabilities = train(groups, [row.emergency for row in rows])
     scored = [
-        Scored(row, probability, assess_by_rules(row.text).level, is_about_now(found), language_of(row.text))
+        Scored(
+            row,
+            probability,
+            assess_by_rules(row.text).level,
+            is_about_now(found) and bool(language_of(row.text)),
+            language_of(row.text) or "other",
+        )
         for row, probability, found in zip(rows, probabilities, readings, strict=True)
     ]
     least = {

@@ -144,6 +144,7 @@ def test_the_trap_works(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.setattr("builtins.input", lambda prompt="": "y")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(transformers.LlamaConfig, "_auto_class", None)  # which loading sets for ever
     transformers.AutoConfig.from_pretrained(trap(tmp_path, {"model_type": "x"}))
     assert (tmp_path / "marker").exists()
 

@@ -177,7 +177,7 @@ def test_mistake_7_history_reaches_the_model_without_labels(page, engine):
 
 
 def test_a_long_conversation_is_shortened_and_the_page_says_so(page, engine):
-    engine.script, engine.context_tokens = lambda *_: ["word "] * 60, 400
+    engine.script, engine.context_tokens = lambda *_: [f"word{i} " for i in range(60)], 400
     for number in range(3):
         ask(page, f"Question {number}?")
         page.locator("#chat .bot-row").nth(number).wait_for()
@@ -370,7 +370,7 @@ def test_mistake_9_an_emergency_shows_the_notice_and_does_not_generate(page, eng
     [
         ("en-GB", None, EMERGENCY, ["999"], "999 / 112 (United Kingdom)"),
         ("en-GB", "France", "I want to kill myself", ["3114", "15"], "3114 (France)"),
-        ("fr", None, "mon bébé est bleu et ne respire pas", ["112", "911", "999", "000"], "your local number"),
+        ("fr", None, "mon bébé est bleu et ne respire pas", ["112", "911", "999", "000"], "numéro d'urgence"),
     ],
     ids=["browser", "chosen", "no country"],
 )

@@ -181,11 +181,11 @@ def request_with(session):
 @pytest.mark.parametrize(
     ("session", "user"),
     [
-        ({"oauth_info": {"expires_at": time.time() + 60, "userinfo": {"preferred_username": "anna"}}}, "anna"),
+        ({"oauth_info": {"expires_at": time.time() + 3_600, "userinfo": {"preferred_username": "anna"}}}, "anna"),
         ({"oauth_info": {"expires_at": time.time() - 1, "userinfo": {"preferred_username": "anna"}}}, None),
         ({"oauth_info": {"userinfo": {"preferred_username": "anna"}}}, None),
         ({"oauth_info": {"expires_at": "soon", "userinfo": {"preferred_username": "anna"}}}, None),
-        ({"oauth_info": {"expires_at": time.time() + 60}}, None),
+        ({"oauth_info": {"expires_at": time.time() + 3_600}}, None),
         ({"oauth_info": None}, None),
         ({}, None),
         (None, None),

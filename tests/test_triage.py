@@ -412,3 +412,15 @@ def test_no_rule_depends_on_hash_order():
         for seed in ("1", "2")
     }
     assert len(outputs) == 1 and "emergency" in outputs.pop()
+
+
+@pytest.mark.parametrize(
+    "text", ["I can't see any point in going on", "i dont see a reason to wake up", "cant see the point of living"]
+)
+def test_to_see_no_point_in_life_is_no_matter_of_sight(text):
+    assert "suicide" in assess(text).categories
+
+
+@pytest.mark.parametrize("text", ["cant see the point of taking vitamins", "I don't see any point in going to the gym"])
+def test_to_see_no_point_in_something_is_an_ordinary_message(text):
+    assert assess(text).level == "routine"
