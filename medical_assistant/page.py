@@ -42,6 +42,10 @@ def build_page(assistant: Assistant, examples: Sequence[Example], answers: Answe
     """Return the page. `answers` has the queue, counts and limits each client; without it nobody is limited."""
     answers = answers or Answers()
 
+    def forget(request: gr.Request) -> None:
+        """Drop what Gradio keeps of a visitor who has left, for an hour else: a copy of the page's settings."""
+        page.state_holder.session_data.pop(request.session_hash, None)
+
     with gr.Blocks(title="Medical Assistant", analytics_enabled=False, fill_height=True) as page:
         _html("header", elem_id="top")
         _html("first_use", elem_id="first-use", js_on_load=_asset("first_use.js"))
@@ -58,6 +62,7 @@ def build_page(assistant: Assistant, examples: Sequence[Example], answers: Answe
             with gr.Tab("About", elem_id="about"):
                 gr.Markdown(_about(assistant), latex_delimiters=[])
         page.load(_country_of_browser, None, country, **STEP_ONE)
+        page.unload(forget)
         gr.api(
             _api_endpoint(assistant, answers),
             api_name="chat",

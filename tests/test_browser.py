@@ -609,6 +609,17 @@ def test_a_question_can_be_stopped_while_it_waits_in_the_queue(browser, serve):
         page.context.close()
 
 
+def test_the_server_forgets_a_visitor_whose_tab_is_closed(browser, serve):
+    server = serve(StubEngine())
+    page = open_page(browser, server.local_url)
+    ask(page, "planted-question?")
+    wait_for_text(page, "answer to: planted-question?")
+    sessions = server.state_holder.session_data
+    assert sessions and not any("planted" in repr(session.config_values) for session in sessions.values())
+    page.context.close()
+    wait_until(lambda: not sessions)
+
+
 def test_the_settings_reach_the_model(page, engine):
     page.click("#settings >> text=Settings")
     page.locator("#settings input[type=number] >> nth=3").wait_for()
