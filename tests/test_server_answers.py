@@ -259,7 +259,8 @@ def test_neither_text_nor_client_is_logged_or_counted(words, peer):
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    assert len(records) == 4
+    # What an earlier test left running may log too, as long as it is not the text.
+    assert sum(record.startswith("answer ") for record in records) == 4
     kept = "\n".join(records) + answers.metrics.text()
     assert words not in kept and str(peer) not in kept
 
