@@ -30,6 +30,11 @@ def test_mistake_10_load_and_safety_figures_come_from_the_committed_benchmarks()
         first, whole = row["first_text_s"], row["whole_answer_s"]["p95"]
         cells = [row["users"], row["lost"], row["tokens_per_s"], row["tokens_per_s_and_user"], *first.values(), whole]
         assert f"| {' | '.join(map(str, cells))} |" in README
+    memory = json.loads((results / "memory.json").read_text(encoding="utf-8"))
+    for name in ("page", "model"):
+        sizes = f"from {memory['mb_after_warm_up'][name]} to {memory['mb_at_the_end'][name]} MB"
+        assert sizes in " ".join(README.split())
+    assert memory["conversations"] == 2000 and all(grown < 20 for grown in memory["grown_mb"].values())
     text = (ROOT / "assets" / "safety" / "README.md").read_text(encoding="utf-8")
     rows = json.loads((results / "safety.json").read_text(encoding="utf-8"))["rows"]
     for row in rows:
