@@ -9,7 +9,6 @@ checked.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
 from medical_assistant.adapter import ADAPTER_FILES, GGUF_FILE
-from medical_assistant.download_check import check_download
+from medical_assistant.download_check import COMMIT_HASH, check_cached, check_download
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.hub_errors import FAILURES, HubUnavailable, explain, is_transient, retry, root_cause
 
@@ -33,8 +32,6 @@ SERVED_FILES = (CONFIG, WEIGHTS, "prompt.json", GGUF_FILE)  # an adapter is serv
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # unpickling runs code: never moved
 TIMEOUT_S = 10.0
 
-COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 # git-check-ref-format(1), narrowed: huggingface_hub joins the revision to a path of its cache.
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,254}[A-Za-z0-9_-])?")
 
@@ -137,11 +134,11 @@ def find_adapter(
         # huggingface_hub notes a new commit before it has its files: offline, what it had before is asked for.
         wanted = known or revision if local_files_only else revision
         folder = snapshot(wanted, local_files_only)
-        broken = _remove_broken_files(folder, name)
+        broken = check_cached(folder, SERVED_FILES, name)
         if broken:
             removed.extend(broken)
             folder = snapshot(wanted, local_files_only)
-            if _remove_broken_files(folder, name):
+            if check_cached(folder, SERVED_FILES, name):
                 raise HubUnavailable(f"{name} arrived broken twice: check proxy and disk, then try again.")
         return folder
 
@@ -234,25 +231,3 @@ def _cached(name: str, revision: str | None, download: Callable[[bool], Path]) -
         raise HubUnavailable(f"{name} is not in the cache: try again when the Hub answers.") from error
     except FAILURES as error:
         raise explain(error, name, revision) from error
-
-
-def _remove_broken_files(folder: Path, name: str) -> list[str]:
-    """Return the served files of a snapshot that are broken, no longer in the cache. Reads all: 20 MB in 20 ms."""
-    files = {file: (folder / file).resolve() for file in SERVED_FILES if (folder / file).is_file()}
-    broken = [file for file, blob in files.items() if not _is_sound(blob)]
-    for file in broken:
-        logger.warning("%s of %s was broken in the cache: removed it", file, name)
-        (folder / file).unlink()
-        files[file].unlink(missing_ok=True)
-    return broken
-
-
-def _is_sound(blob: Path) -> bool:
-    is_sha256 = bool(_SHA256.fullmatch(blob.name))
-    if not is_sha256 and not COMMIT_HASH.fullmatch(blob.name):
-        return True
-    content = blob.read_bytes()
-    if is_sha256:
-        return hashlib.sha256(content).hexdigest() == blob.name
-    git = hashlib.sha1(b"blob %d\0" % len(content) + content)
-    return blob.name in (git.hexdigest(), hashlib.sha1(content).hexdigest())

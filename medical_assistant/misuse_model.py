@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.hashed_features import BUCKETS, features
+from medical_assistant.hashed_features import BUCKETS, SCALE, features, scaled_sum, words_in
 from medical_assistant.presets import ASSETS
 
 MODEL_FILE = ASSETS / "misuse_model.json"
-SCALE = 100  # weights are stored as whole hundredths
 MIN_WORDS = 4  # shorter pieces say too little
-_WORD = re.compile(r"[a-z]+|\d+")
 _SENTENCE_END = re.compile(r"[.!?;\n]+")
 _WINDOW_WORDS, _OVERLAP_WORDS = 60, 15  # a text without stops is read in parts, as training rows are one sentence long
 
@@ -44,18 +42,12 @@ class MisuseModel:
         return max(map(self._score, _parts(text)), default=-math.inf)
 
     def _score(self, words: tuple[str, ...]) -> float:
-        buckets = features(words)
-        return self.bias + sum(self.weights[bucket] for bucket in buckets) / math.sqrt(len(buckets))
-
-
-def words_of(text: str) -> tuple[str, ...]:
-    """Return the words of a normalised text; all numbers are one word."""
-    return tuple("#" if word[0].isdigit() else word for word in _WORD.findall(text))
+        return self.bias + scaled_sum(self.weights, features(words))
 
 
 def _parts(text: str) -> Iterator[tuple[str, ...]]:
     for sentence in dict.fromkeys(_SENTENCE_END.split(text)):
-        words = words_of(sentence)
+        words = words_in(sentence)
         for start in range(0, max(1, len(words) - _OVERLAP_WORDS), _WINDOW_WORDS - _OVERLAP_WORDS):
             part = words[start : start + _WINDOW_WORDS]
             if len(part) >= MIN_WORDS:

@@ -23,9 +23,12 @@ from typing import Any
 import yaml
 
 from medical_assistant.errors import UserError
+from medical_assistant.hashed_features import features, words_in
+from medical_assistant.hashed_training import feature_matrix, stored_weights
 from medical_assistant.misuse import GENERAL, MISUSE_FILE, assess_misuse
-from medical_assistant.misuse_model import BUCKETS, MODEL_FILE, SCALE, features, load_model, words_of
+from medical_assistant.misuse_model import MODEL_FILE, load_model
 from medical_assistant.presets import ASSETS
+from medical_assistant.records import file_sha256, read_source
 from medical_assistant.triage_reading import normalise
 from medical_assistant.triage_rules import load_rules
 
@@ -42,10 +45,7 @@ SMALLEST_WEIGHT = 3  # in units of 1 / SCALE; smaller ones change no score by mo
 
 def read_texts(path: Path) -> list[str]:
     """Return the different texts of a JSONL file. `UserError`: no such file, or no text in it."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give a JSONL file.") from error
+    rows = read_source(str(path)).rows
     texts = [next((str(row[key]) for key in TEXT_KEYS if row.get(key)), "") for row in rows]
     found = list(dict.fromkeys(text for text in texts if text))
     if not found:
@@ -90,15 +90,11 @@ def train(rows: Sequence[Row]) -> tuple[list[int], float, float, dict[str, float
     harder than any real message (frames of harmful requests around harmless actions).
     """
     import numpy as np
-    from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
 
     rules = load_rules(MISUSE_FILE)
-    hashed = [sorted(features(words_of(normalise(row.text, rules)))) for row in rows]
-    starts = np.cumsum([0, *map(len, hashed)])
-    values = np.concatenate([np.full(len(buckets), len(buckets) ** -0.5) for buckets in hashed])
-    matrix = csr_matrix((values, np.concatenate(hashed), starts), shape=(len(rows), BUCKETS))
+    matrix = feature_matrix([[features(words_in(normalise(row.text, rules)))] for row in rows])
     labels, own = np.array([row.harmful for row in rows]), np.array([row.own for row in rows])
     weights = np.where(own, OWN_WEIGHT, 1.0)
 
@@ -114,10 +110,8 @@ def train(rows: Sequence[Row]) -> tuple[list[int], float, float, dict[str, float
     threshold = float(np.quantile(scores[labels & ~own], 1 - FOUND))
     reached = {"ordinary": ~labels & ~own, "own_ordinary": ~labels & own}
     model = fit(np.arange(len(rows)))
-    rounded = [int(weight) for weight in np.rint(model.coef_[0] * SCALE)]
-    kept = [weight if abs(weight) >= SMALLEST_WEIGHT else 0 for weight in rounded]
     return (
-        kept,
+        stored_weights(model.coef_[0], SMALLEST_WEIGHT),
         float(model.intercept_[0]),
         threshold,
         {name: round(float((scores[members] >= threshold).mean()), 5) for name, members in reached.items()},
@@ -143,14 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=MODEL_FILE)
     arguments = parser.parse_args(argv)
     rows = own_rows()
-    sources = [{"name": OWN_ROWS.name, "sha256": _sha256(OWN_ROWS), "rows": len(rows)}]
+    sources = [{"name": OWN_ROWS.name, "sha256": file_sha256(OWN_ROWS), "rows": len(rows)}]
     left_out: dict[str, list[str]] = {}
     for paths, harmful in ((arguments.requests, True), (arguments.ordinary, False)):
         for path in paths:
             texts = read_texts(path)
             chosen = [text for text in texts if trains(text)]
             rows += [Row(text, harmful, text) for text in chosen]
-            sources.append({"name": path.name, "sha256": _sha256(path), "rows": len(chosen)})
+            sources.append({"name": path.name, "sha256": file_sha256(path), "rows": len(chosen)})
             left_out[path.name] = [text for text in texts if not trains(text)]
     weights, bias, threshold, reached = train(rows)
     details: dict[str, Any] = {
@@ -177,10 +171,6 @@ def _write(path: Path, weights: Sequence[int], bias: float, threshold: float, de
         "weights": [weights[bucket] for bucket in index],
     }
     path.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medical_assistant.emergency_numbers import number_line
-from medical_assistant.triage_reading import Reading, function_word_counts, read, read_all
+from medical_assistant.triage_reading import Reading, read, read_all
 from medical_assistant.triage_rules import LEVELS, Rule, Rules, load_languages
 from medical_assistant.triage_second_line import raised_level
 
@@ -56,8 +56,10 @@ def assess(message: str, history: Sequence[str] = (), country: str = "") -> Tria
     level = raised_level(str(message), triage.level, readings)
     if level == triage.level:
         return triage
-    votes = zip(load_languages(), readings, function_word_counts(str(message)), strict=True)
-    rules, *_ = max(votes, key=lambda vote: (bool(vote[1].concepts), vote[2], len(vote[1].concepts)))
+    rules, _ = max(
+        zip(load_languages(), readings, strict=True),
+        key=lambda pair: (bool(pair[1].concepts), pair[1].function_words, len(pair[1].concepts)),
+    )
     return _raised(triage, level, rules, country)
 
 
@@ -71,13 +73,13 @@ def assess_by_rules(
 ) -> Triage:
     """As `assess`, without the second line. `readings`: those of `read_all`, where they are known already."""
     earlier = [str(text) for text in history]
+    readings = readings or read_all(str(message))
     found = [
-        _assess(reading, earlier, rules, country)
-        for rules, reading in zip(load_languages(), readings or read_all(str(message)), strict=True)
+        (_assess(reading, earlier, rules, country), reading)
+        for rules, reading in zip(load_languages(), readings, strict=True)
     ]
-    votes = function_word_counts(str(message))  # "convulsion" is a word of three languages
-    ranked = zip(found, votes, strict=True)
-    return min(ranked, key=lambda pair: (LEVELS.index(pair[0].level), -pair[1], -len(pair[0].reasons)))[0]
+    # "convulsion" is a word of three languages.
+    return min(found, key=lambda pair: (LEVELS.index(pair[0].level), -pair[1].function_words, -len(pair[0].reasons)))[0]
 
 
 def _raised(triage: Triage, level: str, rules: Rules, country: str) -> Triage:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medical_assistant.triage_rules import NUMBER_WORDS, Phrase, Rules, load_languages
 
@@ -44,13 +44,15 @@ class Reading:
     """One message, or several joined.
 
     `concepts`: names from the rule file. `measures`: (name with its unit, value). `follows_up`: whether it
-    may continue an earlier message. `over`: whether it says that all is well again.
+    may continue an earlier message. `over`: whether it says that all is well again. `function_words`: how many words
+    of the message are function words of the language whose rules read it, 0 where they did not.
     """
 
     concepts: frozenset[str] = frozenset()
     measures: tuple[tuple[str, float], ...] = ()
     follows_up: bool = False
     over: bool = False
+    function_words: int = 0
 
     def join(self, other: Reading) -> Reading:
         """Return the findings of both."""
@@ -63,21 +65,14 @@ def read_all(message: str) -> tuple[Reading, ...]:
     English reads everything: a forged frame may be in any language. The others read nothing in a message that is
     clearly English and has no word of theirs: "pain" and "45 to 70" mean something else there.
     """
-    english, *others = load_languages()
-    in_english, *in_others = function_word_counts(message)
-    return (
-        read(message, english),
-        *(
-            Reading() if in_english >= _CLEAR and not count else read(message, rules)
-            for rules, count in zip(others, in_others, strict=True)
-        ),
-    )
-
-
-def function_word_counts(message: str) -> tuple[int, ...]:
-    """Return how many words of `message` are function words of each language, in the order of `load_languages`."""
     words = re.findall(r"[a-z]+", _without_marks(message[:_MAX_CHARACTERS].lower()))
-    return tuple(sum(word in rules.function_words for word in words) for rules in load_languages())
+    counts = [sum(word in rules.function_words for word in words) for rules in load_languages()]
+    return tuple(
+        replace(read(message, rules), function_words=count)
+        if count or counts[0] < _CLEAR
+        else Reading()  # English itself has a count here
+        for rules, count in zip(load_languages(), counts, strict=True)
+    )
 
 
 def _without_marks(text: str) -> str:

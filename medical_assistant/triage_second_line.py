@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.hashed_features import BUCKETS, features, hashed
+from medical_assistant.hashed_features import BUCKETS, SCALE, features, hashed, scaled_sum, words_in
 from medical_assistant.presets import ASSETS
-from medical_assistant.triage_reading import Reading, function_word_counts, normalise
+from medical_assistant.triage_reading import Reading, normalise
 from medical_assistant.triage_rules import LEVELS, load_rules
 
 MODEL_FILE = ASSETS / "triage_second_line.json"
-SCALE = 100  # weights are stored as whole hundredths
 MIN_WORDS = 5  # shorter messages say too little: "I feel faint now" is no emergency by itself
 MAX_WORDS = 400  # a long history is read from both ends
 MAX_CONCEPTS = 30  # bounds the pairs; a vignette has about ten
-_WORD = re.compile(r"[a-z]+|\d+")
 
 
 @dataclass(frozen=True)
@@ -57,11 +54,7 @@ def second_line(text: str, readings: Sequence[Reading]) -> float:
     if len(words) < MIN_WORDS:
         return 0.0
     model = load_second_line()
-    score = model.bias + sum(
-        sum(model.weights[bucket] for bucket in buckets) / math.sqrt(len(buckets))
-        for buckets in feature_groups(words, readings)
-        if buckets
-    )
+    score = model.bias + sum(scaled_sum(model.weights, buckets) for buckets in feature_groups(words, readings))
     return 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
 
 
@@ -82,7 +75,7 @@ def raised_level(text: str, level: str, readings: Sequence[Reading]) -> str:
     `readings`: those of `read_all`. Questions in general, denials, history and spells that are over leave no finding
     there: they are not raised.
     """
-    language = language_of(text)
+    language = language_of(readings)
     if level == "emergency" or not language or not is_about_now(readings):
         return level
     probability = second_line(text, readings)
@@ -91,12 +84,12 @@ def raised_level(text: str, level: str, readings: Sequence[Reading]) -> str:
     return min([level, *reached], key=LEVELS.index)
 
 
-def language_of(text: str) -> str:
+def language_of(readings: Sequence[Reading]) -> str:
     """Return "english", "other", or "" for what is no sentence of a language with rules, such as code.
 
     There are two thresholds: far fewer messages in the other languages trained the regression.
     """
-    english, *others = function_word_counts(text)
+    english, *others = (reading.function_words for reading in readings)
     if not english and not any(others):
         return ""
     return "other" if max(others) > english else "english"
@@ -110,9 +103,9 @@ def is_about_now(readings: Sequence[Reading]) -> bool:
 
 def words_of(text: str) -> tuple[str, ...]:
     """Return the first and last words of the normalised text, at most `MAX_WORDS`; all numbers are one word."""
-    found = ["#" if word[0].isdigit() else word for word in _WORD.findall(normalise(text, load_rules()))]
+    found = words_in(normalise(text, load_rules()))
     half = MAX_WORDS // 2
-    return tuple(found if len(found) <= MAX_WORDS else found[:half] + found[-half:])
+    return found if len(found) <= MAX_WORDS else found[:half] + found[-half:]
 
 
 @lru_cache(maxsize=4)

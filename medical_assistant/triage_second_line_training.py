@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
+from medical_assistant.hashed_training import feature_matrix, stored_weights
 from medical_assistant.presets import ASSETS
+from medical_assistant.records import file_sha256, read_source
 from medical_assistant.triage import assess_by_rules
 from medical_assistant.triage_reading import read_all
 from medical_assistant.triage_second_line import (
-    BUCKETS,
     MIN_WORDS,
     MODEL_FILE,
-    SCALE,
     feature_groups,
     is_about_now,
     language_of,
@@ -113,17 +113,10 @@ def ordinary_rows(path: Path) -> list[Row]:
 def train(feature_groups: Sequence[Sequence[set[int]]], labels: Sequence[bool]) -> tuple[list[int], float, list[float]]:
     """Return (weights in units of 1 / `SCALE`, bias, probability of each row by a model trained without it)."""
     import numpy as np
-    from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
 
-    columns, values, starts = [], [], [0]
-    for groups in feature_groups:
-        for group in filter(None, groups):
-            columns += sorted(group)
-            values += [len(group) ** -0.5] * len(group)
-        starts.append(len(columns))
-    matrix = csr_matrix((values, columns, starts), shape=(len(labels), BUCKETS))
+    matrix = feature_matrix(feature_groups)
     wanted = np.array(labels)
 
     def fit(members: Any) -> Any:
@@ -134,8 +127,7 @@ def train(feature_groups: Sequence[Sequence[set[int]]], labels: Sequence[bool]) 
     for members, others in StratifiedKFold(FOLDS, shuffle=True, random_state=SEED).split(matrix, wanted):
         probabilities[others] = fit(members).predict_proba(matrix[others])[:, 1]
     model = fit(np.arange(len(wanted)))
-    rounded = [int(weight) for weight in np.rint(model.coef_[0] * SCALE)]
-    kept = [weight if abs(weight) >= SMALLEST_WEIGHT else 0 for weight in rounded]
+    kept = stored_weights(model.coef_[0], SMALLEST_WEIGHT)
     return kept, float(model.intercept_[0]), [float(p) for p in probabilities]
 
 
@@ -215,9 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Scored(
             row,
             probability,
-            assess_by_rules(row.text).level,
-            is_about_now(found) and bool(language_of(row.text)),
-            language_of(row.text) or "other",
+            assess_by_rules(row.text, readings=found).level,
+            is_about_now(found) and bool(language_of(found)),
+            language_of(found) or "other",
         )
         for row, probability, found in zip(rows, probabilities, readings, strict=True)
     ]
@@ -228,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "trained_on": [
             {
                 "name": path.name,
-                "sha256": _sha256(path),
+                "sha256": file_sha256(path),
                 "rows": sum(row.name in (path.name, path.stem) for row in rows),
             }
             for path in files
@@ -242,10 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give a JSONL file.") from error
+    return read_source(str(path)).rows
 
 
 def _write(
@@ -269,10 +258,6 @@ def _write(
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

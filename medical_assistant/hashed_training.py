@@ -1,0 +1,27 @@
+"""What both trainings of hashed regressions share: the matrix that scikit-learn takes, the weights that are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from medical_assistant.hashed_features import BUCKETS, SCALE
+
+
+def feature_matrix(rows: Sequence[Sequence[set[int]]]) -> Any:
+    """Return a sparse matrix of (rows, `BUCKETS`); each group of a row's buckets is scaled as `scaled_sum` does."""
+    from scipy.sparse import csr_matrix
+
+    columns, values, starts = list[int](), list[float](), [0]
+    for groups in rows:
+        for group in filter(None, groups):
+            columns += sorted(group)
+            values += [len(group) ** -0.5] * len(group)
+        starts.append(len(columns))
+    return csr_matrix((values, columns, starts), shape=(len(rows), BUCKETS))
+
+
+def stored_weights(coefficients: Any, smallest: int) -> list[int]:
+    """Return the weights in units of 1 / `SCALE`, 0 for those below `smallest` units."""
+    rounded = [round(float(weight) * SCALE) for weight in coefficients]
+    return [weight if abs(weight) >= smallest else 0 for weight in rounded]
