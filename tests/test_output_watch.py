@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
 from medical_assistant.output_watch import MAX_SENTENCE_CHARACTERS, NEEDS, RULES, OutputWatch, load_meanings, load_rules
+from tests.timing import cpu_s
 
 ROWS = Path(__file__).parent / "safety" / "output_watch.jsonl"
 BAD = "Stop taking your insulin."
@@ -254,13 +254,14 @@ def test_a_sentence_takes_under_five_milliseconds():
     sentences = [row["text"] for row in rows() if row["rule"] is None] * 2
     watch = OutputWatch("", ["flag"], True)
     watch.feed("Warm up. ")
-    start_s = time.process_time()
-    for sentence in sentences:
-        for token in re.findall(r"\s?\S{1,4}", sentence + "\n"):
-            watch.feed(token)
-        watch.feed("\n")
-    watch.finish()
-    assert (time.process_time() - start_s) / len(sentences) < 0.005  # measured: 1.3 ms on WikiDoc and MedQuAD answers
+
+    def watch_all():
+        for sentence in sentences:
+            for token in re.findall(r"\s?\S{1,4}", sentence + "\n"):
+                watch.feed(token)
+            watch.feed("\n")
+
+    assert cpu_s(watch_all, runs=1) / len(sentences) < 0.005  # measured: 1.3 ms on WikiDoc and MedQuAD answers
 
 
 @pytest.mark.parametrize(
@@ -283,9 +284,7 @@ def test_a_sentence_takes_under_five_milliseconds():
 )
 def test_the_time_is_linear(hostile):
     text = hostile * (20_000 // len(hostile))
-    start_s = time.process_time()
-    watched(text, "", ["flag"], True)
-    assert time.process_time() - start_s < 2.0  # 50 windows of 400 characters
+    assert cpu_s(lambda: watched(text, "", ["flag"], True), runs=1) < 2.0  # 50 windows of 400 characters
 
 
 def test_rules_have_sources_and_bounded_repeats():

@@ -1,7 +1,6 @@
 """The learned second line: it raises and never lowers, leaves questions alone; its file, training, the vignettes."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from medical_assistant.triage_second_line import (
     second_line,
     words_of,
 )
+from tests.timing import cpu_s
 
 SAFETY = Path(__file__).parent / "safety"
 
@@ -157,16 +157,11 @@ def test_a_broken_file_says_what_to_do(tmp_path, content):
 
 def test_a_message_takes_less_than_50_ms():
     for text in ["crushing chest pain going down my left arm", "I went for a walk and then we had tea. " * 60]:
-        probability(text)  # loads the weights
-        started = time.process_time()  # not wall time: other processes share the machine
-        raised(text, "routine")
-        assert time.process_time() - started < 0.05
+        assert cpu_s(lambda text=text: raised(text, "routine")) < 0.05
 
 
 def test_100_000_characters_take_less_than_a_second():
-    started = time.process_time()
-    raised("chest pain " * 9_000, "routine")
-    assert time.process_time() - started < 1.0
+    assert cpu_s(lambda: raised("chest pain " * 9_000, "routine")) < 1.0
 
 
 # ---- training ------------------------------------------------------------------------------------------
