@@ -9,8 +9,9 @@ with it, this module decides.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from medical_assistant.emergency_numbers import number_line
 from medical_assistant.triage_reading import Reading, read, read_all
@@ -129,19 +130,25 @@ def _assess(current: Reading, history: Sequence[str], rules: Rules, country: str
 
 
 def _fire(rules: Rules, reading: Reading) -> list[Rule]:
-    """Return the rules that hold, in file order."""
+    """Return the rules that hold, in file order; none does without a finding, which most languages do not have."""
+    if not reading.concepts and not reading.measures:
+        return []
+    true = {part for part in rules.parts if _condition(part)(reading)}
+    return [rule for rule in rules.rules if any(true.issuperset(line) for line in rule.when)]
 
-    def holds(part: str) -> bool:
-        if part.startswith("not "):
-            return not holds(part[4:])
-        words = part.split()
-        if len(words) == 3 and words[1] in _COMPARE:
-            return any(
-                name == words[0] and _COMPARE[words[1]](value, float(words[2])) for name, value in reading.measures
-            )
-        return any(concept in reading.concepts for concept in part.split("|"))
 
-    return [rule for rule in rules.rules if any(all(holds(part) for part in line) for line in rule.when)]
+@cache  # as many as the rules files have: about 900
+def _condition(part: str) -> Callable[[Reading], bool]:
+    """Return what tells whether one part of a rule ("a|b", "not a", "oxygen_percent < 92") holds for a reading."""
+    if part.startswith("not "):
+        condition = _condition(part[4:])
+        return lambda reading: not condition(reading)
+    words = part.split()
+    if len(words) == 3 and words[1] in _COMPARE:
+        measure, compare, bound = words[0], _COMPARE[words[1]], float(words[2])
+        return lambda reading: any(name == measure and compare(value, bound) for name, value in reading.measures)
+    concepts = frozenset(part.split("|"))
+    return lambda reading: not concepts.isdisjoint(reading.concepts)
 
 
 def _fill(template: str, reasons: Sequence[str]) -> str:

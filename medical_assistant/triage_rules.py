@@ -68,6 +68,7 @@ class Rules:
     phrases: dict[int, list[Phrase]]
     idioms: dict[int, list[Phrase]]
     rules: list[Rule]
+    parts: frozenset[str]  # of all lines of all rules
     measures: dict[str, tuple[float, float, list[re.Pattern[str]]]]
     sources: dict[str, str]
     answers: dict[str, Any]
@@ -249,6 +250,7 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
         phrases=_index([phrase for phrase in compiled if phrase.concept != "idioms"]),
         idioms=_index([phrase for phrase in compiled if phrase.concept == "idioms"]),
         rules=rules,
+        parts=frozenset(parts),
         measures={
             name: (
                 measure["range"][0],
@@ -299,6 +301,8 @@ def _check(rules: list[Rule], data: dict[str, Any], file: str) -> None:
         if rule.source not in data["sources"]:
             raise UserError(f"{file}: source {rule.source!r} of {rule.reason!r} is unknown: add it.")
         for line in rule.when:
+            if all(part.startswith("not ") for part in line):
+                raise UserError(f"{file}: a line of {rule.reason!r} asks for no finding: add one.")
             for part in line:
                 for name in names_in(part):
                     if name not in known:
