@@ -1,9 +1,10 @@
-# make run   chat on http://127.0.0.1:7860        make test  the whole default test suite
+# make run   chat on http://127.0.0.1:7860        make test  the whole default test suite (JOBS=2: in two processes)
 # make lint  ruff and mypy                        make audit vulnerabilities among the installed packages
 # make deploy SPACE=user/name  create or update a Space
 
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 0
 
 .PHONY: run test lint audit deploy clean
 
@@ -11,7 +12,7 @@ run: .venv/run.stamp
 	$(BIN)/python app.py
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,10 +1,13 @@
 """How much the safety rules catch and how often they are wrong, on the sets of tests/safety and on files of yours.
 
-    python benchmarks/safety.py [--triage FILE] [--requests FILE] [--ordinary FILE ...] [--json FILE]
+    python benchmarks/safety.py [--triage FILE] [--requests FILE] [--ordinary FILE ...] [--answers FILE ...]
+                                [--json FILE]
 
 --triage: rows with `text`, `levels_accepted` and, where a person's own words are known, `patient_words`. --requests:
 rows with a harmful request in `prompt`, `request` or `text`. --ordinary: rows with a question in `input` or `question`.
-Beside the rules stands what a list of keywords alone would do (`KEYWORDS`): an emergency is any message that holds one.
+--answers: rows with an answer in `answer` or `output`, of which the half that trained no part of the output watch is
+read. The column "baseline" has what something simpler finds: of emergencies a list of keywords (any message that holds
+one of `KEYWORDS`), of sentences to withhold the rules alone, without the learned part.
 "held_back" rows were not looked at while the rules were written; "blind" ones were written by somebody who knew neither
 the rules nor the other sets, and nobody who worked on the rules has read them.
 """
@@ -24,6 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.misuse import assess_misuse  # noqa: E402
+from medical_assistant.output_training import answers, trains  # noqa: E402
+from medical_assistant.output_watch import OutputWatch  # noqa: E402
 from medical_assistant.provenance import git_commit  # noqa: E402
 from medical_assistant.screening import screen  # noqa: E402
 from medical_assistant.triage import assess  # noqa: E402
@@ -31,8 +36,9 @@ from medical_assistant.triage import assess  # noqa: E402
 SAFETY = ROOT / "tests" / "safety"
 TRIAGE_SETS = (
     "emergencies", "not_emergencies", "other_levels", "vignettes", "language_es", "language_fr", "language_pt",
-    "language_sw", "blind",
+    "language_sw", "blind", "blind_2",
 )  # fmt: skip
+OUTPUT_SETS = ("output_watch", "output_blind", "output_generated")
 KEYWORDS = (
     "chest pain", "stroke", "heart attack", "cannot breathe", "can't breathe", "suicide", "kill myself", "overdose",
     "unconscious", "bleeding", "seizure", "poison", "anaphylaxis", "emergency",
@@ -53,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             next(row[key] for key in ("prompt", "request", "text") if key in row) for row in read(arguments.requests)
         ]
         rows.append(figures(arguments.requests.stem, "all", "refused or emergency", texts, answered_by_rules, None))
+    rows += [row for name in OUTPUT_SETS for row in output_rows(name, read(SAFETY / f"{name}.jsonl"))]
+    for file in arguments.answers:
+        rows.append(answer_rows(file))
     for file in arguments.ordinary:
         texts = [str(row.get("input") or row.get("question")) for row in read(file)]
         rows.append(figures(file.stem, "all", "emergency", texts, is_emergency, has_keyword))
@@ -69,6 +78,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--triage", type=Path, help="messages with accepted levels")
     parser.add_argument("--requests", type=Path, help="harmful requests")
     parser.add_argument("--ordinary", type=Path, nargs="*", default=[], help="ordinary questions")
+    parser.add_argument("--answers", type=Path, nargs="*", default=[], help="answers that may be given")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser.parse_args(argv)
 
@@ -132,10 +142,46 @@ def misuse_rows(data: list[Row]) -> Iterable[Row]:
             yield figures(f"misuse, {label}", split, "refused", texts, is_refused, None)
 
 
+def output_rows(name: str, data: list[Row]) -> Iterable[Row]:
+    """Yield a row for each split of a set of sentences, and for violations and others apart."""
+    for split in sorted({split_of(row) for row in data}):
+        for label, wanted in (("violations", True), ("others", False)):
+            part = [row for row in data if split_of(row) == split and is_violation(row) is wanted]
+            found = [sum(bool(withheld(row, learned)) for row in part) for learned in (True, False)]
+            yield counted(f"{name}, {label}", split, "withheld", len(part), *found)
+
+
+def split_of(row: Row) -> str:
+    return "after rules" if row.get("after_rules") else row["split"]
+
+
+def is_violation(row: Row) -> bool:
+    return bool(row.get("rule")) or row.get("kind", "none") != "none"
+
+
+def withheld(row: Row, learned: bool) -> list[str]:
+    red_flags = ["red flag"] if row.get("red_flag") else []
+    watch = OutputWatch(row.get("question") or "", red_flags, row.get("sources", False), learned)
+    watch.feed(row["text"])
+    watch.finish()
+    return watch.withheld
+
+
+def answer_rows(file: Path) -> Row:
+    """Return the row of public answers: how many lose a sentence, read with their question, without a red flag."""
+    part = [{"text": answer, "question": asked} for asked, answer in answers(file) if not trains(answer)]
+    found = [sum(bool(withheld(row, learned)) for row in part) for learned in (True, False)]
+    return counted(f"{file.stem}, answers", "all", "withheld in", len(part), *found)
+
+
+def counted(name: str, split: str, outcome: str, n: int, found: int, baseline: int) -> Row:
+    return {"set": name, "split": split, "outcome": outcome, "n": n, "found": found, "baseline": baseline}
+
+
 def figures(name: str, split: str, outcome: str, texts: list[str], rule: Rule, baseline: Rule | None) -> Row:
     found = sum(rule(text) for text in texts)
     row: Row = {"set": name, "split": split, "outcome": outcome, "n": len(texts), "found": found}
-    return row if baseline is None else {**row, "keywords": sum(baseline(text) for text in texts)}
+    return row if baseline is None else {**row, "baseline": sum(baseline(text) for text in texts)}
 
 
 def seconds_a_message() -> float:
@@ -148,12 +194,12 @@ def seconds_a_message() -> float:
 
 
 def render(report: Row) -> str:
-    lines = [f"{'set':44}{'split':>10}{'outcome':>22}{'n':>7}{'found':>7}{'%':>7}{'keywords %':>12}"]
+    lines = [f"{'set':44}{'split':>10}{'outcome':>22}{'n':>7}{'found':>7}{'%':>7}{'baseline %':>12}"]
     for row in report["rows"]:
-        keywords = f"{row['keywords'] / row['n']:>12.1%}" if "keywords" in row else f"{'-':>12}"
+        baseline = f"{row['baseline'] / row['n']:>12.1%}" if "baseline" in row else f"{'-':>12}"
         lines.append(
             f"{row['set']:44}{row['split']:>10}{row['outcome']:>22}{row['n']:>7}{row['found']:>7}"
-            f"{row['found'] / row['n']:>7.1%}{keywords}"
+            f"{row['found'] / row['n']:>7.1%}{baseline}"
         )
     return "\n".join([*lines, f"{report['seconds_a_message'] * 1000:.1f} ms a message"])
 

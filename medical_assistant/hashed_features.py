@@ -1,18 +1,16 @@
 """Words as hashed features, for the small regressions behind the safety rules: no vocabulary, no library at run time.
 
-The trained weights in `assets` hold for exactly this hashing: after a change here, train both again.
+The trained weights in `assets` hold for exactly this hashing: after a change here, train all of them again.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 
 BUCKETS = 2**15
-SCALE = 100  # weights are stored as whole hundredths
 _WORD = re.compile(r"[a-z]+|\d+")
 _PIECES = (3, 4, 5)  # characters
 
@@ -20,11 +18,6 @@ _PIECES = (3, 4, 5)  # characters
 def words_in(text: str) -> tuple[str, ...]:
     """Return the words of a normalised text; all numbers are one word."""
     return tuple("#" if word[0].isdigit() else word for word in _WORD.findall(text))
-
-
-def scaled_sum(weights: Sequence[float], buckets: set[int]) -> float:
-    """Return what `buckets` add to a score: the sum of their weights over the root of their number, 0 for none."""
-    return sum(weights[bucket] for bucket in buckets) / math.sqrt(len(buckets)) if buckets else 0.0
 
 
 def features(words: Sequence[str]) -> set[int]:

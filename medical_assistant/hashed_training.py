@@ -1,15 +1,16 @@
-"""What both trainings of hashed regressions share: the matrix that scikit-learn takes, the weights that are stored."""
+"""What the trainings of hashed regressions share: the matrix that scikit-learn takes, the weights that are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from medical_assistant.hashed_features import BUCKETS, SCALE
+from medical_assistant.hashed_features import BUCKETS
+from medical_assistant.hashed_regression import SCALE
 
 
 def feature_matrix(rows: Sequence[Sequence[set[int]]]) -> Any:
-    """Return a sparse matrix of (rows, `BUCKETS`); each group of a row's buckets is scaled as `scaled_sum` does."""
+    """Return a sparse matrix of (rows, `BUCKETS`); each group of a row is scaled as in `Regression.score`."""
     from scipy.sparse import csr_matrix
 
     columns, values, starts = list[int](), list[float](), [0]

@@ -6,7 +6,6 @@ into `BUCKETS` weights (Weinberger et al. 2009, arXiv:0902.2206). `misuse_traini
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.errors import UserError
-from medical_assistant.hashed_features import BUCKETS, SCALE, features, scaled_sum, words_in
+from medical_assistant.hashed_features import features, words_in
+from medical_assistant.hashed_regression import Regression, read_model, restore
 from medical_assistant.presets import ASSETS
 
 MODEL_FILE = ASSETS / "misuse_model.json"
@@ -27,10 +26,9 @@ _WINDOW_WORDS, _OVERLAP_WORDS = 60, 15  # a text without stops is read in parts,
 
 @dataclass(frozen=True)
 class MisuseModel:
-    """`weights[bucket]` and `bias` of the regression; a text whose score reaches `threshold` is a request for harm."""
+    """A text whose score by `regression` reaches `threshold` (log odds) is a request for harm."""
 
-    weights: tuple[float, ...]
-    bias: float
+    regression: Regression
     threshold: float
     details: dict[str, Any]  # what it was trained on, what was measured
 
@@ -39,10 +37,7 @@ class MisuseModel:
 
         The worst sentence counts, so that friendly words around a request do not hide it.
         """
-        return max(map(self._score, _parts(text)), default=-math.inf)
-
-    def _score(self, words: tuple[str, ...]) -> float:
-        return self.bias + scaled_sum(self.weights, features(words))
+        return max((self.regression.score(features(words)) for words in _parts(text)), default=-math.inf)
 
 
 def _parts(text: str) -> Iterator[tuple[str, ...]]:
@@ -57,14 +52,6 @@ def _parts(text: str) -> Iterator[tuple[str, ...]]:
 @lru_cache(maxsize=4)
 def load_model(path: Path = MODEL_FILE) -> MisuseModel:
     """Return the trained weights. `UserError`: the file is missing or not one that `misuse_training` wrote."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        weights = [0.0] * BUCKETS
-        for bucket, weight in zip(data["index"], data["weights"], strict=True):
-            weights[bucket] = weight / SCALE
-        return MisuseModel(tuple(weights), float(data["bias"]), float(data["threshold"]), data["details"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{path.name} cannot be read ({type(error).__name__}): restore it, or write it again with "
-            "python -m medical_assistant.misuse_training."
-        ) from error
+    return read_model(
+        path, lambda data: MisuseModel(restore(data), float(data["threshold"]), data["details"]), "misuse_training"
+    )

@@ -24,6 +24,7 @@ import yaml
 
 from medical_assistant.errors import UserError
 from medical_assistant.hashed_features import features, words_in
+from medical_assistant.hashed_regression import stored, write_model
 from medical_assistant.hashed_training import feature_matrix, stored_weights
 from medical_assistant.misuse import GENERAL, MISUSE_FILE, assess_misuse
 from medical_assistant.misuse_model import MODEL_FILE, load_model
@@ -162,15 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(path: Path, weights: Sequence[int], bias: float, threshold: float, details: dict[str, Any]) -> None:
-    index = [bucket for bucket, weight in enumerate(weights) if weight]
-    data = {
-        "details": details,
-        "bias": round(bias, 4),
-        "threshold": round(threshold, 4),
-        "index": index,
-        "weights": [weights[bucket] for bucket in index],
-    }
-    path.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_model(path, {"details": details, "threshold": round(threshold, 4), **stored(weights, bias)})
 
 
 if __name__ == "__main__":

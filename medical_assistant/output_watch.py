@@ -5,8 +5,9 @@
         shown += watch.feed(token.text)
     shown += watch.finish()
 
-What is a violation is data (`assets/output_watch.yaml`), each rule with its public source. Three parts: `_next_end`
-cuts the stream into sentences, `_broken_rule` reads one, the class joins the two. Where the stream is cut depends on
+What is a violation is data (`assets/output_watch.yaml`), each rule with its public source; what is worded like one is
+learned (`output_model`). Three parts: `_next_end` cuts the stream into sentences, `_broken_rule` reads one, the class
+joins the two. Where the stream is cut depends on
 the text alone, never on how it arrived. Windows and repeats are bounded, so the time is linear in the text.
 
 It reads words, not meaning, in English, one sentence at a time; what "it" and "them" mean it takes from the question
@@ -17,25 +18,17 @@ answer is safe.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import yaml
-
-from medical_assistant.errors import UserError
-from medical_assistant.presets import ASSETS
+from medical_assistant.output_model import load_output_model
+from medical_assistant.output_rules import Rule, load_meanings, load_rules
 from medical_assistant.triage_reading import normalise
 from medical_assistant.triage_rules import load_rules as load_triage_rules
 
-RULES = ASSETS / "output_watch.yaml"
 MAX_SENTENCE_CHARACTERS = 400
 PART_CHARACTERS = 300  # of a longer sentence; it is read with the 100 that follow, so that no phrase hides in the cut
 _CONTEXT_CHARACTERS = 200  # of the lines before that go on in this one
 _MAX_READ_CHARACTERS = 800  # one character can decompose into 18
-NEEDS = ("", "red_flag", "sources")
 
 # The lookahead wants to see what follows: with less text the cut is not known yet. "[1]" belongs to what it proves.
 _NEXT = r"(?=[^\s\[]|\[[^\d]|\[\d{1,3}[^\d\]])"
@@ -56,127 +49,23 @@ _HEADING_END = re.compile(r":[*_ ]{0,4}$")
 _SENTENCE_END = re.compile(r"[.!?\u2026\u3002][\"'\u201d\u2019)\]*_]{0,4}$")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What an answer must not say. `source` is the public guidance behind it."""
-
-    name: str
-    source: str
-    patterns: tuple[re.Pattern[str], ...]
-    exceptions: re.Pattern[str] | None
-    needs: str  # one of NEEDS
-    gate: re.Pattern[str] | None  # a text without it is not read with the patterns
-    told: tuple[re.Pattern[str], ...]  # what the question says to be known; the violation may name it
-    alone: bool  # read without the lines before
-    with_list: bool  # the list under a withheld line is withheld too
-
-    def breaks(self, text: str, told: str) -> bool:
-        """Return whether normalised `text` breaks the rule. Names of diseases in `told` do not count."""
-        if self.gate and not self.gate.search(text):
-            return False
-        if not any(pattern.search(text) for pattern in self.patterns):
-            return False
-        rest = self.exceptions.sub(" ; ", text) if self.exceptions else text
-        found = (match for pattern in self.patterns for match in pattern.finditer(rest))
-        return any((match.groupdict().get("disease") or "\n") not in told for match in found)
-
-    def told_by(self, question: str) -> str:
-        """Return what a normalised question says to be known already."""
-        return " ".join(match.group() for pattern in self.told for match in pattern.finditer(question))
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """A short form ("stop them") and the full words that the patterns know, if `after` is found in what came before."""
-
-    find: re.Pattern[str]
-    put: str
-    after: re.Pattern[str]
-
-    def spell_out(self, text: str, heard: str) -> str:
-        """Return `text` with the short form in full. `heard`: the question, a line end, the sentence before."""
-
-        def full(match: re.Match[str]) -> str:
-            known = self.after.search(f"{heard} {text[: match.start()]}")
-            return match.expand(self.put) if known else match.group()
-
-        return self.find.sub(full, text)
-
-
-@lru_cache(maxsize=4)
-def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
-    """Return the compiled rules, in file order.
-
-    `UserError`: a rule lacks a field, needs something unknown, or names a word or holds a pattern that is wrong.
-    """
-    content, compiled = _read(path)
-    rules = []
-    for fields in content["rules"]:
-        name = str(fields.get("name"))
-        if not fields.get("source") or not fields.get("patterns") or fields.get("needs", "") not in NEEDS:
-            raise UserError(f"{path.name}: rule {name!r} wants source, patterns and needs of {NEEDS[1:]}: add them.")
-        exceptions = "|".join(f"(?:{pattern})" for pattern in fields.get("except", ()))
-        rules.append(
-            Rule(
-                name=name,
-                source=str(fields["source"]),
-                patterns=tuple(compiled(pattern, name) for pattern in fields["patterns"]),
-                exceptions=compiled(exceptions, name) if exceptions else None,
-                needs=str(fields.get("needs", "")),
-                gate=compiled(fields["gate"], name) if fields.get("gate") else None,
-                told=tuple(compiled(pattern, name) for pattern in fields.get("told", ())),
-                alone=bool(fields.get("alone", False)),
-                with_list=bool(fields.get("with_list", False)),
-            )
-        )
-    return tuple(rules)
-
-
-@lru_cache(maxsize=4)
-def load_meanings(path: Path = RULES) -> tuple[Meaning, ...]:
-    """Return the compiled short forms, in file order. `UserError`: as `load_rules`."""
-    content, compiled = _read(path)
-    return tuple(
-        Meaning(compiled(fields["find"], "meanings"), fields["put"], compiled(fields["after"], "meanings"))
-        for fields in content.get("meanings", ())
-    )
-
-
-@lru_cache(maxsize=4)
-def _read(path: Path) -> tuple[Mapping[str, Any], Callable[[str, str], re.Pattern[str]]]:
-    """Return the content of the file, and what compiles a pattern of it; its second argument names the place."""
-    content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    words = content["words"]
-
-    def compiled(pattern: str, where: str) -> re.Pattern[str]:
-        for _ in range(5):  # words may hold words
-            try:
-                pattern = re.sub(r"(?<!\?P)<([a-z_]{2,20})>", lambda match: words[match[1]], pattern)
-            except KeyError as error:
-                raise UserError(
-                    f"{path.name}: <{error.args[0]}> in {where} is no word: add it under `words`."
-                ) from None
-        try:
-            return re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"{path.name}: a pattern of {where} is wrong ({error}): mend it.") from None
-
-    return content, compiled
-
-
 class OutputWatch:
     """Checks one answer while it streams. `withheld`: the name of the rule for each sentence not shown, no text.
 
     `red_flags`: findings in the conversation that want care soon; with any, wording that delays care is withheld.
-    `sources_on`: the answer must cite sources, so a dose needs a mark such as [1] in its sentence.
+    `sources_on`: the answer must cite sources, so a dose needs a mark such as [1] in its sentence. `learned`: False
+    reads with the rules alone, to measure what the learned part adds.
     """
 
-    def __init__(self, question: str, red_flags: Sequence[str] = (), sources_on: bool = False) -> None:
+    def __init__(
+        self, question: str, red_flags: Sequence[str] = (), sources_on: bool = False, learned: bool = True
+    ) -> None:
         given = {"": True, "red_flag": bool(red_flags), "sources": sources_on}
-        asked = _readable(question)
+        asked = readable(question)
         self.withheld: list[str] = []
         self._asked = asked
         self._meanings = load_meanings()
+        self._learned = learned
         self._before = ""  # the sentence before, shown or not
         self._rules = [(rule, rule.told_by(asked)) for rule in load_rules() if given[rule.needs]]
         self._buffer = ""
@@ -245,15 +134,24 @@ class OutputWatch:
             self._unfinished = f"{self._unfinished} {body}"[-_CONTEXT_CHARACTERS:]
 
     def _broken_rule(self, text: str) -> Rule | None:
-        """Return the first rule that `text` breaks, and keep `text` for the pronouns of the next sentence."""
-        alone = _readable(text)
+        """Return the first rule that `text` breaks, else one whose name the learned part gives it."""
+        alone, full = readable(text), self._full_text(text)
         if not alone:
             return None
-        joined = " ".join(filter(None, [_readable(self._lead), _readable(self._unfinished), alone]))
+        for rule, told in self._rules:
+            if rule.breaks(alone if rule.alone else full, told):
+                return rule
+        learned = load_output_model().broken(full) if self._learned else []
+        return next((rule for rule, told in self._rules if rule.name in learned and not rule.knows(full, told)), None)
+
+    def _full_text(self, text: str) -> str:
+        """Return `text` with the lines that open it and short forms in full; keep it for the next sentence's."""
+        alone = readable(text)
+        full = " ".join(filter(None, [readable(self._lead), readable(self._unfinished), alone]))
         for meaning in self._meanings:
-            joined = meaning.spell_out(joined, f"{self._asked}\n{self._before}")
-        self._before = alone
-        return next((rule for rule, told in self._rules if rule.breaks(alone if rule.alone else joined, told)), None)
+            full = meaning.spell_out(full, f"{self._asked}\n{self._before}")
+        self._before = alone or self._before
+        return full
 
 
 def _next_end(window: str) -> tuple[int, bool]:
@@ -280,7 +178,7 @@ def _line_ends(blanks: str) -> str:
     return blanks[at:]
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Return `text` as the patterns want it: normalised, without marks of Markdown and of a list item."""
     marked = _LINE_MARK.match(text)
     text = normalise(text[marked.end() if marked else 0 :], load_triage_rules())

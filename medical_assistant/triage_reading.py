@@ -257,11 +257,15 @@ def _is_denied(place: _Span, tokens: list[str], spans: dict[str, list[_Span]]) -
         ("negation_far", _FAR, True),
         ("past_near", _PAST, False),
         ("hypothetical", _PAST, False),
+        ("hearsay", _FAR, False),
     ):
         for start, end in spans.get(cue, ()):
             if start >= place[0] or end >= place[1] or any(a <= start < b for a, b in exceptions):
                 continue
             if any(end <= a < place[0] for a, _ in ends):
+                continue
+            # "I read about strokes and his face droops": what is said of a person is no hearsay.
+            if cue == "hearsay" and any(end <= a <= place[0] for a, _ in spans.get("personal", ())):
                 continue
             between = tokens[end : place[0] + (tokens[place[0]] == ",")]
             commas = between.count(",")

@@ -1,15 +1,13 @@
 """The learned second line of the emergency layer: it may raise the level of a message, never lower it.
 
 A logistic regression over words, pairs of words, pieces of words (3 to 5 characters) and what the rules find, hashed
-into `BUCKETS` weights (Weinberger et al. 2009, arXiv:0902.2206). `triage_second_line_training` writes the file that
+into 32,768 weights (Weinberger et al. 2009, arXiv:0902.2206). `triage_second_line_training` writes the file that
 this module reads. The rules stay the first line: the regression knows no source and gives no reason, so its thresholds
 are high, and it speaks only when `triage_reading.read` finds a symptom or a value of somebody now.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +15,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.errors import UserError
-from medical_assistant.hashed_features import BUCKETS, SCALE, features, hashed, scaled_sum, words_in
+from medical_assistant.hashed_features import features, hashed, words_in
+from medical_assistant.hashed_regression import Regression, probability, read_model, restore
 from medical_assistant.presets import ASSETS
 from medical_assistant.triage_reading import Reading, normalise
 from medical_assistant.triage_rules import LEVELS, load_rules
@@ -31,15 +29,14 @@ MAX_CONCEPTS = 30  # bounds the pairs; a vignette has about ten
 
 @dataclass(frozen=True)
 class SecondLine:
-    """`weights[bucket]` and `bias` of the regression.
+    """`regression`: the log odds of an emergency.
 
     `thresholds["english"]`, `thresholds["other"]`: the probabilities (0 to 1) from which a message in that language is
     raised to "emergency" and to "urgent".
     `details`: what it was trained on and what was measured.
     """
 
-    weights: tuple[float, ...]
-    bias: float
+    regression: Regression
     thresholds: dict[str, tuple[float, float]]
     details: dict[str, Any]
 
@@ -53,9 +50,7 @@ def second_line(text: str, readings: Sequence[Reading]) -> float:
     words = words_of(text)
     if len(words) < MIN_WORDS:
         return 0.0
-    model = load_second_line()
-    score = model.bias + sum(scaled_sum(model.weights, buckets) for buckets in feature_groups(words, readings))
-    return 1 / (1 + math.exp(-max(-30.0, min(30.0, score))))
+    return probability(load_second_line().regression.score(*feature_groups(words, readings)))
 
 
 def feature_groups(words: Sequence[str], readings: Sequence[Reading]) -> tuple[set[int], set[int]]:
@@ -78,9 +73,9 @@ def raised_level(text: str, level: str, readings: Sequence[Reading]) -> str:
     language = language_of(readings)
     if level == "emergency" or not language or not is_about_now(readings):
         return level
-    probability = second_line(text, readings)
+    found = second_line(text, readings)
     thresholds = load_second_line().thresholds[language]
-    reached = [name for name, least in zip(("emergency", "urgent"), thresholds, strict=True) if probability >= least]
+    reached = [name for name, least in zip(("emergency", "urgent"), thresholds, strict=True) if found >= least]
     return min([level, *reached], key=LEVELS.index)
 
 
@@ -111,21 +106,9 @@ def words_of(text: str) -> tuple[str, ...]:
 @lru_cache(maxsize=4)
 def load_second_line(path: Path = MODEL_FILE) -> SecondLine:
     """Return the trained weights. `UserError`: the file is missing or not one that the training wrote."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        weights = [0.0] * BUCKETS
-        bucket = 0
-        for step, weight in zip(data["steps"], data["weights"], strict=True):
-            bucket += step
-            weights[bucket] = weight / SCALE
-        return SecondLine(
-            tuple(weights),
-            float(data["bias"]),
-            {name: (float(least[0]), float(least[1])) for name, least in data["thresholds"].items()},
-            data["details"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{path.name} cannot be read ({type(error).__name__}): restore it, or write it again with "
-            "python -m medical_assistant.triage_second_line_training."
-        ) from error
+
+    def build(data: Any) -> SecondLine:
+        thresholds = {name: (float(least[0]), float(least[1])) for name, least in data["thresholds"].items()}
+        return SecondLine(restore(data), thresholds, data["details"])
+
+    return read_model(path, build, "triage_second_line_training")

@@ -3,7 +3,7 @@
     python -m medical_assistant.triage_second_line_training --development FILE --ordinary FILE...
 
 Trains on the tuning rows of `SETS` in tests/safety, on the messages in assets/triage_training (written for this, used
-for nothing else), on `--development` (rows with `id`, `level` and `patient_words` or `text`;
+for nothing else), on `--development` (rows with `id`, `level`, `patient_words` and `text`;
 `assets/triage_label_corrections.jsonl` puts debatable labels right by id) and on `SAMPLE` questions of each
 `--ordinary` file (`question`, `input`, `prompt` or `text`). Held-back and blind rows do not train. Scores of
 `FOLDS`-fold cross-validation set the thresholds: the smallest with at most `ADDED_EMERGENCIES` of the messages that are
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
+from medical_assistant.hashed_regression import stored, write_model
 from medical_assistant.hashed_training import feature_matrix, stored_weights
 from medical_assistant.presets import ASSETS
 from medical_assistant.records import file_sha256, read_source
@@ -50,6 +51,7 @@ TEXT_KEYS = ("question", "input", "prompt", "text")
 EMERGENCY_LEVELS = ("emergency", "crisis")
 SAMPLE = 500  # questions of each ordinary file: they are many and alike
 ADDED_EMERGENCIES, ADDED_URGENT = 0.03, 0.05
+LEAST = 0.3  # no threshold lies below: two of five rows are emergencies
 FOLDS, SEED = 10, 17
 STRENGTH = 10.0  # inverse of the L2 penalty
 SMALLEST_WEIGHT = 4  # in units of 1 / SCALE; smaller ones change no score by more than noise
@@ -91,14 +93,13 @@ def corpus_rows(folder: Path = CORPUS) -> list[Row]:
 
 
 def development_rows(path: Path, corrections: Path = CORRECTIONS) -> list[Row]:
-    """Return the rows of `path` by what the patient says, with corrected levels."""
+    """Return the rows of `path`, with corrected levels: what the patient says, and the case as a clinician noted it."""
     corrected = {row["id"]: row["level"] for row in _read(corrections)}
     rows = []
     for row in _read(path):
         level = corrected.get(row["id"], row["level"])
-        rows.append(
-            Row(row.get("patient_words") or row["text"], level in EMERGENCY_LEVELS, path.name, level == "urgent", "dev")
-        )
+        for text in filter(None, (row.get("patient_words"), row.get("text"))):
+            rows.append(Row(text, level in EMERGENCY_LEVELS, path.name, level == "urgent", "dev"))
     return rows
 
 
@@ -155,7 +156,7 @@ def thresholds(scored: Sequence[Scored]) -> tuple[float, float]:
             pools.setdefault(one.row.pool, []).append(one)
     found = []
     for share, done in ((ADDED_EMERGENCIES, ("emergency",)), (ADDED_URGENT, ("emergency", "urgent"))):
-        least = 0.5
+        least = LEAST
         for pool in pools.values():
             raised = sorted((one.probability for one in pool if one.may_rise and one.level not in done), reverse=True)
             allowed = int(share * len(pool))
@@ -227,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         "cross_validation": measure(scored, least),
     }
-    _write(arguments.output, weights, bias, least, details)
+    rounded = {language: [round(value, 4) for value in pair] for language, pair in least.items()}
+    write_model(arguments.output, {"details": details, "thresholds": rounded, **stored(weights, bias)})
     load_second_line.cache_clear()
     sys.stdout.write(json.dumps({"thresholds": least, **details}, indent=1) + "\n")
     return 0
@@ -235,25 +237,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     return read_source(str(path)).rows
-
-
-def _write(
-    path: Path,
-    weights: Sequence[int],
-    bias: float,
-    least: Mapping[str, tuple[float, float]],
-    details: dict[str, Any],
-) -> None:
-    buckets = [bucket for bucket, weight in enumerate(weights) if weight]
-    data = {
-        "details": details,
-        "bias": round(bias, 4),
-        "thresholds": {language: [round(value, 4) for value in pair] for language, pair in least.items()},
-        # Distances between the buckets that have a weight: shorter to write than their numbers.
-        "steps": [bucket - before for before, bucket in zip([0, *buckets], buckets, strict=False)],
-        "weights": [weights[bucket] for bucket in buckets],
-    }
-    path.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def _digest(text: str) -> str:

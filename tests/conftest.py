@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# 0.2 s an example says only that the machine is busy or loads the rules; budgets of CPU are in tests/timing.py.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 pytest_plugins = ("tests.hub_server", "tests.hub_jobs")
 

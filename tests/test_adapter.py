@@ -230,7 +230,7 @@ def test_broken_safetensors_are_one_line(toy_adapter, content):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=60), length=st.one_of(st.none(), st.integers(0, 2**64 - 1)))
 def test_any_bytes_as_weights_are_one_line(shared_toy, content, length):
     begin = b"" if length is None else struct.pack("<Q", length)

@@ -56,5 +56,5 @@ def test_the_safety_benchmark_leaves_out_rows_that_accept_both() -> None:
         {"text": "a swollen calf since the flight", "level": ["urgent", "emergency"], "split": "tuning"},
     ]
     emergencies, others = benchmark.triage_rows("own", data)
-    assert (emergencies["n"], emergencies["found"], emergencies["keywords"]) == (1, 1, 1)
-    assert (others["n"], others["found"], others["keywords"]) == (1, 0, 0)
+    assert (emergencies["n"], emergencies["found"], emergencies["baseline"]) == (1, 1, 1)
+    assert (others["n"], others["found"], others["baseline"]) == (1, 0, 0)

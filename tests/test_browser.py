@@ -86,15 +86,35 @@ def engine(served):
     return engine
 
 
+@pytest.fixture(scope="module")
+def context(browser):
+    """What most tests share, so that the page's 70 files come from its cache: 1.2 s in place of 2.5."""
+    context = browser.new_context()
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(browser, served, engine):
-    page = open_page(browser, served[1])
-    yield page
-    page.context.close()
+def page(context, served, engine):
+    page = context.new_page()
+    forget = {"origin": served[1].rstrip("/"), "storageTypes": "cookies,local_storage"}
+    context.new_cdp_session(page).send("Storage.clearDataForOrigin", forget)
+    yield visit(page, served[1])
+    page.close()
 
 
 def open_page(browser, url, **options):
-    page = browser.new_context(**options).new_page()
+    """Return a page of a visitor of its own; the test closes its context."""
+    return visit(browser.new_context(**options).new_page(), url)
+
+
+def open_pages(browser, url, number):
+    """Return pages of `number` visitors (to the server, each page is one) that share one cache."""
+    first = open_page(browser, url)
+    return [first, *(visit(first.context.new_page(), url) for _ in range(number - 1))]
+
+
+def visit(page, url):
     page.set_default_timeout(30_000)  # the test machine may be busy
     page.outside = []
     page.on("request", lambda request: page.outside.append(request.url) if "127.0.0.1" not in request.url else None)
@@ -210,7 +230,7 @@ def test_clear_stops_the_computation(page, engine):
 def test_a_closed_tab_stops_the_computation(browser, served, engine):
     page = open_page(browser, served[1])
     stream_without_end(page, engine)
-    page.context.close()
+    page.close()
     assert wait_for_close(engine) < STOP_LIMIT_S
 
 
@@ -498,7 +518,9 @@ def watched(browser):
         page.context.close()
 
 
-def test_markup_from_user_and_model_is_shown_as_text(watched, served, engine):
+def test_markup_from_user_and_model_is_shown_as_text(watched, served, engine, monkeypatch):
+    # Fifty tags are no message of a patient: the second line may take them for anything, and no model would answer.
+    monkeypatch.setattr("medical_assistant.triage.raised_level", lambda text, level, readings: level)
     page, groups = watched(served[1]), payload_groups()
     assert sum(map(len, groups.values())) >= 40
     for number, (name, texts) in enumerate(groups.items()):
@@ -571,7 +593,7 @@ def test_mistake_6_a_missing_adapter_is_said_and_disables_the_toggle(browser, se
 def test_a_full_queue_is_said_and_the_rules_do_not_wait(browser, serve):
     engine = StubEngine(endless, delay_s=0.01)
     url = serve(engine, queue=AnswerQueue(slots=1, max_waiting=1)).local_url
-    running, waiting, refused = (open_page(browser, url) for _ in range(3))
+    running, waiting, refused = open_pages(browser, url, 3)
     ask(running, "One")
     wait_for_text(running, "word5 ")
     ask(waiting, "Two")
@@ -587,14 +609,13 @@ def test_a_full_queue_is_said_and_the_rules_do_not_wait(browser, serve):
     assert "You are next" not in waiting.inner_text("#chat")
     waiting.click("#question button >> text=Stop")
     wait_until(lambda: engine.running == 0)
-    for page in (running, waiting, refused):
-        page.context.close()
+    running.context.close()
 
 
 def test_a_question_can_be_stopped_while_it_waits_in_the_queue(browser, serve):
     engine = StubEngine(endless, delay_s=0.01)
     url = serve(engine, queue=AnswerQueue(slots=1)).local_url
-    running, waiting = (open_page(browser, url) for _ in range(2))
+    running, waiting = open_pages(browser, url, 2)
     ask(running, "One")
     wait_for_text(running, "word5 ")
     ask(waiting, "Two")
@@ -605,8 +626,7 @@ def test_a_question_can_be_stopped_while_it_waits_in_the_queue(browser, serve):
     wait_until(lambda: engine.running == 0)
     running.wait_for_timeout(500)
     assert len(engine.requests) == 1
-    for page in (running, waiting):
-        page.context.close()
+    running.context.close()
 
 
 def test_the_server_forgets_a_visitor_whose_tab_is_closed(browser, serve):

@@ -388,7 +388,7 @@ def test_questions_without_an_answer_stay_behind():
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_shown_history_survives_the_round_trip(question, answer):
     turns = as_gradio_sends([user_turn(question), assistant_turn(Reply(answer, "footer"))])
     sent = conversation(turns)
@@ -397,7 +397,7 @@ def test_shown_history_survives_the_round_trip(question, answer):
 
 
 @given(st.text(alphabet="<>![]()/aA:|?!- \n&;\"'jh", max_size=80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_shown_text_holds_no_markup(text):
     shown = safe_markdown(text)
     assert not re.search(r"<[A-Za-z/!?|]|!\[|\]\((?!https?://)", shown)

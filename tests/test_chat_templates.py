@@ -383,7 +383,7 @@ _pieces = st.lists(
     )
 ).map("".join)
 # The fixture holds no state that an example changes.
-_hypothesis = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_hypothesis = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(question=_pieces, answer=_pieces)

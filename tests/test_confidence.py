@@ -142,7 +142,7 @@ KNOTS = st.lists(st.floats(0, 1), min_size=1, max_size=6, unique=True)
     coefficients=st.tuples(*[st.floats(-1e6, 1e6)] * 3),
     knots=st.one_of(st.none(), KNOTS.map(lambda x: {"x": sorted(x), "y": sorted(x[::-1])})),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_confidence_is_a_probability_for_any_finite_signals(mean_logprob, ended, mean, scale, coefficients, knots):
     calibration = Calibration.from_json(
         content(

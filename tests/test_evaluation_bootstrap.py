@@ -179,7 +179,7 @@ def test_interval_holds_the_true_difference_in_small_samples() -> None:
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=25, max_size=40)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SCORES, st.floats(-5, 5))
 def test_adding_a_constant_to_both_changes_nothing(pairs: list[tuple[float, float]], constant: float) -> None:
     a, b = (numpy.array(side).round(6) for side in zip(*pairs, strict=True))
@@ -191,7 +191,7 @@ def test_adding_a_constant_to_both_changes_nothing(pairs: list[tuple[float, floa
         assert moved[key] == pytest.approx(plain[key], abs=2e-3 if key == "p_value" else 1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SCORES)
 def test_swapping_the_systems_negates(pairs: list[tuple[float, float]]) -> None:
     a, b = (numpy.array(side).round(6) for side in zip(*pairs, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
@@ -135,7 +135,6 @@ def test_window_starts_by_hand(total, size, starts):
     assert window_starts(total, size) == starts
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(1, 200))
 def test_windows_cover_every_token_and_overlap(size, rest):
     total = size + rest

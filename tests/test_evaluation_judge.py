@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
@@ -253,7 +253,6 @@ def test_only_the_json_asked_for_is_a_verdict(content, label):
     assert read_reply(completion(content)) == label
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
@@ -276,7 +275,6 @@ nasty = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None)
 @given(nasty, nasty, nasty)
 def test_no_text_gets_out_of_its_tags(question, answer, statement):
     prompt = build_prompt(TEMPLATE, Claim(question, answer, statement))
@@ -288,7 +286,6 @@ def test_no_text_gets_out_of_its_tags(question, answer, statement):
     assert parts[0::2] == re.split("|".join(TAGS), empty)[0::2]
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126)).filter(lambda text: text == text.strip()))
 def test_the_judge_reads_the_whole_answer(answer):
     from html import unescape

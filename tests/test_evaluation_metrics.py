@@ -215,7 +215,7 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
 def test_any_text_has_finite_scores_in_range(pairs: list[tuple[str, str]]) -> None:
     corpus, items = score_all([answer for answer, _ in pairs], [reference for _, reference in pairs])

@@ -242,7 +242,7 @@ def test_a_markdown_reader_finds_tables_and_no_markup_of_answers(hostile: tuple[
 
 
 @given(st.text())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_escaped_text_is_one_line_without_markup(text: str) -> None:
     found = escape_line(text)
     assert "\n" not in found and "<" not in found

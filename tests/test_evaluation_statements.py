@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
@@ -253,7 +253,6 @@ def test_agreement_at_the_ends():
     assert agreement([E, E, E], [E, C, N])["cohen_kappa"] == 0.0  # one label throughout is chance
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=2, max_size=30))
 def test_kappa_is_scikit_learns(pairs):
     import math

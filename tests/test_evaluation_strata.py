@@ -103,7 +103,7 @@ def test_nothing_to_compare() -> None:
         nearest_training(["What is gout?"], [])
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=6), st.lists(st.text(max_size=40), min_size=1, max_size=6))
 def test_any_text_has_a_nearest_in_range(questions: list[str], training: list[str]) -> None:
     found = nearest_training(questions, training)

@@ -18,7 +18,7 @@ from medical_assistant.quiet_errors import keep_text_out_of_errors
 from medical_assistant.server_answers import Answers
 from tests.stub_engine import StubEngine
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=60)
 JSON = st.recursive(

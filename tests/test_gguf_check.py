@@ -249,7 +249,7 @@ def test_a_header_of_strings_without_end_costs_neither_time_nor_memory(scratch):
 NUMBERS = st.sampled_from([0, 1, 2**16, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mutant_passes_or_raises_the_error_at_once(sound, scratch, data):
     mutant = bytearray(sound)
@@ -277,7 +277,7 @@ def test_a_mutant_passes_or_raises_the_error_at_once(sound, scratch, data):
     assert seconds < 1 and peak < 1_000_000
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300), begin=st.sampled_from([b"", b"GGUF\3\0\0\0", b"GGUF\2\0\0\0\1" + b"\0" * 7]))
 def test_bytes_raise_the_error(scratch, content, begin):
     scratch.write_bytes(begin + content)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from medical_assistant import misuse_model
 from medical_assistant.errors import UserError
+from medical_assistant.hashed_features import BUCKETS
+from medical_assistant.hashed_regression import Regression
 from medical_assistant.misuse import GENERAL, MISUSE_FILE, assess_misuse
-from medical_assistant.misuse_model import BUCKETS, MODEL_FILE, load_model
+from medical_assistant.misuse_model import MODEL_FILE, load_model
 from medical_assistant.misuse_training import OWN_ROWS, main, own_rows
 from medical_assistant.triage import assess
 from medical_assistant.triage_reading import normalise
@@ -151,13 +153,13 @@ def test_a_question_about_methods_of_suicide_gets_the_crisis_lines():
     assert "988" in answer and "116 123" in answer and "112" in answer
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=400), st.lists(st.text(max_size=80), max_size=4))
 def test_never_raises(message, history):
     assert isinstance(assess_misuse(message, history).category, str)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(alphabet="aAbB0123=+/%&#;x \u200b._-|", max_size=300))
 def test_never_raises_on_broken_codes(message):
     assess_misuse(message)
@@ -207,7 +209,7 @@ def test_the_model_knows_its_own_rows():
 def test_the_model_only_adds_a_general_refusal(monkeypatch):
     text = "Where do swallows spend the winter months?"
     assert assess_misuse(text).category == ""
-    always = misuse_model.MisuseModel((0.0,) * BUCKETS, 1.0, 0.0, {})
+    always = misuse_model.MisuseModel(Regression((0.0,) * BUCKETS, 1.0), 0.0, {})
     monkeypatch.setattr("medical_assistant.misuse.load_model", lambda: always)
     assert assess_misuse(text).category == GENERAL
     assert assess_misuse(POISON).category == "poisoning"

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
-from medical_assistant.output_watch import MAX_SENTENCE_CHARACTERS, NEEDS, RULES, OutputWatch, load_meanings, load_rules
+from medical_assistant.output_rules import NEEDS, RULES, load_meanings, load_rules
+from medical_assistant.output_watch import MAX_SENTENCE_CHARACTERS, OutputWatch
 from tests.timing import cpu_s
 
 ROWS = Path(__file__).parent / "safety" / "output_watch.jsonl"
@@ -37,12 +38,11 @@ def outcome(row):
     return next(iter(watched(row["text"], row.get("question", ""), flags, row.get("sources", False))[1]), None)
 
 
-# Budgets: the figures of the last measurement. Missed are 7 of 357 violations of the tuning rows, 3 of 99 held-back
-# ones that the author of the rules had written before, and 32 of 46 that were written when the rules were finished
-# ("after_rules"): the last figure says how new wording fares.
+# Budgets: the figures of the last measurement (benchmarks/results/safety.json). Held-back rows were written by the
+# author of the rules; "after_rules" when the rules were finished: those say more of new wording.
 @pytest.mark.parametrize(
     ("split", "after_rules", "missed", "false_alarms"),
-    [("tuning", False, 0.02, 0.0), ("held_back", False, 0.04, 0.0), ("held_back", True, 0.70, 0.0)],
+    [("tuning", False, 0.02, 0.0), ("held_back", False, 0.04, 0.06), ("held_back", True, 0.40, 0.05)],
 )
 def test_own_sentences(split, after_rules, missed, false_alarms):
     part = [row for row in rows() if row["split"] == split and row.get("after_rules", False) == after_rules]
@@ -200,7 +200,7 @@ pieces = st.sampled_from(
 )
 sentences = st.sampled_from([(BAD, False), ("Eat well.", True), ("Ask Dr. Lee now!", True)])
 texts = st.one_of(st.text(max_size=900), st.lists(pieces, max_size=25).map("".join))
-settings_here = settings(max_examples=150, deadline=None)
+settings_here = settings(max_examples=150)
 
 
 @settings_here

@@ -38,7 +38,7 @@ def test_mistake_10_load_and_safety_figures_come_from_the_committed_benchmarks()
     text = (ROOT / "assets" / "safety" / "README.md").read_text(encoding="utf-8")
     rows = json.loads((results / "safety.json").read_text(encoding="utf-8"))["rows"]
     for row in rows:
-        cells = [row["set"], row["split"], row["outcome"], row["n"], row["found"], row.get("keywords", "-")]
+        cells = [row["set"], row["split"], row["outcome"], row["n"], row["found"], row.get("baseline", "-")]
         assert f"| {' | '.join(map(str, cells))} |" in text
     assert text.count("\n| ") == len(rows) + 2 + 4 + 2  # and the table of layers
     sets = json.loads((ROOT / "assets" / "triage_second_line.json").read_text(encoding="utf-8"))["details"]

@@ -17,7 +17,7 @@ JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
 )
 NAMES = st.sampled_from(["question", "answer", "instruction", "input", "output", "prompt", "completion"])
-ANY_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
+ANY_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 
 
 def read(read_file, path: Path, content: bytes):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
-from medical_assistant.triage import LEVELS, assess
+from medical_assistant.triage import LEVELS, assess, assess_by_rules
 from medical_assistant.triage_rules import RULES_FILE, _expand, load_rules, names_in
 from tests.timing import cpu_s
 
@@ -167,6 +167,71 @@ def test_textbook_questions_with_red_flag_nouns_are_no_emergency():
 )
 def test_numbers(text, emergency):
     assert (assess(text).level == "emergency") is emergency
+
+
+@pytest.mark.parametrize(
+    ("harmless", "emergency"),
+    [
+        # What was read, heard or seen on a screen, and the same words when they are about a person.
+        ("I keep reading about flesh-eating germs. My graze is clean", "I read about strokes and now his face droops"),
+        (
+            "On TikTok a woman collapsed. Are cold showers safe?",
+            "saw a video about choking, he is choking",
+        ),
+        ("My uncle lost a toe to gangrene. Should I see a podiatrist?", "He lost his finger in a mower"),
+        (
+            "Someone said people can choke on toast. How small do I cut it?",
+            "told me people faint, but he is not breathing",
+        ),
+        # A fear of what may come.
+        (
+            "Am I about to have a heart attack with a cholesterol of 6?",
+            "Am I having a heart attack, chest crushing",
+        ),
+        # Idioms and other senses of a word.
+        ("I had a laughing fit and my ribs ache", "He is having a fit, shaking for six minutes"),
+        ("My bruise turned purple then yellow after a week", "his foot has gone purple, then black"),
+        (
+            "Six weeks since my collapsed lung, the drain is out. Can I fly?",
+            "my lung has collapsed, I cannot breathe",
+        ),
+        ("The plaster came off my wrist fracture and my fingers move freely", "in a cast, my fingers will not move"),
+        ("The itch does not wake me at night", "She does not wake when I shake her"),
+        # A low number that is the usual one, an age that is no pulse, ketones that are low.
+        (
+            "Blood pressure always low, 98/60, a bit lightheaded",
+            "bp 84/50, lightheaded and black stools",
+        ),
+        ("COPD, sats 90 is my normal, which inhaler is best?", "COPD, sats 86 and 90 is my normal"),
+        ("My heart is fine, I'm 34", "my heart is 34"),
+        ("Son with type 1, sugar 16, ketones 0.2, feels fine", "type 1, sugar 16, ketones 4.1"),
+        # It came out, it was stitched.
+        ("she choked on a grape an hour ago, coughed and it shot out", "she is choking on a grape"),
+    ],
+)
+def test_frames_and_word_senses(harmless, emergency):
+    assert assess_by_rules(harmless).level != "emergency"
+    assert assess_by_rules(emergency).level == "emergency"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Snake in the grass, two dots on my ankle",
+        "my pad is full every 30 minutes and I soak a tampon in half an hour, change pads every hour",
+        "his throat's tight and itchy hives since the nuts",
+        "on dialysis. broad QRS and absent P waves on the ECG",
+        "her pupil looks smaller on the left and that eyelid droops",
+        "we're at 4,500 m and he stumbles",
+        "on treatment for lymphoma, temperature 38.6",
+        "hammering a nail, something hit my eye, the pupil isn't round",
+        "vomiting all day, he sprayed the crops without gloves",
+        "had my thyroid out today, there is a squeak when I breathe in",
+        "Our ten year old drinks lots and pees all night, the meter reads 21",
+    ],
+)
+def test_quiet_emergencies(text):
+    assert assess_by_rules(text).level == "emergency"
 
 
 def test_history_joins_a_follow_up_and_nothing_else():
@@ -352,6 +417,8 @@ def check_rule_file(path):
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     aliases = {str(key) for key in data["spelling"]["aliases"]}
     sets = {name: words.split() for name, words in data["sets"].items()}
+    # The page shows them. A list of words once slipped into one.
+    assert all(len(source) <= 100 for source in data["sources"].values())
     for section in ("concepts", "context"):
         for concept, phrases in data[section].items():
             for phrase in phrases:

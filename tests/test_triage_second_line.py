@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from medical_assistant import triage
 from medical_assistant import triage_second_line_training as training
 from medical_assistant.errors import UserError
+from medical_assistant.hashed_features import BUCKETS
 from medical_assistant.triage import assess, assess_by_rules
 from medical_assistant.triage_reading import read_all
 from medical_assistant.triage_second_line import (
-    BUCKETS,
     LEVELS,
     MAX_WORDS,
     MODEL_FILE,
@@ -137,14 +137,14 @@ def test_the_file_is_small_and_says_what_it_was_trained_on():
     assert MODEL_FILE.stat().st_size < 400_000
     model = load_second_line()
     for emergency_from, urgent_from in model.thresholds.values():
-        assert 0.5 <= urgent_from <= emergency_from < 1
+        assert training.LEAST <= urgent_from <= emergency_from < 1
     for source in model.details["trained_on"]:
         assert len(source["sha256"]) == 64 and source["rows"] >= 0
     assert {source["name"] for source in model.details["trained_on"]} >= {f"{name}.jsonl" for name in training.SETS}
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", '{"steps": [1], "weights": []}', "[1]", '{"steps": [99999], "weights": [1]}']
+    "content", ["", "{}", '{"index": [1], "weights": []}', "[1]", '{"index": [99999], "weights": [1]}']
 )
 def test_a_broken_file_says_what_to_do(tmp_path, content):
     path = tmp_path / "weights.json"
@@ -242,7 +242,7 @@ def test_training_writes_a_file_that_can_be_read(tmp_path, monkeypatch):
     assert training.main(["--ordinary", str(ordinary), "--output", str(output)]) == 0
     model = load_second_line(output)
     chest, _ = feature_groups(words_of("crushing chest pain"), ())
-    assert sum(model.weights[bucket] for bucket in chest) > 0
+    assert sum(model.regression.weights[bucket] for bucket in chest) > 0
     assert model.details["trained_on"][-1]["rows"] == 1
     ordinary.write_text("{}\n", encoding="utf-8")
     with pytest.raises(UserError, match="no questions"):
