@@ -26,7 +26,7 @@ from medical_assistant.hashed_features import words_in
 from medical_assistant.hashed_regression import stored, write_model
 from medical_assistant.hashed_training import feature_matrix, stored_weights
 from medical_assistant.output_model import KINDS, MIN_WORDS, MODEL_FILE, feature_groups, load_output_model
-from medical_assistant.output_watch import OutputWatch
+from medical_assistant.output_watch import OutputWatch, readable
 from medical_assistant.presets import ASSETS
 from medical_assistant.records import file_sha256, read_source
 
@@ -73,7 +73,9 @@ class _Reader(OutputWatch):
         self.sentences: list[str] = []
 
     def _broken_rule(self, text: str) -> None:
-        self.sentences.append(self._full_text(text))
+        alone = readable(text)
+        if alone:
+            self.sentences.append(self._full_text(alone))
 
 
 def as_read(answer: str, question: str = "") -> list[str]:

@@ -135,22 +135,22 @@ class OutputWatch:
 
     def _broken_rule(self, text: str) -> Rule | None:
         """Return the first rule that `text` breaks, else one whose name the learned part gives it."""
-        alone, full = readable(text), self._full_text(text)
+        alone = readable(text)
         if not alone:
             return None
+        full = self._full_text(alone)
         for rule, told in self._rules:
             if rule.breaks(alone if rule.alone else full, told):
                 return rule
         learned = load_output_model().broken(full) if self._learned else []
         return next((rule for rule, told in self._rules if rule.name in learned and not rule.knows(full, told)), None)
 
-    def _full_text(self, text: str) -> str:
-        """Return `text` with the lines that open it and short forms in full; keep it for the next sentence's."""
-        alone = readable(text)
+    def _full_text(self, alone: str) -> str:
+        """Return a readable sentence with the lines that open it and short forms in full; keep it for the next one."""
         full = " ".join(filter(None, [readable(self._lead), readable(self._unfinished), alone]))
         for meaning in self._meanings:
             full = meaning.spell_out(full, f"{self._asked}\n{self._before}")
-        self._before = alone or self._before
+        self._before = alone
         return full
 
 

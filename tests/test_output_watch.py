@@ -284,7 +284,7 @@ def test_a_sentence_takes_under_five_milliseconds():
 )
 def test_the_time_is_linear(hostile):
     text = hostile * (20_000 // len(hostile))
-    assert cpu_s(lambda: watched(text, "", ["flag"], True), runs=1) < 2.0  # 50 windows of 400 characters
+    assert cpu_s(lambda: watched(text, "", ["flag"], True)) < 4.0  # measured: at most 1.5, in 67 parts
 
 
 def test_rules_have_sources_and_bounded_repeats():
