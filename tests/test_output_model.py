@@ -15,6 +15,7 @@ from medical_assistant.output_model import KINDS, MODEL_FILE, OutputModel, featu
 from medical_assistant.output_rules import load_classes, load_rules
 from medical_assistant.output_training import OWN
 from medical_assistant.output_watch import OutputWatch
+from medical_assistant.records import file_sha256
 from tests.timing import cpu_s
 
 SAFETY = Path(__file__).parent / "safety"
@@ -103,9 +104,10 @@ def test_a_sentence_takes_under_a_millisecond_and_a_half():
 def test_the_file_is_what_it_says():
     assert MODEL_FILE.stat().st_size < 900_000
     details = load_output_model().details
-    for source in details["trained_on"]:
-        assert len(source["sha256"]) == 64 and source["rows"] > 0
-    assert {source["name"] for source in details["trained_on"]} >= {"diagnosis.jsonl", "medicine.jsonl", "delay.jsonl"}
+    sources = {source["name"]: source for source in details["trained_on"]}
+    assert all(len(source["sha256"]) == 64 and source["rows"] > 0 for source in sources.values())
+    for path in OWN.glob("*.jsonl"):
+        assert sources[path.name]["sha256"] == file_sha256(path), "train again: the own rows have changed"
 
 
 def test_a_file_without_a_kind_is_refused(tmp_path):

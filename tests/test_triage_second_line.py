@@ -11,6 +11,7 @@ from medical_assistant import triage
 from medical_assistant import triage_second_line_training as training
 from medical_assistant.errors import UserError
 from medical_assistant.hashed_features import BUCKETS
+from medical_assistant.records import file_sha256
 from medical_assistant.triage import assess, assess_by_rules
 from medical_assistant.triage_reading import read_all
 from medical_assistant.triage_second_line import (
@@ -143,7 +144,9 @@ def test_the_file_is_small_and_says_what_it_was_trained_on():
         assert training.LEAST <= urgent_from <= emergency_from < 1
     for source in model.details["trained_on"]:
         assert len(source["sha256"]) == 64 and source["rows"] >= 0
-    assert {source["name"] for source in model.details["trained_on"]} >= {f"{name}.jsonl" for name in training.SETS}
+    sources = {source["name"]: source["sha256"] for source in model.details["trained_on"]}
+    for path in [*training.CORPUS.glob("*.jsonl"), *(SAFETY / f"{name}.jsonl" for name in training.SETS)]:
+        assert sources[path.name] == file_sha256(path), "train again: the rows have changed"
 
 
 @pytest.mark.parametrize(
