@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.misuse import assess_misuse  # noqa: E402
-from medical_assistant.output_training import answers, trains  # noqa: E402
+from medical_assistant.output_training import answers  # noqa: E402
 from medical_assistant.output_watch import OutputWatch  # noqa: E402
 from medical_assistant.provenance import git_commit  # noqa: E402
 from medical_assistant.screening import screen  # noqa: E402
@@ -169,19 +169,20 @@ def withheld(row: Row, learned: bool) -> list[str]:
 
 def answer_rows(file: Path) -> Row:
     """Return the row of public answers: how many lose a sentence, read with their question, without a red flag."""
-    part = [{"text": answer, "question": asked} for asked, answer in answers(file) if not trains(answer)]
+    _, left_out = answers(file)
+    part = [{"text": answer, "question": asked} for asked, answer in left_out]
     found = [sum(bool(withheld(row, learned)) for row in part) for learned in (True, False)]
     return counted(f"{file.stem}, answers", "all", "withheld in", len(part), *found)
 
 
-def counted(name: str, split: str, outcome: str, n: int, found: int, baseline: int) -> Row:
-    return {"set": name, "split": split, "outcome": outcome, "n": n, "found": found, "baseline": baseline}
+def counted(name: str, split: str, outcome: str, n: int, found: int, baseline: int | None) -> Row:
+    row: Row = {"set": name, "split": split, "outcome": outcome, "n": n, "found": found}
+    return row if baseline is None else {**row, "baseline": baseline}
 
 
 def figures(name: str, split: str, outcome: str, texts: list[str], rule: Rule, baseline: Rule | None) -> Row:
-    found = sum(rule(text) for text in texts)
-    row: Row = {"set": name, "split": split, "outcome": outcome, "n": len(texts), "found": found}
-    return row if baseline is None else {**row, "baseline": sum(baseline(text) for text in texts)}
+    simpler = sum(baseline(text) for text in texts) if baseline else None
+    return counted(name, split, outcome, len(texts), sum(rule(text) for text in texts), simpler)
 
 
 def seconds_a_message() -> float:

@@ -71,7 +71,7 @@ class Assistant:
         self.problem = problem
         self.calibration = calibration
         screen("")  # reads the rules now: a broken rules file must stop the start, not the first message
-        OutputWatch("").feed("A first sentence, so that all of it is loaded. Next")
+        OutputWatch("")
 
     @property
     def models(self) -> tuple[str, ...]:

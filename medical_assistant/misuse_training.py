@@ -25,7 +25,7 @@ import yaml
 from medical_assistant.errors import UserError
 from medical_assistant.hashed_features import features, words_in
 from medical_assistant.hashed_regression import stored, write_model
-from medical_assistant.hashed_training import feature_matrix, stored_weights
+from medical_assistant.hashed_training import feature_matrix, stored_weights, trains
 from medical_assistant.misuse import GENERAL, MISUSE_FILE, assess_misuse
 from medical_assistant.misuse_model import MODEL_FILE, load_model
 from medical_assistant.presets import ASSETS
@@ -52,11 +52,6 @@ def read_texts(path: Path) -> list[str]:
     if not found:
         raise UserError(f"{path} has no texts: its rows need one of {', '.join(TEXT_KEYS)}.")
     return found
-
-
-def trains(text: str) -> bool:
-    """Return whether `text` is in the half that trains; the other half measures."""
-    return hashlib.sha256(text.encode()).digest()[0] % 2 == 0
 
 
 @dataclass(frozen=True)

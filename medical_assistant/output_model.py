@@ -19,7 +19,7 @@ from medical_assistant.output_rules import load_classes
 from medical_assistant.presets import ASSETS
 
 MODEL_FILE = ASSETS / "output_model.json"
-KINDS = ("delay_of_care", "medicine_change", "diagnosis_as_fact")  # names of rules, the gravest first
+KINDS = ("delay_of_care", "medicine_change", "diagnosis_as_fact")  # names of rules
 ASSERTED = "diagnosis_as_fact"  # a question back asserts none
 MIN_WORDS = 3  # shorter sentences say too little: "Stop it." is the rules' business
 
@@ -61,4 +61,5 @@ def load_output_model(path: Path = MODEL_FILE) -> OutputModel:
         kinds = {name: (restore(data["kinds"][name]), float(data["kinds"][name]["threshold"])) for name in KINDS}
         return OutputModel(kinds, data["details"])
 
+    load_classes()  # now: broken ones must stop the start, not the first answer
     return read_model(path, build, "output_training")

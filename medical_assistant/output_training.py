@@ -24,7 +24,7 @@ from typing import Any
 from medical_assistant.errors import UserError
 from medical_assistant.hashed_features import words_in
 from medical_assistant.hashed_regression import stored, write_model
-from medical_assistant.hashed_training import feature_matrix, stored_weights
+from medical_assistant.hashed_training import feature_matrix, stored_weights, trains
 from medical_assistant.output_model import KINDS, MIN_WORDS, MODEL_FILE, feature_groups, load_output_model
 from medical_assistant.output_watch import OutputWatch, readable
 from medical_assistant.presets import ASSETS
@@ -69,7 +69,7 @@ class _Reader(OutputWatch):
     """Shows nothing and keeps each sentence as the rules would read it: normalised, with the lines that open it."""
 
     def __init__(self, question: str = "") -> None:
-        super().__init__(question)
+        super().__init__(question, learned=False)
         self.sentences: list[str] = []
 
     def _broken_rule(self, text: str) -> None:
@@ -106,13 +106,8 @@ def _rows(text: str, question: str, kind: str, group: str) -> Iterator[Row]:
         yield Row(sentence, kind, group)
 
 
-def trains(answer: str) -> bool:
-    """Return whether `answer` is in the half that trains; the other half measures."""
-    return hashlib.sha256(answer.encode()).digest()[0] % 2 == 0
-
-
-def answers(path: Path) -> list[tuple[str, str]]:
-    """Return (question, answer) of the rows of a JSONL file, the same `ANSWERS` of each half each time.
+def answers(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return (question, answer) of the rows of a JSONL file: those that train, those that measure, `ANSWERS` each.
 
     `UserError`: it has no answers.
     """
@@ -125,20 +120,22 @@ def answers(path: Path) -> list[tuple[str, str]]:
         raise UserError(f"{path} has no answers: its rows need answer or output.")
     pairs = [(question, answer) for answer, question in found.items()]
     pairs.sort(key=lambda pair: hashlib.sha256(pair[1].encode()).hexdigest())
-    return [pair for half in (True, False) for pair in [p for p in pairs if trains(p[1]) is half][:ANSWERS]]
+    training, measuring = ([pair for pair in pairs if trains(pair[1]) is half] for half in (True, False))
+    return training[:ANSWERS], measuring[:ANSWERS]
 
 
-def train(rows: Sequence[Row], kind: str) -> tuple[dict[str, Any], dict[str, float]]:
+def train(rows: Sequence[Row], features: Any, kind: str) -> tuple[dict[str, Any], dict[str, float]]:
     """Return (what the file holds of one kind, the parts of the rows withheld in cross-validation).
 
-    Violations of other kinds are left out: whether one sentence is also the other kind was not written down.
+    `features`: the matrix of `feature_matrix` for all rows. Violations of other kinds are left out: whether one
+    sentence is also the other kind was not written down.
     """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
 
-    rows = [row for row in rows if row.kind in ("", kind)]
-    matrix = feature_matrix([feature_groups(row.text) for row in rows])
+    chosen = [number for number, row in enumerate(rows) if row.kind in ("", kind)]
+    rows, matrix = [rows[number] for number in chosen], features[chosen]
     labels, own = np.array([bool(row.kind) for row in rows]), np.array([row.own for row in rows])
     weights = np.where(own, OWN_WEIGHT, 1.0)
 
@@ -188,15 +185,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     left_out = {}
     for path in arguments.answers:
-        pairs = answers(path)
-        for question, answer in pairs:
-            if trains(answer):
-                rows += [Row(text, "", answer, own=False) for text in as_read(answer, question)]
-        left_out[path.name] = [pair for pair in pairs if not trains(pair[1])]
-        sources.append({"name": path.name, "sha256": file_sha256(path), "rows": sum(trains(a) for _, a in pairs)})
+        training, left_out[path.name] = answers(path)
+        for question, answer in training:
+            rows += [Row(text, "", answer, own=False) for text in as_read(answer, question)]
+        sources.append({"name": path.name, "sha256": file_sha256(path), "rows": len(training)})
+    features = feature_matrix([feature_groups(row.text) for row in rows])
     kinds, reached = {}, {}
     for kind in KINDS:
-        kinds[kind], reached[kind] = train(rows, kind)
+        kinds[kind], reached[kind] = train(rows, features, kind)
     details: dict[str, Any] = {"trained_on": sources, "withheld_in_cross_validation": reached}
     write_model(arguments.output, {"details": details, "kinds": kinds})
     if arguments.output.resolve() == MODEL_FILE:

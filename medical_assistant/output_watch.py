@@ -65,7 +65,7 @@ class OutputWatch:
         self.withheld: list[str] = []
         self._asked = asked
         self._meanings = load_meanings()
-        self._learned = learned
+        self._model = load_output_model() if learned else None
         self._before = ""  # the sentence before, shown or not
         self._rules = [(rule, rule.told_by(asked)) for rule in load_rules() if given[rule.needs]]
         self._buffer = ""
@@ -142,7 +142,7 @@ class OutputWatch:
         for rule, told in self._rules:
             if rule.breaks(alone if rule.alone else full, told):
                 return rule
-        learned = load_output_model().broken(full) if self._learned else []
+        learned = self._model.broken(full) if self._model else []
         return next((rule for rule, told in self._rules if rule.name in learned and not rule.knows(full, told)), None)
 
     def _full_text(self, alone: str) -> str:

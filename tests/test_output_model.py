@@ -14,8 +14,8 @@ from medical_assistant.hashed_regression import Regression
 from medical_assistant.output_model import KINDS, MODEL_FILE, OutputModel, feature_groups, load_output_model
 from medical_assistant.output_rules import load_classes, load_rules
 from medical_assistant.output_training import OWN
-from medical_assistant.output_watch import OutputWatch
 from medical_assistant.records import file_sha256
+from tests.test_output_watch import watched
 from tests.timing import cpu_s
 
 SAFETY = Path(__file__).parent / "safety"
@@ -27,10 +27,7 @@ def rows(name):
 
 
 def withheld(text, question="", red_flags=()):
-    watch = OutputWatch(question, red_flags)
-    watch.feed(text)
-    watch.finish()
-    return watch.withheld
+    return watched(text, question, red_flags)[1]
 
 
 # Budgets: the figures of the last measurement. Nobody who worked on rules or training has read the blind rows; the

@@ -6,6 +6,7 @@ import pytest
 
 from medical_assistant import output_training as training
 from medical_assistant.errors import UserError
+from medical_assistant.hashed_training import trains
 from medical_assistant.output_model import KINDS, MODEL_FILE, feature_groups, load_output_model
 from medical_assistant.records import file_sha256
 
@@ -39,9 +40,11 @@ def test_half_of_the_answers_measure(tmp_path):
     path = tmp_path / "answers.jsonl"
     lines = [json.dumps({"question": "Why?", "answer": f"Because of reason {number}."}) for number in range(40)]
     path.write_text("\n".join([*lines, lines[0]]), encoding="utf-8")
-    pairs = training.answers(path)
+    trained, measured = training.answers(path)
+    pairs = [*trained, *measured]
     assert len(pairs) == len(set(pairs)) == 40
-    assert 5 < sum(training.trains(answer) for _, answer in pairs) < 35
+    assert 5 < sum(trains(answer) for _, answer in pairs) < 35
+    assert all(trains(answer) for _, answer in trained) and not any(trains(answer) for _, answer in measured)
     path.write_text("{}\n", encoding="utf-8")
     with pytest.raises(UserError, match="no answers"):
         training.answers(path)
