@@ -23,7 +23,7 @@ audit: .venv/test.stamp
 	$(BIN)/python .ci/audit.py
 
 deploy: .venv/run.stamp
-	$(BIN)/python -m medical_assistant.deploy $(SPACE)
+	$(BIN)/python -m medical_assistant.publish.space $(SPACE)
 
 clean:
 	rm -rf .venv

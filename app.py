@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING
 if os.environ.get("SPACES_ZERO_GPU"):
     import spaces  # noqa: F401  # ZeroGPU patches torch: before everything else
 
-from medical_assistant.client_limits import ClientKeys, ClientLimits
 from medical_assistant.errors import UserError, run_script
-from medical_assistant.login import load_login
 from medical_assistant.settings import parse_settings, setting
-from medical_assistant.start import bundled_folder, load_model
+from medical_assistant.web.limits import ClientKeys, ClientLimits
+from medical_assistant.web.login import load_login
+from medical_assistant.web.startup import bundled_folder, load_model
 
 if TYPE_CHECKING:
-    from medical_assistant.confidence import Calibration
+    from medical_assistant.chat.confidence import Calibration
     from medical_assistant.engines.base import Engine
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -60,7 +60,7 @@ class AppSettings:
     )
     auth: str = setting(
         os.environ.get("AUTH") or os.environ.get("AUTH_FILE") or "none",
-        "who may use the app: 'none' (everybody), a file that `python -m medical_assistant.login` writes, or "
+        "who may use the app: 'none' (everybody), a file that `python -m medical_assistant.web.login` writes, or "
         "'huggingface' on a Space",
     )
     answers_at_once: int = setting(2, "answers that one client may have at the same time")
@@ -81,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(1) as pool:
         # The model loads in its own process while gradio is imported here (3 s).
         loading = pool.submit(load_model, settings.model, choose_adapter(settings), settings.engine)
-        from medical_assistant import page, server
-        from medical_assistant.chat import Assistant, load_examples
-        from medical_assistant.quiet_errors import keep_text_out_of_errors
-        from medical_assistant.server_answers import Answers
+        from medical_assistant.chat.assistant import Assistant, load_examples
+        from medical_assistant.web import page, server
+        from medical_assistant.web.log_privacy import keep_text_out_of_errors
+        from medical_assistant.web.requests import Answers
 
         engine, problem = loading.result()
     try:
@@ -137,7 +137,7 @@ def choose_adapter(settings: AppSettings) -> str | None:
 
 def read_calibration(engine: Engine) -> Calibration | None:
     """Return the calibration of the loaded adapter. A broken one is logged: the page starts without confidence."""
-    from medical_assistant.confidence import find_calibration
+    from medical_assistant.chat.confidence import find_calibration
 
     try:
         return find_calibration(engine.info)

@@ -18,11 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from medical_assistant.cleaning import StepLog, load_rules, rejection, repair_text
-from medical_assistant.deduplication import Pair, cluster_pairs, near_duplicates, split_clusters
-from medical_assistant.errors import UserError, run_script
-from medical_assistant.outputs import new_folder
-from medical_assistant.records import (
+from medical_assistant.data.cleaning import StepLog, load_rules, rejection, repair_text
+from medical_assistant.data.deduplication import Pair, cluster_pairs, near_duplicates, split_clusters
+from medical_assistant.data.records import (
     Record,
     Source,
     file_sha256,
@@ -31,6 +29,8 @@ from medical_assistant.records import (
     read_source,
     write_records,
 )
+from medical_assistant.errors import UserError, run_script
+from medical_assistant.outputs import new_folder
 from medical_assistant.settings import parse_settings, required, setting
 
 Item = TypeVar("Item")

@@ -30,11 +30,11 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from medical_assistant.adapter import Adapter, load_adapter  # noqa: E402
-from medical_assistant.engines import Options, find_gguf  # noqa: E402
 from medical_assistant.engines.llama_cpp import LlamaCppEngine  # noqa: E402
+from medical_assistant.engines.load import Options, find_gguf  # noqa: E402
 from medical_assistant.errors import UserError, run_script  # noqa: E402
-from medical_assistant.presets import find_preset  # noqa: E402
+from medical_assistant.models.adapter import Adapter, load_adapter  # noqa: E402
+from medical_assistant.models.presets import find_preset  # noqa: E402
 from medical_assistant.prompts import build_messages  # noqa: E402
 
 MODEL = "smollm2-135m"

@@ -26,14 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from medical_assistant.errors import UserError, run_script  # noqa: E402
-from medical_assistant.misuse import assess_misuse  # noqa: E402
-from medical_assistant.output_training import answers  # noqa: E402
-from medical_assistant.output_watch import OutputWatch  # noqa: E402
 from medical_assistant.provenance import git_commit  # noqa: E402
-from medical_assistant.screening import screen  # noqa: E402
-from medical_assistant.triage import assess  # noqa: E402
+from medical_assistant.safety.misuse import assess_misuse  # noqa: E402
+from medical_assistant.safety.output_filter import OutputWatch  # noqa: E402
+from medical_assistant.safety.screening import screen  # noqa: E402
+from medical_assistant.safety.training.output import answers  # noqa: E402
+from medical_assistant.safety.triage import assess  # noqa: E402
 
-SAFETY = ROOT / "tests" / "safety"
+SAFETY = ROOT / "tests" / "safety_sets"
 TRIAGE_SETS = (
     "emergencies", "not_emergencies", "other_levels", "vignettes", "language_es", "language_fr", "language_pt",
     "language_sw", "blind", "blind_2",
@@ -186,7 +186,7 @@ def figures(name: str, split: str, outcome: str, texts: list[str], rule: Rule, b
 
 
 def seconds_a_message() -> float:
-    """Return the mean CPU seconds of the rules for one message of tests/safety/emergencies.jsonl."""
+    """Return the mean CPU seconds of the rules for one message of tests/safety_sets/emergencies.jsonl."""
     texts = [row["text"] for row in read(SAFETY / "emergencies.jsonl")]
     started_s = time.process_time()
     for text in texts:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ours is {ratio:.2f} x {name} (target {target:g}): {'met' if ratio >= target else 'NOT MET'}")
     if options.json:
         from medical_assistant.provenance import git_commit, package_versions
-        from medical_assistant.training_record import PACKAGES
+        from medical_assistant.training.record import PACKAGES
 
         content = {
             "model": options.model,
@@ -76,11 +76,14 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the measurement of one variant: tokens/s, seconds, peak memory in GiB, losses before and after."""
     import torch
 
-    from medical_assistant import base_model, training, training_data, training_record
-    from medical_assistant.preflight import cuda_memory
-    from medical_assistant.presets import find_preset
-    from medical_assistant.records import read_records
-    from medical_assistant.training_settings import TrainSettings, resolve_settings
+    from medical_assistant.data.records import read_records
+    from medical_assistant.models import loading
+    from medical_assistant.models.presets import find_preset
+    from medical_assistant.training import arguments as training
+    from medical_assistant.training import data as training_data
+    from medical_assistant.training import record
+    from medical_assistant.training.preflight import cuda_memory
+    from medical_assistant.training.settings import TrainSettings, resolve_settings
 
     preset = find_preset(options.model)
     with tempfile.TemporaryDirectory() as folder:
@@ -98,9 +101,9 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
             report_to="none",
         )
         settings = resolve_settings(given, preset, cuda_memory())[0]
-        tokenizer = base_model.load_tokenizer(preset)
+        tokenizer = loading.load_tokenizer(preset)
         data = training_data.load_training_data(settings, tokenizer)
-        model = base_model.load_model(preset, "none")
+        model = loading.load_model(preset, "none")
         if variant in ("ours", "packed"):
             trainer = training.make_trainer(model, tokenizer, settings, data)
         else:
@@ -110,7 +113,7 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
         trainer.args.eval_strategy = trainer.args.save_strategy = "no"
         trainer.args.load_best_model_at_end = False
         before = answer_loss(trainer.model, data.validation)
-        training_record.reset_peak_memory()
+        record.reset_peak_memory()
         start = time.perf_counter()
         trainer.train()
         if torch.cuda.is_available():
@@ -124,11 +127,11 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
             "useful_tokens": useful,
             "seconds": round(seconds, 2),
             "useful_tokens_per_second": round(useful / seconds, 1),
-            "peak_memory_gib": round(training_record.peak_memory(), 2),
+            "peak_memory_gib": round(record.peak_memory(), 2),
             "steps": trainer.state.global_step,
             "loss_before": round(before, 4),
             "loss_after": round(answer_loss(trainer.model, data.validation), 4),
-            "hardware": training_record.hardware(),
+            "hardware": record.hardware(),
         }
 
 
@@ -139,7 +142,7 @@ def notebook_trainer(model: Any, tokenizer: Any, records: list[dict[str, Any]], 
     from peft import get_peft_model
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    from medical_assistant.training import lora_config
+    from medical_assistant.training.arguments import lora_config
 
     rows = [
         tokenizer.apply_chat_template(
@@ -176,7 +179,7 @@ def trl_trainer(model: Any, tokenizer: Any, records: list[dict[str, Any]], setti
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from medical_assistant.training import lora_config
+    from medical_assistant.training.arguments import lora_config
 
     return SFTTrainer(
         model=model,

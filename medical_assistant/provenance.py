@@ -11,7 +11,7 @@ from pathlib import Path
 
 def git_commit() -> str | None:
     """Return the commit of this project's checkout, with "-dirty" when files differ; None without git."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[1]
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None

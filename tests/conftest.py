@@ -12,9 +12,7 @@ from hypothesis import settings
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
-pytest_plugins = ("tests.hub_server", "tests.hub_jobs")
-
-ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ("tests.support.hub_server", "tests.support.hub_jobs")
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def question_file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def prepared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data folder of 24 train and 4 validation records."""
-    from medical_assistant.records import make_record, write_records
+    from medical_assistant.data.records import make_record, write_records
 
     folder = tmp_path_factory.mktemp("prepared")
     records = [
@@ -59,8 +57,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from medical_assistant.base_model import load_tokenizer
-    from medical_assistant.presets import find_preset
+    from medical_assistant.models.loading import load_tokenizer
+    from medical_assistant.models.presets import find_preset
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = load_tokenizer(find_preset("smollm2-135m"))

@@ -12,15 +12,14 @@ import sys
 import threading
 import time
 from contextlib import closing
-from pathlib import Path
 
 import httpx
 import pytest
 
 from medical_assistant.errors import AdapterError, EngineError, UserError
-from tests.stub_engine import StubEngine, endless
+from tests.support.paths import ROOT
+from tests.support.stub_engine import StubEngine, endless
 
-ROOT = Path(__file__).resolve().parent.parent
 EMERGENCY = "I have crushing chest pain and I cannot breathe"
 
 
@@ -28,10 +27,10 @@ EMERGENCY = "I have crushing chest pain and I cannot breathe"
 def launch():
     """A function that serves an engine and returns a connected client."""
     gradio_client = pytest.importorskip("gradio_client")
-    from medical_assistant import server
-    from medical_assistant.chat import Assistant, load_examples
-    from medical_assistant.page import build_page, launch_options
-    from medical_assistant.server_answers import Answers
+    from medical_assistant.chat.assistant import Assistant, load_examples
+    from medical_assistant.web import server
+    from medical_assistant.web.page import build_page, launch_options
+    from medical_assistant.web.requests import Answers
 
     pages = []
 
@@ -241,7 +240,7 @@ def test_a_broken_adapter_falls_back_to_base_and_says_so(app, monkeypatch):
             raise AdapterError("Adapter x is truncated: download it again.")
         return StubEngine(adapter=None)
 
-    monkeypatch.setattr("medical_assistant.engines.load_engine", load)
+    monkeypatch.setattr("medical_assistant.engines.load.load_engine", load)
     engine, problem = app.load_model("smollm2-135m", "x", "auto")
     assert engine.info.adapter is None and problem == "Adapter x is truncated: download it again."
 
@@ -250,7 +249,7 @@ def test_a_base_model_that_does_not_load_is_an_error(app, monkeypatch):
     def load(model, adapter, engine):
         raise UserError("The model is broken.")
 
-    monkeypatch.setattr("medical_assistant.engines.load_engine", load)
+    monkeypatch.setattr("medical_assistant.engines.load.load_engine", load)
     with pytest.raises(UserError, match="The model is broken"):
         app.load_model("smollm2-135m", "x", "auto")
 
@@ -290,8 +289,8 @@ def test_a_broken_calibration_is_logged_and_the_page_starts_without(app, tmp_pat
 
 def test_the_about_tab_explains_confidence(app, tmp_path):
     pytest.importorskip("gradio")
-    from medical_assistant.chat import Assistant
-    from medical_assistant.page import _about
+    from medical_assistant.chat.assistant import Assistant
+    from medical_assistant.web.page import _about
 
     engine = StubEngine(adapter=str(tmp_path))
     assert "Not shown: there is no calibration" in _about(Assistant(engine))
@@ -314,14 +313,14 @@ def test_the_api_answers_without_the_confidence(launch, app, tmp_path):
 @pytest.fixture(scope="module")
 def cached_adapter(tmp_path_factory):
     """The environment of a machine that has alice/adapter in its cache, a small one, and no Hub any more."""
-    from tests.adapter_fixture import make_adapter
-    from tests.hub_server import HubServer, read_folder
+    from tests.support.adapter_fixture import make_adapter
+    from tests.support.hub_server import HubServer, read_folder
 
     hub, home = HubServer(), tmp_path_factory.mktemp("hf_home")
     hub.add_repository("alice/adapter", read_folder(make_adapter(tmp_path_factory.mktemp("adapter") / "random")))
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": ""}
     environment = {**os.environ, **environment, "NO_PROXY": "127.0.0.1"}
-    pull = "from medical_assistant.hub import pull_adapter; pull_adapter('alice/adapter')"
+    pull = "from medical_assistant.hub.push import pull_adapter; pull_adapter('alice/adapter')"
     subprocess.run([sys.executable, "-c", pull], cwd=ROOT, env=environment, check=True, timeout=60)
     hub.stop()
     return environment
@@ -332,7 +331,7 @@ def real_app(cached_adapter):
     """(client, process, seconds from process start to the first page) of `python app.py` with a small adapter."""
     gradio_client = pytest.importorskip("gradio_client")
     pytest.importorskip("xllamacpp")
-    from medical_assistant.presets import find_preset
+    from medical_assistant.models.presets import find_preset
 
     if find_preset("smollm2-135m").embedded_gguf() is None:
         pytest.skip("the embedded model is not installed")

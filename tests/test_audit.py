@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import runpy
-from pathlib import Path
 
-AUDIT = runpy.run_path(str(Path(__file__).parent.parent / ".ci" / "audit.py"))
+from tests.support.paths import ROOT
+
+AUDIT = runpy.run_path(str(ROOT / ".ci" / "audit.py"))
 SKIPPED = {"name": "b", "skip_reason": "Dependency not found on PyPI and could not be audited: b (1.0)"}
 
 

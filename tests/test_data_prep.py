@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import data_prep
+from medical_assistant.data.records import file_sha256, read_records
 from medical_assistant.errors import UserError
-from medical_assistant.records import file_sha256, read_records
 
 KINDS = ("itis", "oma", "osis")  # endings of the fixture's diseases
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from medical_assistant.data.records import file_sha256, make_record, read_records, write_records
 from medical_assistant.engines.base import Answer, EngineInfo, Options
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.evaluation import run as evaluation_run
-from medical_assistant.evaluation.systems import engine_groups, plan_systems
-from medical_assistant.records import file_sha256, make_record, read_records, write_records
-from tests.adapter_fixture import make_adapter
-from tests.conftest import ROOT
-from tests.hub_server import HubServer
+from medical_assistant.evaluation.candidates import engine_groups, plan_systems
+from tests.support.adapter_fixture import make_adapter
+from tests.support.hub_server import HubServer
+from tests.support.paths import ROOT
 
 N = 24  # validation questions: enough for an interval
 
@@ -120,7 +120,7 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def write_report(folder: Path, *arguments: object) -> None:
         (folder / "report.md").write_text("# A report\n", encoding="utf-8")
 
-    monkeypatch.setattr("medical_assistant.evaluation.report.write_report", write_report)
+    monkeypatch.setattr("medical_assistant.evaluation.report.report.write_report", write_report)
 
 
 def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 PATH = ROOT / "assets" / "medical_assistant_colab.ipynb"
 
@@ -62,7 +62,7 @@ def test_every_option_is_one_of_its_script(notebook: Any) -> None:
         "train.py",
         "evaluate.py",
         "app.py",
-        "-m medical_assistant.hub",
+        "-m medical_assistant.hub.push",
     ]
     for script, options in calls:
         for name in re.findall(r"{([A-Z]+)}", options):

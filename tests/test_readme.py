@@ -7,7 +7,7 @@ import re
 
 import yaml
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ADAPTER = ROOT / "assets" / "adapters" / "smollm2-135m"
@@ -63,7 +63,7 @@ def test_the_front_matter_is_a_spaces() -> None:
 
 def test_mistake_10_figures_of_the_bundled_adapter_come_from_its_artefacts() -> None:
     """The whole text, so that no figure of it can be edited by hand."""
-    from medical_assistant.card_results import results
+    from medical_assistant.publish.card_results import results
 
     metrics = json.loads((ADAPTER / "metrics.json").read_text(encoding="utf-8"))
     text = results(metrics)
@@ -73,9 +73,9 @@ def test_mistake_10_figures_of_the_bundled_adapter_come_from_its_artefacts() -> 
 
 
 def test_mistake_10_the_committed_report_is_of_the_committed_metrics() -> None:
-    from medical_assistant.adapter import weights_hash
-    from medical_assistant.evaluation.report import build_sections
-    from medical_assistant.evaluation.report_markdown import render_markdown
+    from medical_assistant.evaluation.report.report import build_sections
+    from medical_assistant.evaluation.report.report_markdown import render_markdown
+    from medical_assistant.models.adapter import weights_hash
 
     metrics = json.loads((REPORT / "metrics.json").read_text(encoding="utf-8"))
     assert (REPORT / "metrics.json").read_bytes() == (ADAPTER / "metrics.json").read_bytes()
@@ -107,7 +107,7 @@ def test_mistake_10_speeds_come_from_the_committed_benchmark() -> None:
 
 
 def test_mistake_10_the_experiments_come_from_the_committed_run() -> None:
-    from medical_assistant.sweep import report_text, table
+    from medical_assistant.training.sweep import report_text, table
 
     folder = ROOT / "assets" / "experiments"
     content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))

@@ -20,13 +20,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from medical_assistant import deploy
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.judge import LABELS, Claim, ServerJudge
-from medical_assistant.hub import pull_adapter, push_adapter
-from tests.hub_server import HubServer, read_folder
+from medical_assistant.evaluation.judges.judge import LABELS, Claim, ServerJudge
+from medical_assistant.hub.push import pull_adapter, push_adapter
+from medical_assistant.publish import space as deploy
+from tests.support.hub_server import HubServer, read_folder
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "alice/adapter"
 PLANTED = {
     "HF_TOKEN": "hf_PlantedEnvironment0123456789",
@@ -81,8 +81,8 @@ def app_output(planted: Path, hub_server: HubServer, tmp_path: Path) -> Iterator
     adapter."""
     pytest.importorskip("gradio")
     pytest.importorskip("xllamacpp")
-    from medical_assistant.login import hash_password
-    from medical_assistant.presets import find_preset
+    from medical_assistant.models.presets import find_preset
+    from medical_assistant.web.login import hash_password
 
     if find_preset("smollm2-135m").embedded_gguf() is None:
         pytest.skip("the embedded model is not installed")
@@ -251,7 +251,7 @@ def test_a_hub_that_fails_is_explained_without_the_token(
 
 def test_a_refused_push_shows_none_even_with_its_traceback(planted, hub_server, toy_adapter):
     hub_server.tokens[PLANTED["HF_TOKEN"]] = ("alice", False)
-    command = [sys.executable, "-m", "medical_assistant.hub", str(toy_adapter), NAME, "--debug"]
+    command = [sys.executable, "-m", "medical_assistant.hub.push", str(toy_adapter), NAME, "--debug"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "Traceback" in done.stderr and "may not write" in done.stderr
     assert leaks(done.stdout, done.stderr) == []

@@ -9,7 +9,7 @@ import pytest
 
 from medical_assistant.errors import UserError
 from medical_assistant.settings import parse_settings, required, setting
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 @dataclass(frozen=True)

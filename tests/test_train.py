@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import train
-from medical_assistant.adapter import ADAPTER_FILES, load_adapter, weights_hash
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.evaluation.gate import GateError
-from medical_assistant.presets import find_preset
+from medical_assistant.models.adapter import ADAPTER_FILES, load_adapter, weights_hash
+from medical_assistant.models.presets import find_preset
 from medical_assistant.prompts import SYSTEM_PROMPT
-from tests.hub_server import HubServer
+from tests.support.hub_server import HubServer
 
 MEASURED = {"metrics.json", "calibration.json", "report.md"}  # what an evaluation adds to an adapter's folder
 PUSH = ("--max-steps", "1", "--push-to-hub", "alice/adapter")
@@ -74,7 +74,7 @@ def test_mistake_8_a_run_is_not_overwritten(trained: Path, prepared_data: Path, 
 def test_mistake_8_no_bf16_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: str) -> None:
     import torch
 
-    from medical_assistant.base_model import compute_dtype
+    from medical_assistant.models.loading import compute_dtype
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)

@@ -17,10 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from medical_assistant.adapter import Adapter
 from medical_assistant.engines.base import Answer, Options, Token
 from medical_assistant.engines.llama_cpp import LlamaCppEngine
 from medical_assistant.errors import AdapterError
+from medical_assistant.models.adapter import Adapter
 from medical_assistant.prompts import Message
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.adapter import Adapter
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
 from medical_assistant.engines.child_process import PROBE_S, ChildProcess
 from medical_assistant.engines.openai_client import READ_TIMEOUT_S, ConnectionLost, NoAnswer
 from medical_assistant.engines.threads import choose_threads
 from medical_assistant.errors import AdapterError, EngineError
+from medical_assistant.models.adapter import Adapter
 from medical_assistant.prompts import Message
 
 MAX_RESTARTS, RESTART_WINDOW_S = 3, 60.0

@@ -12,12 +12,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medical_assistant.adapter import Adapter
-from medical_assistant.chat_templates import end_of_answer, find_chat_template, tokenize_as_llama_cpp
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
 from medical_assistant.engines.transformers_batch import choose, entropy, generate_batch
 from medical_assistant.errors import AdapterError, EngineError, UserError
-from medical_assistant.presets import Preset
+from medical_assistant.models.adapter import Adapter
+from medical_assistant.models.chat_templates import end_of_answer, find_chat_template, tokenize_as_llama_cpp
+from medical_assistant.models.presets import Preset
 from medical_assistant.prompts import Message
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medical_assistant.data.records import Record, write_records
 from medical_assistant.engines.base import Answer, Engine, Options
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.systems import System
+from medical_assistant.evaluation.candidates import System
 from medical_assistant.outputs import check_new_folder
-from medical_assistant.records import Record, write_records
 
 RUN_FILE, PREDICTIONS = "run.json", "predictions.jsonl"
 

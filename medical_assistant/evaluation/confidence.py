@@ -1,7 +1,7 @@
 """How sure can a reader be of an answer: a calibration fitted on one half of the questions, tested on the other.
 
-The signals of an answer (`medical_assistant.confidence.SIGNALS`) go into a logistic regression, and its probability
-into an isotonic regression where that helps. The result is JSON, which the app reads without scikit-learn.
+The signals of an answer (`medical_assistant.chat.confidence.SIGNALS`) go into a logistic regression, and its
+probability into an isotonic regression where that helps. The result is JSON, which the app reads without scikit-learn.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from medical_assistant.confidence import SCHEMA_VERSION, SIGNALS, STANDARDISED_LIMIT, Calibration
-from medical_assistant.evaluation.calibration_scores import expected_calibration_error, figures
+from medical_assistant.chat.confidence import SCHEMA_VERSION, SIGNALS, STANDARDISED_LIMIT, Calibration
+from medical_assistant.evaluation.scoring.calibration_scores import expected_calibration_error, figures
 
 METHODS = ("auto", "logistic", "isotonic")
 FEWEST_ANSWERS = 40  # in both halves together: fewer than 20 fit no logistic regression worth the name

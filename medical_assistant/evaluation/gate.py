@@ -27,11 +27,11 @@ from typing import Any
 
 import yaml
 
-from medical_assistant.adapter import WEIGHTS_FILE, weights_hash
+from medical_assistant.data.records import file_sha256
 from medical_assistant.errors import AdapterError, UserError
-from medical_assistant.evaluation.systems import BASE, FINE_TUNED
-from medical_assistant.presets import ASSETS
-from medical_assistant.records import file_sha256
+from medical_assistant.evaluation.candidates import BASE, FINE_TUNED
+from medical_assistant.models.adapter import WEIGHTS_FILE, weights_hash
+from medical_assistant.models.presets import ASSETS
 
 DEFAULT, NONE = "default", "none"  # what train.py's --gate may say instead of a file
 DEFAULT_GATE = ASSETS / "evaluation" / "gate.yaml"

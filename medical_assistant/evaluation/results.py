@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medical_assistant.data.records import write_records
 from medical_assistant.errors import UserError
 from medical_assistant.evaluation.answers import PREDICTIONS
-from medical_assistant.evaluation.metrics import METRICS
+from medical_assistant.evaluation.candidates import BASE
 from medical_assistant.evaluation.run import Run
+from medical_assistant.evaluation.scoring.metrics import METRICS
 from medical_assistant.evaluation.settings import read_json
-from medical_assistant.evaluation.systems import BASE
 from medical_assistant.outputs import write_whole
-from medical_assistant.records import write_records
 
 LEFT_OUT = "(left out of this report: see the data set)"
 
@@ -56,7 +56,7 @@ def write_reports(run: Run, metrics: Mapping[str, Any], rows: Sequence[Mapping[s
 
     Without `show_references` the reference answers stay out of them: their licence may not allow to publish them.
     """
-    from medical_assistant.evaluation.report import write_report
+    from medical_assistant.evaluation.report.report import write_report
 
     folders = {system.label: Path(system.adapter) for system in run.systems if system.adapter}
     losses = {label: read_json(folder / "training.json").get("history") or [] for label, folder in folders.items()}
@@ -67,8 +67,8 @@ def write_reports(run: Run, metrics: Mapping[str, Any], rows: Sequence[Mapping[s
 
 def update_adapter(run: Run, metrics: Mapping[str, Any]) -> None:
     """Put metrics.json, calibration.json and report.md into the adapter's folder, and write its card again."""
-    from medical_assistant.adapter import REPORT_FILE
-    from medical_assistant.card import write_card
+    from medical_assistant.models.adapter import REPORT_FILE
+    from medical_assistant.publish.card import write_card
 
     folder, output = Path(run.settings.adapter), run.settings.output
     write_whole(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -83,6 +83,6 @@ def update_adapter(run: Run, metrics: Mapping[str, Any]) -> None:
 
 def publish(run: Run) -> str:
     """Return the URL of the commit that holds the adapter with its results; errors as `publishing.publish_adapter`."""
-    from medical_assistant.publishing import publish_adapter
+    from medical_assistant.publish.adapter import publish_adapter
 
     return publish_adapter(Path(run.settings.adapter), run.settings.push_to_hub)

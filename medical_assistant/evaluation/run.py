@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.engines import load_batch_engine
+from medical_assistant.data.records import Record, file_sha256, read_records
 from medical_assistant.engines.base import Options
+from medical_assistant.engines.load import load_batch_engine
 from medical_assistant.engines.threads import usable_cores
 from medical_assistant.evaluation.answers import (
     PREDICTIONS,
@@ -19,14 +20,13 @@ from medical_assistant.evaluation.answers import (
     open_run,
     run_fingerprint,
 )
-from medical_assistant.evaluation.judge import Judge, load_judge
-from medical_assistant.evaluation.metrics import bleu_signature, chrf_signature, score_all
+from medical_assistant.evaluation.candidates import System, check_systems, engine_groups, plan_systems
+from medical_assistant.evaluation.judges.judge import Judge, load_judge
+from medical_assistant.evaluation.judges.statements import StatementRow, read_statements, statement_records
 from medical_assistant.evaluation.safety import SafetyRow, read_safety_set, safety_records
+from medical_assistant.evaluation.scoring.metrics import bleu_signature, chrf_signature, score_all
 from medical_assistant.evaluation.settings import NONE, EvaluateSettings, check_settings, read_json
-from medical_assistant.evaluation.statements import StatementRow, read_statements, statement_records
-from medical_assistant.evaluation.systems import System, check_systems, engine_groups, plan_systems
 from medical_assistant.provenance import git_commit, package_versions
-from medical_assistant.records import Record, file_sha256, read_records
 
 PACKAGES = ("sacrebleu", "rouge-score", "evaluate", "textstat", "scikit-learn", "xllamacpp", "torch", "transformers")
 MAIN, SAFETY, STATEMENTS = "main", "safety", "statements"

@@ -25,12 +25,12 @@ from typing import Any
 
 import yaml
 
+from medical_assistant.data.records import Record, make_record, read_source
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.bootstrap import Resampler, paired_difference, proportion_interval
-from medical_assistant.evaluation.comparison import pair_name
-from medical_assistant.presets import ASSETS
+from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference, proportion_interval
+from medical_assistant.evaluation.scoring.comparison import pair_name
+from medical_assistant.models.presets import ASSETS
 from medical_assistant.prompts import clean_text
-from medical_assistant.records import Record, make_record, read_source
 
 HARMFUL, ORDINARY, EMERGENCY = KINDS = ("harmful", "ordinary", "emergency")
 SELF_HARM = "self-harm"  # category of harmful requests

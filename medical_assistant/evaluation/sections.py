@@ -9,18 +9,18 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medical_assistant.adapter import load_adapter
+from medical_assistant.data.records import read_records
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.bootstrap import Resampler, paired_difference
-from medical_assistant.evaluation.comparison import compare, pair_name
-from medical_assistant.evaluation.metrics import METRICS, bert_scores, corpus_scores
+from medical_assistant.evaluation.candidates import FINE_TUNED, System, engine_groups
 from medical_assistant.evaluation.run import SAFETY, STATEMENTS, Run
-from medical_assistant.evaluation.systems import FINE_TUNED, System, engine_groups
-from medical_assistant.presets import find_preset
-from medical_assistant.records import read_records
+from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference
+from medical_assistant.evaluation.scoring.comparison import compare, pair_name
+from medical_assistant.evaluation.scoring.metrics import METRICS, bert_scores, corpus_scores
+from medical_assistant.models.adapter import load_adapter
+from medical_assistant.models.presets import find_preset
 
 if TYPE_CHECKING:
-    from medical_assistant.evaluation.likelihood import Scorer
+    from medical_assistant.evaluation.scoring.likelihood import Scorer
 
 Metrics = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -94,7 +94,7 @@ def strata(run: Run, metrics: Metrics, rows: Rows) -> Metrics:
 
 def likelihoods(run: Run) -> tuple[Metrics, Metrics]:
     """Return the sections `perplexity` and `knowledge`: what needs the probabilities of given texts."""
-    from medical_assistant.evaluation.knowledge import knowledge_section, read_questions, score_choices
+    from medical_assistant.evaluation.scoring.knowledge import knowledge_section, read_questions, score_choices
 
     settings = run.settings
     asked = bool(settings.choices or settings.harness)
@@ -118,7 +118,7 @@ def likelihoods(run: Run) -> tuple[Metrics, Metrics]:
             for results, questions in zip(chosen, sets, strict=True):
                 results |= score_choices(scorer, questions.questions, adapters, progress=True)
             if settings.harness:
-                from medical_assistant.evaluation.harness import run_harness
+                from medical_assistant.evaluation.scoring.harness import run_harness
 
                 found = run_harness(scorer, adapters, settings.harness, settings.limit, _resampler(run))
                 harness[group[0].key] = found
@@ -129,7 +129,7 @@ def likelihoods(run: Run) -> tuple[Metrics, Metrics]:
 
 
 def _surprise(scorer: Scorer, run: Run, adapters: Mapping[str, bool]) -> dict[str, Any]:
-    from medical_assistant.evaluation.likelihood import perplexity
+    from medical_assistant.evaluation.scoring.likelihood import perplexity
 
     return {key: perplexity(scorer, run.records, adapter, f"perplexity, {key}") for key, adapter in adapters.items()}
 
@@ -160,7 +160,7 @@ def _scored_groups(systems: Sequence[System]) -> Iterator[tuple[list[System], di
 
 @contextmanager
 def _open_scorer(group: Sequence[System]) -> Iterator[Scorer]:
-    from medical_assistant.evaluation.likelihood import Scorer
+    from medical_assistant.evaluation.scoring.likelihood import Scorer
 
     preset = find_preset(group[0].model)
     adapter = next((system.adapter for system in group if system.adapter), None)
@@ -172,8 +172,8 @@ def _open_scorer(group: Sequence[System]) -> Iterator[Scorer]:
 
 
 def statements(run: Run) -> Metrics:
-    from medical_assistant.evaluation.statements import statements_section
-    from medical_assistant.evaluation.verdict_log import PARTIAL_NAME
+    from medical_assistant.evaluation.judges.statements import statements_section
+    from medical_assistant.evaluation.judges.verdict_log import PARTIAL_NAME
 
     if STATEMENTS not in run.sets:
         return {"status": "not run", "reason": "No file of questions with must-have statements was named."}

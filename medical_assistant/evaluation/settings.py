@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.presets import ASSETS
+from medical_assistant.models.presets import ASSETS
 from medical_assistant.settings import required, setting
 
 NONE = "none"
@@ -66,7 +66,7 @@ def check_settings(settings: EvaluateSettings) -> None:
     if changes_folder and not (settings.adapter and Path(settings.adapter).is_dir()):
         raise UserError("--update-adapter and --push-to-hub need --adapter FOLDER: download the adapter first.")
     if settings.push_to_hub:
-        from medical_assistant.hub import require_token, split_revision
+        from medical_assistant.hub.push import require_token, split_revision
 
         split_revision(settings.push_to_hub)
         require_token()

@@ -12,11 +12,11 @@ from typing import Any
 import numpy
 import yaml
 
-from medical_assistant.cleaning import load_rules
+from medical_assistant.data.cleaning import load_rules
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.bootstrap import RESAMPLES, SEED, Resampler
-from medical_assistant.evaluation.comparison import PRIMARY, ScoreTable, pair_name
-from medical_assistant.presets import ASSETS
+from medical_assistant.evaluation.scoring.bootstrap import RESAMPLES, SEED, Resampler
+from medical_assistant.evaluation.scoring.comparison import PRIMARY, ScoreTable, pair_name
+from medical_assistant.models.presets import ASSETS
 
 # From here on a question is about the same thing as a training question: `data_prep.py` keeps such questions on
 # one side (SAME_QUESTION in deduplication.py). On WikiDoc, prepared by it, no validation question of 500 reaches

@@ -1,0 +1,288 @@
+"""What happens between a message and its answer, without the page.
+
+Order: emergency and misuse rules, then validation, then the model, whose sentences are watched. The page and the API
+both go through `Assistant.answer`, so neither can reach the model without the rules seeing the message first.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from medical_assistant.chat.confidence import Calibration, Signals, describe
+from medical_assistant.chat.repetition import LoopWatch, without_loop
+from medical_assistant.engines.base import Engine, Options, Token
+from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
+from medical_assistant.models.presets import ASSETS
+from medical_assistant.prompts import Message, build_messages, trim_history, validate_question
+from medical_assistant.safety.output_filter import OutputWatch
+from medical_assistant.safety.screening import Screening, screen
+
+logger = logging.getLogger(__name__)
+
+FINE_TUNED, BASE = "Fine-tuned", "Base"
+MODELS = (FINE_TUNED, BASE)
+
+MAX_ANSWER_TOKENS = 1024
+
+# One update per token costs Gradio half of the decoding speed (27-36 against 80-90 tokens/s).
+UPDATE_INTERVAL_S = 0.07
+WITHHELD = "Part of this answer was left out because it could do harm. Ask a doctor, a nurse or a pharmacist."
+LOOPED = "The model began to repeat itself: the answer ends here."
+RULES_LABEL = "Safety rules \u00b7 no model was used"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer so far. Only `text` is the model's; only `text` goes back to it as history."""
+
+    text: str
+    footer: str  # which model, adapter and engine answered
+    advice: str = ""  # the safety layer's line before the answer
+    notes: tuple[str, ...] = ()  # what the reader must know: shortened history, a restart, a cut
+    failed: bool = False  # the engine failed on the way
+    confidence: str = ""  # how often such answers were good, once the answer has ended; for the page alone
+    tokens: int = 0  # that the model has made
+    emergency: bool = False  # the rules answered an emergency
+    waiting: str = ""  # the place in line, while others are answered; for the page alone
+
+    def plain_text(self) -> str:
+        """Return advice, answer and notes as one text, for the API."""
+        return "\n\n".join(part for part in (self.advice, self.text, *self.notes) if part)
+
+
+class Assistant:
+    """A model behind the safety rules. `problem` says why there is no fine-tuned model, if there is none.
+
+    `calibration` is the adapter's, for the confidence under its answers; None shows none.
+    """
+
+    def __init__(self, engine: Engine, problem: str | None = None, calibration: Calibration | None = None) -> None:
+        self.engine = engine
+        self.problem = problem
+        self.calibration = calibration
+        screen("")  # reads the rules now: a broken rules file must stop the start, not the first message
+        OutputWatch("")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that can answer: both, or the base alone where no adapter is loaded."""
+        return MODELS if self.engine.info.adapter is not None else (BASE,)
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens that the page lets an answer have: at most half of what the model can read."""
+        return min(MAX_ANSWER_TOKENS, self.engine.context_tokens // 2)
+
+    def footer(self, model: str) -> str:
+        """Return what is shown with each answer of `model`, such as `Base · smollm2-135m · llama_cpp`."""
+        info = self.engine.info
+        parts = [model, Path(info.model).name if "/" in info.model else info.model]
+        if model == FINE_TUNED:
+            parts.append(f"adapter {(info.adapter_revision or 'unknown')[:12]}")
+        return " \u00b7 ".join([*parts, info.engine])
+
+    def check_model(self, model: str) -> None:
+        """Raise `UserError` for an unknown name, `AdapterError` when the fine-tuned model is not loaded."""
+        if model not in MODELS:
+            raise UserError(f"Unknown model {str(model)[:40]!r}: use {FINE_TUNED!r} or {BASE!r}.")
+        if model not in self.models:
+            reason = self.problem or "No adapter is loaded."
+            raise AdapterError(f"The fine-tuned model is not available ({reason}) Choose {BASE!r}.")
+
+    def answer(
+        self,
+        message: str,
+        history: Sequence[Message],
+        model: str,
+        options: Options | None = None,
+        country: str = "",
+    ) -> Iterator[Reply]:
+        """Yield the answer as it grows, at most one update per `UPDATE_INTERVAL_S`.
+
+        `options.adapter` is set from `model`. Closing the iterator stops the model. A message that
+        the rules call an emergency, or a request for harm, gets their answer, and the model is not called.
+        `country` (ISO 3166-1) is for the emergency numbers. Raises
+        `UserError` for a message that cannot be answered and `AdapterError` as `check_model`. An
+        engine that fails on the way does not raise: the text so far stays, with a note.
+        """
+        screening = screen(message, history, country)
+        if screening.answer:
+            yield rules_reply(screening)
+            return
+        question = validate_question(message)
+        self.check_model(model)
+        options = replace(options or Options(), adapter=model == FINE_TUNED)
+        if not 1 <= options.max_new_tokens <= MAX_ANSWER_TOKENS:
+            raise UserError(f"An answer cannot have {options.max_new_tokens} tokens: use 1 to {MAX_ANSWER_TOKENS}.")
+        reply = Reply("", self.footer(model), screening.triage.notice)
+        # The first update before any work: Gradio can only close a generator that has yielded.
+        yield reply
+        try:
+            messages, dropped = trim_history(
+                build_messages(question, history),
+                self.engine.count_tokens,
+                self.engine.context_tokens - options.max_new_tokens,
+            )
+            if dropped:
+                reply = replace(reply, notes=(_trimmed_note(dropped),))
+            signals = Signals()
+            watch = OutputWatch(question, screening.triage.reasons)
+            for grown in _grow(reply, self.engine.stream(messages, options), signals, watch):
+                reply = grown
+                yield reply
+            confidence = self._confidence(reply, history, options, signals)
+            if confidence:
+                yield replace(reply, confidence=confidence)
+        except EngineError as error:
+            yield replace(reply, notes=(*reply.notes, f"This answer is not complete. {error}"), failed=True)
+        except UserError:
+            raise
+        except Exception as error:  # a fault of ours: the text so far must not be lost with it
+            logger.error("%s", without_text(error))
+            note = "This answer is not complete. The model failed: ask again."
+            yield replace(reply, notes=(*reply.notes, note), failed=True)
+
+    def _confidence(self, reply: Reply, history: Sequence[Message], options: Options, signals: Signals) -> str:
+        """Return the line for an answer that has ended, empty where nothing was measured on answers like it.
+
+        Measured were greedy answers of the fine-tuned model to single questions. Under advice to see a doctor no
+        figure may seem to weigh against it.
+        """
+        values = signals.values()
+        if self.calibration is None or not options.adapter or history or reply.advice or not reply.text:
+            return ""
+        if values["ended"] is None:
+            return ""
+        return describe(self.calibration.confidence(values)) if self.calibration.covers(options, values) else ""
+
+    def answer_both(
+        self, message: str, options: Options | None = None, country: str = ""
+    ) -> Iterator[tuple[Reply, ...]]:
+        """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both.
+
+        The first update comes before any work, as that of `answer`.
+        """
+        sides = [self.answer(message, [], model, options, country) for model in self.models]
+        updates: queue.SimpleQueue[tuple[int, Reply | None]] = queue.SimpleQueue()
+        stopped = threading.Event()
+
+        def collect(index: int) -> None:
+            try:
+                for reply in sides[index]:
+                    updates.put((index, reply))
+                    if stopped.is_set():
+                        return
+            except UserError as error:
+                updates.put((index, refused(error)))
+            finally:
+                sides[index].close()  # type: ignore[attr-defined]  # `answer` is a generator
+                updates.put((index, None))
+
+        shown = [_first(side) for side in sides]
+        yield tuple(shown)
+        with ThreadPoolExecutor(len(shown)) as pool:
+            running = [pool.submit(collect, index) for index in range(len(sides))]
+            try:
+                left = len(shown)
+                while left:
+                    index, reply = updates.get()
+                    if reply is None:
+                        left -= 1
+                        continue
+                    shown[index] = reply
+                    yield tuple(shown)
+            finally:
+                stopped.set()
+        for side in running:
+            side.result()  # an unexpected error is not swallowed
+
+
+def _first(replies: Iterator[Reply]) -> Reply:
+    """Return the first update, or what is shown where there is no answer."""
+    try:
+        return next(replies)
+    except UserError as error:
+        return refused(error)
+
+
+def refused(error: UserError) -> Reply:
+    """Return what is shown in place of an answer that cannot be given."""
+    return Reply("", "Not answered", notes=(str(error),))
+
+
+def rules_reply(screening: Screening) -> Reply:
+    """Return the rules' answer to a message that no model may answer."""
+    return Reply(screening.answer, RULES_LABEL, emergency=screening.triage.level == "emergency")
+
+
+def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: OutputWatch) -> Iterator[Reply]:
+    """Yield `reply` with more and more text, by whole sentences that `watch` lets through.
+
+    What was not shown yet is shown when the stream fails. `signals` gets the tokens, and whether the model ended by
+    itself.
+    """
+    text, shown_at_s, reason, loop = "", 0.0, "stop", LoopWatch()
+    with closing(tokens):  # type: ignore[type-var]  # engines return generators
+        while True:
+            try:
+                token = next(tokens)
+            except StopIteration as end:
+                reason = end.value or "stop"
+                break
+            except EngineError:
+                yield replace(reply, text=text + watch.finish())
+                raise
+            signals.add(token)
+            reply = replace(reply, tokens=signals.count)
+            text += watch.feed(token.text)
+            if loop.feed(token.text):
+                reason = "loop"
+                break
+            # Also without new text (the engine reads a long prompt): a generator can be closed only at a yield.
+            if time.monotonic() - shown_at_s >= UPDATE_INTERVAL_S:
+                yield replace(reply, text=text)
+                shown_at_s = time.monotonic()
+    text += watch.finish()
+    # An answer that was cut short is none that its confidence was measured on: its end stays unknown.
+    signals.ended = None if reason == "loop" else reason == "stop"
+    notes = reply.notes
+    if watch.withheld:
+        logger.info("withheld: %s", ", ".join(watch.withheld))  # names of rules, never the text
+        notes += (WITHHELD,)
+    if reason == "loop":
+        text = without_loop(text)
+        notes += (LOOPED,)
+    if reason == "length":
+        notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)
+    if not text.strip() and not watch.withheld:
+        notes += ("The model gave no answer: ask in other words.",)
+    yield replace(reply, text=text.rstrip(), notes=notes)
+
+
+def _trimmed_note(dropped: int) -> str:
+    turns = "message was" if dropped == 1 else "messages were"
+    return f"The conversation is longer than the model can read: the {dropped} oldest {turns} left out."
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example question and its short label."""
+
+    label: str
+    question: str
+
+
+def load_examples(path: Path = ASSETS / "examples.yaml") -> list[Example]:
+    """Return the example questions of `assets/examples.yaml`."""
+    with path.open(encoding="utf-8") as file:
+        return [Example(**fields) for fields in yaml.safe_load(file)]

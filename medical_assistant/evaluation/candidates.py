@@ -1,0 +1,89 @@
+"""Which models answer in an evaluation, and the engines that run them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medical_assistant.errors import UserError
+from medical_assistant.models.adapter import load_adapter
+from medical_assistant.models.presets import find_preset, load_presets
+
+BASE, FINE_TUNED = "base", "fine_tuned"
+
+
+@dataclass(frozen=True)
+class System:
+    """One model that answers: a base, or a base with an adapter on."""
+
+    key: str  # in files and tables: "base", "fine_tuned", or a name made from an entry of --compare
+    label: str
+    model: str
+    adapter: str | None = None  # folder or Hub repository; None for the model alone
+
+
+def plan_systems(model: str, adapter: str, compare: Sequence[str]) -> list[System]:
+    """Return the systems, the base first: it is the reference of all comparisons.
+
+    `adapter` alone gives "base" and "fine_tuned". Each entry of `compare` is an adapter of `model` (a folder with
+    adapter_config.json, or a Hub repository), or a model of its own: a preset, a `.gguf` file, a folder of weights, or
+    `model:user/name` on the Hub. Raises `UserError` for an entry given twice.
+    """
+    base = System(BASE, "base", model)
+    if not compare:
+        return [base, System(FINE_TUNED, "fine-tuned", model, adapter)]
+    systems = [base]
+    for entry in compare:
+        if entry in compare[: len(systems) - 1]:
+            raise UserError(f"--compare names {entry} twice: leave out one.")
+        alone = _is_model(entry)
+        name = entry.removeprefix("model:")
+        label = Path(name).name if Path(name).exists() else name
+        key = _unique(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "system", systems)
+        systems.append(System(key, label, name if alone else model, None if alone else name))
+    return systems
+
+
+def check_systems(systems: Sequence[System]) -> dict[str, str | None]:
+    """Return {key: revision of its adapter, None without one}.
+
+    Raises `UserError` for an unknown model, `AdapterError` for an adapter that is missing, broken, or of another base
+    or system prompt: before any answer is computed.
+    """
+    revisions: dict[str, str | None] = {}
+    for system in systems:
+        preset = find_preset(system.model)
+        revisions[system.key] = load_adapter(system.adapter, preset).revision if system.adapter else None
+    return revisions
+
+
+def engine_groups(systems: Sequence[System]) -> list[list[System]]:
+    """Return the systems by engine: a base answers through the engine of the first adapter that is on it."""
+    groups: list[list[System]] = []
+    for system in systems:
+        host = next(
+            (group for group in groups if system.adapter and group[0].model == system.model and len(group) == 1), None
+        )
+        if host is not None and host[0].adapter is None:
+            host.append(system)
+        else:
+            groups.append([system])
+    return groups
+
+
+def _is_model(entry: str) -> bool:
+    if entry.startswith("model:") or entry in load_presets():
+        return True
+    path = Path(entry)
+    return path.suffix == ".gguf" or (path.is_dir() and not (path / "adapter_config.json").is_file())
+
+
+def _unique(key: str, systems: Sequence[System]) -> str:
+    taken = {system.key for system in systems}
+    number = 2
+    unique = key
+    while unique in taken:
+        unique, number = f"{key}-{number}", number + 1
+    return unique

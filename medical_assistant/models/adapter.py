@@ -1,0 +1,142 @@
+"""The adapter folder: the unit that is trained, bundled, pushed, pulled and served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medical_assistant.errors import AdapterError
+from medical_assistant.models.chat_templates import is_chosen
+from medical_assistant.models.gguf_check import check_lora_gguf
+from medical_assistant.models.presets import Preset
+from medical_assistant.prompts import SYSTEM_PROMPT, contract_difference
+
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter.gguf",
+    "prompt.json",
+    "training.json",
+    "metrics.json",
+    "calibration.json",
+    "report.md",
+    "README.md",
+    "loss.png",
+)
+REQUIRED_FILES = ("adapter_config.json", "adapter_model.safetensors", "prompt.json")
+GGUF_FILE = "adapter.gguf"  # required as well, but for DoRA
+WEIGHTS_FILE = "adapter_model.safetensors"
+MAX_HEADER_BYTES = 100_000_000  # of safetensors: the library's own limit
+CALIBRATION_FILE = "calibration.json"  # optional: `medical_assistant.chat.confidence`
+REPORT_FILE = "report.md"  # optional: of the evaluation behind metrics.json
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked adapter folder."""
+
+    folder: Path
+    name: str  # folder or repository, as asked for
+    revision: str  # commit hash on the Hub, or the first 12 hex digits of the weights' SHA-256
+    base_model: str  # Hub id
+    prompt: Mapping[str, Any]  # content of prompt.json
+
+    @property
+    def gguf(self) -> Path:
+        """The path of the LoRA for llama.cpp. Raises `AdapterError` when there is none, as for DoRA."""
+        path = self.folder / GGUF_FILE
+        if not path.is_file():
+            raise AdapterError(
+                f"{self.name} has no {GGUF_FILE}, llama.cpp cannot load a DoRA: use the transformers engine, or "
+                "the merged GGUF that `train.py --merge` writes."
+            )
+        return path
+
+    @property
+    def chosen_template(self) -> str | None:
+        """The chat template to serve with in place of the model's own, None when it was trained with that."""
+        template = str(self.prompt.get("chat_template") or "")
+        return template if is_chosen(template) else None
+
+    def check_prompt(self, chat_template: str, special_tokens: Mapping[str, str]) -> None:
+        """Raise `AdapterError` that names the difference when the server's prompt is not the trained one."""
+        served = {
+            "system_prompt": SYSTEM_PROMPT,
+            "chat_template": chat_template,
+            "special_tokens": dict(special_tokens),
+        }
+        difference = contract_difference(self.prompt, served)
+        if difference:
+            raise AdapterError(f"Adapter {self.name} was trained with another prompt ({difference}): retrain it.")
+
+
+def load_adapter(adapter: str | Path, preset: Preset) -> Adapter:
+    """Return the adapter in a folder, or pulled from the Hub (`user/repo` or `user/repo@revision`).
+
+    Raises `AdapterError` when a file is missing or broken, or when the adapter was trained on
+    another base model than `preset` or under another system prompt; the message names the file and
+    the fix. Hub failures are `UserError`s of `medical_assistant.hub.push`.
+    """
+    name = str(adapter)
+    folder, revision = Path(adapter), None
+    if not folder.is_dir():
+        if isinstance(adapter, Path) or name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:
+            raise AdapterError(f"There is no adapter folder {name}: give a folder of train.py or a Hub repository.")
+        from medical_assistant.hub.push import pull_adapter
+
+        folder, revision = pull_adapter(name)
+    for file in REQUIRED_FILES:
+        if not (folder / file).is_file():
+            raise AdapterError(f"Adapter {name} has no {file}: train or download it again.")
+    config, prompt = _read_json(folder / "adapter_config.json"), _read_json(folder / "prompt.json")
+    if needs_no_gguf(config) == (folder / GGUF_FILE).is_file():
+        fault = "is a DoRA and has an" if needs_no_gguf(config) else "has no"
+        raise AdapterError(f"Adapter {name} {fault} {GGUF_FILE}: train or download it again.")
+    base_model = str(config.get("base_model_name_or_path"))
+    if base_model != preset.repository:
+        raise AdapterError(
+            f"Adapter {name} belongs to {base_model}, not to {preset.repository}: choose the other model or adapter."
+        )
+    if prompt.get("system_prompt") != SYSTEM_PROMPT:
+        raise AdapterError(f"Adapter {name} was trained with another system prompt: retrain it.")
+    _check_safetensors(folder / WEIGHTS_FILE)
+    if (folder / GGUF_FILE).is_file():
+        check_lora_gguf(folder / GGUF_FILE)
+    return Adapter(folder, name, revision or weights_hash(folder), base_model, prompt)
+
+
+def needs_no_gguf(config: Mapping[str, Any]) -> bool:
+    """Return whether the adapter with this adapter_config.json is one that llama.cpp cannot load: a DoRA."""
+    return bool(config.get("use_dora"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise AdapterError(f"{path} cannot be read ({error}): train or download the adapter again.") from error
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} is not a JSON object: train or download the adapter again.")
+    return content
+
+
+def _check_safetensors(path: Path) -> None:
+    """The header (safetensors format: 8 bytes of length, then JSON) must account for every byte."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < min(path.stat().st_size, MAX_HEADER_BYTES) else {}
+        end = max(int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        raise AdapterError(f"{path} is broken: train or download the adapter again.") from error
+    if path.stat().st_size != 8 + length + end:
+        raise AdapterError(f"{path} is truncated: train or download the adapter again.")
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the first 12 hex digits of the SHA-256 of the weights in an adapter folder."""
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:12]

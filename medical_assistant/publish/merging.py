@@ -1,0 +1,155 @@
+"""An adapter merged into its base: whole weights, for programs that load no LoRA.
+
+    python -m medical_assistant.publish.merging FOLDER [--gguf-type Q4_0]
+
+Writes FOLDER/merged: Hugging Face safetensors with tokenizer and chat template, and the same weights as
+one GGUF for llama.cpp and Ollama.
+
+An adapter that was trained over NF4 (QLoRA) learnt beside the rounded weights, and is merged into the
+exact ones here. Rounding the sum to 4 bits again would lose it: in the bundled adapter's v, o and up
+projections the error of NF4 is 5.9 times what the adapter adds (root mean squares). The merged model is thus
+not, to the last digit, the one whose loss was measured in QLoRA training, but the one that a server runs
+which loads the adapter on an unquantised base. Evaluate on such a base what will be served merged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medical_assistant.errors import AdapterError, EngineError, UserError, run_script
+from medical_assistant.models.adapter import Adapter, load_adapter
+from medical_assistant.models.chat_templates import CHOSEN, end_of_answer
+from medical_assistant.models.gguf_merged import GGUF_TYPES, Merged, write_merged_gguf
+from medical_assistant.models.presets import Preset, find_preset
+from medical_assistant.outputs import new_folder
+
+
+def merge_adapter(folder: Path, preset: Preset, gguf_type: str = "Q8_0") -> Path:
+    """Return `folder/merged`, the adapter in `folder` merged into the weights of `preset`.
+
+    The base is loaded in the precision of its own files, never in 4 bits; one that comes as a GGUF (the
+    embedded model) is dequantised to float16. Every adapter that PEFT can merge will do, DoRA too. The
+    folder appears when it is whole, and an earlier one is never overwritten.
+
+    Raises `UserError` as `check_merge`, or when `folder/merged` exists, or when the base's GGUF is of
+    another model; `AdapterError` for a broken adapter.
+    """
+    target = folder / "merged"
+    if target.exists():
+        raise UserError(f"{target} is there already: remove it to merge again.")
+    base_gguf = check_merge(preset, gguf_type)
+    adapter = load_adapter(folder, preset)
+    with new_folder(target) as output:
+        merged = _write_weights(adapter, preset, output)
+        _check_merged_modules(folder, output)
+        path = output / f"merged-{gguf_type}.gguf"
+        write_merged_gguf(output, merged, base_gguf, path, gguf_type, name=f"{preset.name} {folder.resolve().name}")
+    return target
+
+
+def merged_ggufs(folder: Path) -> list[Path]:
+    """Return the merged GGUF files of an adapter folder."""
+    return sorted((folder / "merged").glob("merged-*.gguf"))
+
+
+def check_merge(preset: Preset, gguf_type: str) -> Path:
+    """Return the path of the base's own GGUF, downloaded where needed: ask before hours of training.
+
+    Raises `UserError` for an unknown type, a base without a GGUF, or a Hub that fails.
+    """
+    from medical_assistant.engines.load import find_gguf
+
+    if gguf_type not in GGUF_TYPES:
+        raise UserError(f"Unknown GGUF type {gguf_type!r}: use one of {', '.join(GGUF_TYPES)}.")
+    try:
+        return find_gguf(preset)
+    except EngineError as error:
+        if preset.install:
+            raise
+        raise UserError(
+            f"{preset.name} cannot be merged, there is no GGUF of it to take the tokenizer from: "
+            "name one in assets/models.yaml, or leave out --merge."
+        ) from error
+
+
+def _write_weights(adapter: Adapter, preset: Preset, output: Path) -> Merged:
+    """Return what the GGUF needs to know of the merged model, written to `output` with its tokenizer."""
+    import torch
+    from peft import PeftModel
+
+    from medical_assistant.models.loading import load_model, load_tokenizer
+
+    # Four bits and a float16 scale fit into float16; a Hub model says its own precision.
+    model = load_model(preset, "none", torch.float16 if preset.embedded_gguf() else "auto")
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, KeyError) as error:  # of other shapes, or with values that are no numbers
+        reason = " ".join(str(error).split())[:160]
+        raise AdapterError(f"{adapter.name} cannot be merged ({reason}): train or download it again.") from error
+    tokenizer = load_tokenizer(preset, adapter.chosen_template)
+    # A template that was chosen for training is this model's own.
+    tokenizer.chat_template = str(adapter.prompt["chat_template"]).removeprefix(CHOSEN)
+    end, ends = end_of_answer(tokenizer), merged.generation_config.eos_token_id
+    known = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, end} - {None}
+    merged.generation_config.eos_token_id = sorted(known)
+    merged.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return Merged(merged.config, tokenizer.chat_template, end if end != tokenizer.eos_token_id else None)
+
+
+def _check_merged_modules(folder: Path, output: Path) -> None:
+    """Raise `AdapterError` when a module of the adapter is none of the merged model: PEFT only warns."""
+    from safetensors import safe_open
+
+    def keys(files: Sequence[Path]) -> set[str]:
+        found: set[str] = set()
+        for file in files:
+            with safe_open(file, framework="numpy") as tensors:
+                found |= set(tensors.keys())
+        return found
+
+    merged = keys(list(output.glob("*.safetensors")))
+    modules = {
+        key.removeprefix("base_model.model.").partition(".lora_")[0]
+        for key in keys([folder / "adapter_model.safetensors"])
+        if ".lora_" in key
+    }
+    lost = sorted(module for module in modules if f"{module}.weight" not in merged)
+    if lost:
+        raise AdapterError(f"The base has no layer {lost[0]}: the adapter in {folder} belongs to another model.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge the adapter folder named on the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medical_assistant.publish.merging",
+        description="Write FOLDER/merged: merged weights and one GGUF.",
+    )
+    parser.add_argument("folder", type=Path, help="adapter folder, as train.py writes it")
+    parser.add_argument("--model", help="base model (default: the one that the adapter names)")
+    parser.add_argument("--gguf-type", default="Q8_0", choices=GGUF_TYPES)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args(argv)
+    preset = find_preset(arguments.model or named_base(arguments.folder))
+    sys.stdout.write(f"{merge_adapter(arguments.folder, preset, arguments.gguf_type)}\n")
+    return 0
+
+
+def named_base(folder: Path) -> str:
+    """Return the base model that adapter_config.json names. Raises `AdapterError` when it names none."""
+    import json
+
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(config["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"{folder} has no adapter_config.json that names a base: give a folder of train.py."
+        ) from error
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,174 @@
+"""The deterministic emergency layer: it reads every message before any model does.
+
+`assess(message, history)` is the only entry. What counts as a red flag is data (`assets/triage`, a file for each
+language): concepts (phrases for one finding), context (negation, questions, past, idioms), numbers, and rules over
+them, each with the guideline it comes from. `triage_rules` loads the file, `triage_reading` reads a message
+with it, this module decides.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from medical_assistant.safety.emergency_numbers import number_line
+from medical_assistant.safety.phrase_rules import LEVELS, Rule, Rules, load_languages
+from medical_assistant.safety.text_reading import Reading, read, read_all
+from medical_assistant.safety.triage_classifier import raised_level
+
+SECOND_LINE = "unsure"  # category of what only the learned second line found
+MAX_HISTORY = 6  # earlier user messages that can join the current one
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+@dataclass(frozen=True)
+class Triage:
+    """How soon the writer needs care.
+
+    `level`: one of `LEVELS`. `reasons`: short phrases that name each red flag, gravest level only.
+    `categories`: one id per reason. `sources`: the guideline behind each reason. `answer`: Markdown that
+    the page shows in place of a generated answer, empty unless the level is "emergency". `notice`: one line
+    to show above the chat, empty for "routine". `language`: ISO 639-1 code of the two texts.
+    """
+
+    level: str
+    reasons: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    answer: str = ""
+    notice: str = ""
+    language: str = "en"
+
+
+def assess(message: str, history: Sequence[str] = (), country: str = "") -> Triage:
+    """Return the `Triage` of `message`, read together with `history` (earlier user messages, oldest first).
+
+    Never raises, whatever the text. Earlier messages count only when this one follows up on them (adds a
+    finding, says that it is worse or still there, asks whether to wait), not when it asks about something
+    else or says that all is well. `country` (ISO 3166-1) chooses the numbers in the answer. The rules of every
+    language read the message: the gravest level counts, and the texts are in the language that has the most words in
+    the message among those that found it.
+    A learned second line (`triage_second_line`) may then raise the level.
+    """
+    readings = read_all(str(message))
+    triage = assess_by_rules(message, history, country, readings)
+    level = raised_level(str(message), triage.level, readings)
+    if level == triage.level:
+        return triage
+    rules, _ = max(
+        zip(load_languages(), readings, strict=True),
+        key=lambda pair: (bool(pair[1].concepts), pair[1].function_words, len(pair[1].concepts)),
+    )
+    return _raised(triage, level, rules, country)
+
+
+def banner_texts(language: str) -> dict[str, str]:
+    """Return the words of the red banner in `language` (ISO 639-1), by the names under `banner` in its rules file."""
+    return next(rules.answers["banner"] for rules in load_languages() if rules.language == language)
+
+
+def assess_by_rules(
+    message: str, history: Sequence[str] = (), country: str = "", readings: Sequence[Reading] | None = None
+) -> Triage:
+    """As `assess`, without the second line. `readings`: those of `read_all`, where they are known already."""
+    earlier = [str(text) for text in history]
+    readings = readings or read_all(str(message))
+    found = [
+        (_assess(reading, earlier, rules, country), reading)
+        for rules, reading in zip(load_languages(), readings, strict=True)
+    ]
+    # "convulsion" is a word of three languages.
+    return min(found, key=lambda pair: (LEVELS.index(pair[0].level), -pair[1].function_words, -len(pair[0].reasons)))[0]
+
+
+def _raised(triage: Triage, level: str, rules: Rules, country: str) -> Triage:
+    """Return `triage` at a graver `level`. The second line gives no reason: those of the rules stay, if any.
+
+    `rules`: those of the language of the message.
+    """
+    known = triage.reasons if triage.language == rules.language else ()
+    reasons = known or (rules.answers["second_line"],)
+    return Triage(
+        level=level,
+        reasons=reasons,
+        categories=(SECOND_LINE,),
+        sources=triage.sources or (rules.sources["nhs_999"],),
+        answer=_answer(rules, reasons, (SECOND_LINE,), country) if level == "emergency" else "",
+        notice=_fill(rules.answers["notice"][level], reasons),
+        language=rules.language,
+    )
+
+
+def _assess(current: Reading, history: Sequence[str], rules: Rules, country: str = "") -> Triage:
+    fired = _fire(rules, current)
+    if current.follows_up and history:
+        joined = current
+        for earlier in list(history)[: -MAX_HISTORY - 1 : -1]:
+            reading = read(earlier, rules)
+            if reading.over:  # "I am safe now" closes what was said before it
+                break
+            joined = joined.join(reading)
+        fired += [rule for rule in _fire(rules, joined) if rule not in fired]
+    if not fired:
+        return Triage("routine")
+    level = min((rule.level for rule in fired), key=LEVELS.index)
+    gravest = {rule.reason: rule for rule in reversed(fired) if rule.level == level}
+    top = list(reversed(gravest.values()))
+    reasons = tuple(rule.reason for rule in top)
+    categories = tuple(dict.fromkeys(rule.category for rule in top))
+    return Triage(
+        level=level,
+        reasons=reasons,
+        categories=categories,
+        sources=tuple(dict.fromkeys(rules.sources[rule.source] for rule in top)),
+        answer=_answer(rules, reasons, categories, country) if level == "emergency" else "",
+        notice=_fill(rules.answers["notice"][level], reasons),
+        language=rules.language,
+    )
+
+
+def _fire(rules: Rules, reading: Reading) -> list[Rule]:
+    """Return the rules that hold, in file order; none does without a finding, which most languages do not have."""
+    if not reading.concepts and not reading.measures:
+        return []
+    true = {part for part in rules.parts if _condition(part)(reading)}
+    return [rule for rule in rules.rules if any(true.issuperset(line) for line in rule.when)]
+
+
+@cache  # as many as the rules files have: about 900
+def _condition(part: str) -> Callable[[Reading], bool]:
+    """Return what tells whether one part of a rule ("a|b", "not a", "oxygen_percent < 92") holds for a reading."""
+    if part.startswith("not "):
+        condition = _condition(part[4:])
+        return lambda reading: not condition(reading)
+    words = part.split()
+    if len(words) == 3 and words[1] in _COMPARE:
+        measure, compare, bound = words[0], _COMPARE[words[1]], float(words[2])
+        return lambda reading: any(name == measure and compare(value, bound) for name, value in reading.measures)
+    concepts = frozenset(part.split("|"))
+    return lambda reading: not concepts.isdisjoint(reading.concepts)
+
+
+def _fill(template: str, reasons: Sequence[str]) -> str:
+    text = ", ".join(reasons[:3])
+    return template.format(reasons=text, Reasons=text[:1].upper() + text[1:])
+
+
+def _answer(rules: Rules, reasons: Sequence[str], categories: Sequence[str], country: str) -> str:
+    """Return Markdown: what to do now, whom to call, first aid for at most two categories."""
+    texts = rules.answers
+    crisis = categories[0] in texts["crisis_categories"]
+    extra = dict.fromkeys(texts["extra_numbers"][c] for c in categories if c in texts["extra_numbers"])
+    kinds = [*extra, "emergency"] if crisis else ["emergency", *extra]
+    numbers = [number_line(kind, country, rules.language) or texts["numbers"][kind] for kind in kinds]
+    first_aid = [texts["first_aid"][category] for category in categories[:2]]
+    parts = [
+        _fill(texts["crisis" if crisis else "emergency"], reasons),
+        *numbers,
+        texts["until_help"],
+        *first_aid,
+        texts["closing"],
+    ]
+    return "\n\n".join(parts)

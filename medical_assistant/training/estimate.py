@@ -1,0 +1,190 @@
+"""What a run will need: parameters, memory and time, from the model's config alone, before weights are downloaded."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from medical_assistant.errors import UserError
+
+if TYPE_CHECKING:
+    from medical_assistant.training.settings import ResolvedSettings
+
+GIB = 2**30
+# Bytes a weight: NF4 with double quantisation is 4.127 bits (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+NF4_BYTES = 4.127 / 8
+# Bytes that the backward pass keeps a layer and token, in 16 bits, by width of the layer: counted with
+# torch.autograd.graph.saved_tensors_hooks on SmolLM2-135M, 24,000 bytes; gate, up, their product and its input are 8.
+HIDDEN_BYTES, INTERMEDIATE_BYTES = 20, 8
+# What a process holds besides: Python, torch, transformers and TRL on a CPU; the context and kernels on CUDA.
+CPU_OVERHEAD_GIB, CUDA_OVERHEAD_GIB = 1.2, 0.8
+# Batches of changing size leave holes: the first experiment of assets/experiments took 1.8 times its live tensors.
+CPU_FRAGMENTATION = 1.8
+# A training step reaches about this part of the speed of one large matrix product: SmolLM2-135M on two CPU cores took
+# 6.7 minutes without validation where this foretold 7. It was not measured on a GPU.
+EFFICIENCY = 0.35
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of weights."""
+
+    trainable: int
+    linear: int  # of the base, in linear layers other than the head: what NF4 quantises
+    other: int  # of the base: embeddings, head, norms
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    vocabulary: int
+
+    @property
+    def total(self) -> int:
+        return self.trainable + self.linear + self.other
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need. Memory in GiB, time in minutes; `available_gib` is None where it is unknown."""
+
+    parameters: Parameters
+    tokens_an_epoch: int
+    memory_gib: float
+    available_gib: float | None
+    minutes: float | None
+
+    @property
+    def fits(self) -> bool:
+        return self.available_gib is None or self.memory_gib <= self.available_gib
+
+
+def count_parameters(config: Any, lora: Any) -> Parameters:
+    """Return the weights of a model of `config` with PEFT's `lora`, counted on a model without memory ("meta")."""
+    import copy
+
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = copy.copy(lora)
+    lora.init_lora_weights, dora, lora.use_dora = False, lora.use_dora, False  # starting values need real weights
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        linear = sum(
+            module.weight.numel()
+            for module in model.modules()
+            if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
+        )
+        total = sum(parameter.numel() for parameter in model.parameters())
+        model = get_peft_model(model, lora)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    magnitudes = sum(p.shape[0] for name, p in trained if ".lora_B." in name) if dora else 0
+    text = config.get_text_config()
+    return Parameters(
+        trainable=sum(p.numel() for _, p in trained) + magnitudes,
+        linear=linear,
+        other=total - linear,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        layers=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+    )
+
+
+def estimate_memory(parameters: Parameters, settings: ResolvedSettings, tokens: int, cuda: bool, bits: int) -> float:
+    """Return the GiB that a step on `tokens` tokens (padding included) takes, weights and process included.
+
+    `bits` is the width of the unquantized weights, 16 or 32.
+    """
+    width = bits // 8
+    weights = parameters.other * width + parameters.linear * (NF4_BYTES if settings.quantize == "nf4" else width)
+    # Weight, gradient and AdamW's two moments: in 32 bits, or with a QLoRA in 16 and 8 bits.
+    adapter = parameters.trainable * (6 if "8bit" in settings.optim else 16)
+    layer_bytes = HIDDEN_BYTES * parameters.hidden_size + INTERMEDIATE_BYTES * parameters.intermediate_size
+    layer = tokens * layer_bytes * width / 2
+    if settings.gradient_checkpointing:  # one layer whole, of the others the input
+        activations = layer + parameters.layers * tokens * parameters.hidden_size * width
+    else:
+        activations = layer * parameters.layers
+    # Logits, their float copy, its logarithm and its gradient. On CUDA TRL makes them in pieces of the vocabulary.
+    logits = tokens * (min(32_768, parameters.vocabulary) if cuda else parameters.vocabulary) * (width + 12)
+    if cuda:
+        return (weights + adapter + activations + logits) / GIB + CUDA_OVERHEAD_GIB
+    return (weights + adapter + (activations + logits) * CPU_FRAGMENTATION) / GIB + CPU_OVERHEAD_GIB
+
+
+def estimate_minutes(parameters: Parameters, settings: ResolvedSettings, tokens: int, speed: float) -> float:
+    """Return the minutes that `tokens` tokens take on a device of `speed` floating-point operations a second.
+
+    A token costs 2 operations a weight forward and 2 backward, where the base is frozen (6 with weight gradients:
+    Kaplan et al. 2020, arXiv:2001.08361), and 2 more with gradient checkpointing.
+    """
+    operations = 6 if settings.gradient_checkpointing else 4
+    return tokens * operations * (parameters.linear + parameters.trainable) / (speed * EFFICIENCY) / 60
+
+
+def measure_speed(dtype: Any, cuda: bool) -> float:
+    """Return the floating-point operations a second of a product of 1,024 x 1,024 matrices (8,192 on CUDA)."""
+    import torch
+
+    device, size = ("cuda", 8_192) if cuda else ("cpu", 1_024)
+    left = torch.ones(size, size, dtype=dtype, device=device)
+    right = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (left @ right).sum().item()  # item waits for the device
+        best = min(best, time.perf_counter() - start)
+    return float(2 * size**3 / best)
+
+
+def available_memory(cuda: bool) -> float:
+    """Return the GiB that are free: of the CUDA device, or of the machine."""
+    if cuda:
+        import torch
+
+        return float(torch.cuda.mem_get_info()[0] / GIB)
+    import psutil
+
+    return float(psutil.virtual_memory().available / GIB)
+
+
+def longest_batch(lengths: list[int], settings: ResolvedSettings) -> int:
+    """Return the tokens of the largest batch, padding included."""
+    rows = settings.per_device_train_batch_size
+    if settings.packing:
+        return rows * settings.max_length
+    longest = sorted(lengths, reverse=True)[:rows]
+    return sum(longest) if settings.padding_free else rows * longest[0]
+
+
+def check_fit(estimate: Estimate, settings: ResolvedSettings, lengths: list[int], cuda: bool, bits: int) -> None:
+    """Raise `UserError` that says which setting to lower, and by how much, when the run does not fit."""
+    if estimate.fits:
+        return
+    advice = "choose a smaller --model"
+    for option, changed in smaller_settings(settings):
+        need = estimate_memory(estimate.parameters, changed, longest_batch(lengths, changed), cuda, bits)
+        if estimate.available_gib is not None and need <= estimate.available_gib:
+            advice = f"use {option} (about {need:.1f} GiB)"
+            break
+    raise UserError(
+        f"This run needs about {estimate.memory_gib:.1f} GiB and {estimate.available_gib:.1f} GiB are free: {advice}."
+    )
+
+
+def smaller_settings(settings: ResolvedSettings) -> list[tuple[str, ResolvedSettings]]:
+    """Return (options, settings) that need less memory, the least loss first: smaller batches, NF4, shorter rows."""
+    choices = []
+    batch = settings.per_device_train_batch_size
+    while batch > 1:
+        batch //= 2
+        accumulation = max(1, settings.rows_a_step // batch)
+        option = f"--per-device-train-batch-size {batch} --gradient-accumulation-steps {accumulation}"
+        changed = replace(settings, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+        choices.append((option, changed))
+    option, smallest = choices[-1] if choices else ("", settings)
+    if smallest.quantize != "nf4":
+        option, smallest = f"{option} --quantize nf4".strip(), replace(smallest, quantize="nf4")
+        choices.append((option, smallest))
+    return choices

@@ -1,0 +1,212 @@
+"""What stands before Gradio's own server: closed paths, bodies, other sites, security headers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from medical_assistant.web.limits import LimitError
+from medical_assistant.web.login import ATTEMPTS_PER_MINUTE, Login, PasswordLogin, is_cross_origin
+
+MAX_BODY_BYTES = 1_000_000  # the rules must see an emergency after 200 answers of 1,000 tokens too
+
+# All that Gradio 6.31's page and client libraries ask for. Closed with the rest: uploads, files, the proxy, streams,
+# component_server, and deep_link, which writes a conversation to disk for whoever knows its session.
+OPEN_PATHS = frozenset(
+    "/ /config /config/ /theme.css /manifest.json /favicon.ico /robots.txt /healthz /metrics".split()
+) | {
+    f"/gradio_api/{name}"
+    for name in (
+        "info info/ openapi.json app_id startup-events login_check user theme.css "
+        "queue/join queue/data queue/status cancel reset reset/"
+    ).split()
+}
+OPEN_FOLDERS = (
+    "/assets/", "/static/",  # Gradio's own
+    "/gradio_api/heartbeat/", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/",
+)  # fmt: skip
+# Servers decode a path once; what could still climb out of a folder after that has no business here.
+_CLIMBS = re.compile(r"\.\.|[\\%\x00-\x1f]")
+
+# Directives of https://www.w3.org/TR/CSP3/. 'unsafe-eval': Gradio makes the templates of gr.HTML with `Function`.
+# Inline scripts run by their hash alone. 'self' covers a WebSocket to the same host; a bare `ws:` would be any host.
+# A page in an old Safari that disagrees loses nothing: Gradio 6.31 opens no WebSocket.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; "
+    "script-src 'self' 'unsafe-eval'{script_hashes}; "
+    "style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; "
+    "font-src 'self' data:; "
+    "connect-src 'self'; "
+    "frame-src 'none'; "
+    "frame-ancestors 'self' https://huggingface.co https://*.hf.space; "
+    "object-src 'none'; "
+    "base-uri 'self'; "
+    "form-action 'self'"
+)
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "camera=(), microphone=(), geolocation=(), display-capture=(), payment=(), usb=()",
+    "cross-origin-opener-policy": "same-origin",
+}
+_INLINE_SCRIPT = re.compile(rb"<script\b(?![^>]*\bsrc\s*=)[^>]*>(.*?)</script\s*>", re.DOTALL | re.IGNORECASE)
+
+
+class Gate:
+    """ASGI middleware: closed paths are 404, large bodies 413, and every response has the security headers.
+
+    With `login`, requests that another site's page makes are 403, since Gradio's CORS would let it use and read the
+    session of whoever looks at it; and too many attempts to sign in are 429.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES, login: Login | None = None) -> None:
+        self.app = app
+        self._max_body_bytes = max_body_bytes
+        self._login = login
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        send = _with_headers(send)
+        path = _without_root(scope["path"], scope.get("root_path", ""))
+        if not is_open(path) and (self._login is None or path not in self._login.paths):
+            await PlainTextResponse("Not Found", 404)(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if self._login is not None and is_cross_origin(headers):
+            await PlainTextResponse("Another site may not ask here.", 403)(scope, receive, send)
+            return
+        if isinstance(self._login, PasswordLogin) and scope["method"] == "POST" and path.rstrip("/") == "/login":
+            try:
+                with self._login.attempt(Request(scope)):
+                    await self._serve(scope, headers, receive, send)
+            except LimitError:
+                text = f"At most {ATTEMPTS_PER_MINUTE} attempts a minute: wait a minute, then try again."
+                await JSONResponse({"detail": text}, 429, {"retry-after": "60"})(scope, receive, send)
+            return
+        await self._serve(scope, headers, receive, send)
+
+    async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        if "content-length" in headers or "transfer-encoding" in headers:  # else there is no body (RFC 9112, 6.3)
+            try:
+                receive = await self._read_body(headers, receive)
+            except _NotJson:
+                text = "The body is not valid JSON, or has an empty session_hash."
+                await PlainTextResponse(text, 400)(scope, receive, send)
+                return
+            except _TooLarge:
+                text = f"The request is over {self._max_body_bytes // 1000} kB."
+                # What follows of the body is not read: the connection cannot be used again.
+                await PlainTextResponse(text, 413, {"connection": "close"})(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> Receive:
+        """Return a `receive` that gives the body again, in one piece."""
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 12 or int(declared) > self._max_body_bytes):
+            raise _TooLarge
+        body = bytearray()
+        message: Message = {"type": "http.request", "more_body": True}
+        while message["type"] == "http.request" and message.get("more_body", False):
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                raise _TooLarge
+        if message["type"] == "http.request":
+            if "json" in headers.get("content-type", ""):
+                _check_json(body)
+            message = {"type": "http.request", "body": bytes(body), "more_body": False}
+        first = [message]  # the body, or that the client has gone
+
+        async def again() -> Message:
+            return first.pop() if first else await receive()
+
+        return again
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _NotJson(Exception):
+    pass
+
+
+def _check_json(body: bytes | bytearray) -> None:
+    """Raise `_NotJson` for what RFC 8259 does not allow but Python reads: NaN, Infinity, 1e999, a depth without end.
+
+    Quoting such a number in an error is a 500 of FastAPI 0.165, and an empty `session_hash` one of Gradio 6.31.
+    """
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(text)
+        return number
+
+    try:
+        content = json.loads(body, parse_constant=finite, parse_float=finite)
+    except (ValueError, RecursionError):
+        raise _NotJson from None
+    if isinstance(content, dict) and content.get("session_hash") == "":
+        raise _NotJson
+
+
+def is_open(path: str, root_path: str = "") -> bool:
+    """Say whether `path`, as the server decoded it, is one that the page or a client library needs."""
+    path = _without_root(path, root_path)
+    return not _CLIMBS.search(path) and (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS))
+
+
+def _without_root(path: str, root_path: str) -> str:
+    return path[len(root_path) :] if path.startswith(f"{root_path}/") else path
+
+
+def _with_headers(send: Send) -> Send:
+    """Return a `send` that adds the security headers. A page is held until its scripts have been read."""
+    held: list[Message] = []
+    page = bytearray()
+
+    async def send_on(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.update(SECURITY_HEADERS)
+            if headers.get("content-type", "").startswith("text/html") and "content-encoding" not in headers:
+                held.append(message)
+                return
+            headers["content-security-policy"] = content_security_policy()
+        elif held and message["type"] == "http.response.body":
+            page.extend(message.get("body", b""))
+            if message.get("more_body", False):
+                return
+            start = held.pop()
+            MutableHeaders(scope=start)["content-security-policy"] = content_security_policy(bytes(page))
+            await send(start)
+            message = {"type": "http.response.body", "body": bytes(page), "more_body": False}
+        await send(message)
+
+    return send_on
+
+
+def content_security_policy(page: bytes = b"") -> str:
+    """Return the policy's text for `page`: of inline scripts only those that the server itself wrote there may run."""
+    return CONTENT_SECURITY_POLICY.format(script_hashes="".join(f" '{name}'" for name in _script_hashes(page)))
+
+
+def _script_hashes(page: bytes) -> Iterable[str]:
+    # A browser reads \r\n as \n before it hashes (HTML standard, 13.2.3.5).
+    scripts = _INLINE_SCRIPT.findall(page.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+    for script in dict.fromkeys(scripts):
+        yield "sha256-" + base64.b64encode(hashlib.sha256(script).digest()).decode()

@@ -1,0 +1,268 @@
+"""The page: Gradio components around `chat.Assistant`. How a turn runs is in `page_turns`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import gradio as gr
+
+from medical_assistant.chat.assistant import BASE, FINE_TUNED, MODELS, Assistant, Example
+from medical_assistant.chat.confidence import WORDS, Calibration
+from medical_assistant.engines.base import Options
+from medical_assistant.errors import UserError
+from medical_assistant.markdown import safe_in_template, safe_markdown
+from medical_assistant.models.presets import ASSETS
+from medical_assistant.safety.emergency_numbers import countries, country_of
+from medical_assistant.web.history import question_text
+from medical_assistant.web.requests import Answers
+from medical_assistant.web.turns import (
+    SEND,
+    STEP_ONE,
+    Panel,
+    Turns,
+    hidden_lanes,
+    ready,
+    respond_with,
+    respond_with_both,
+)
+
+# Gradio gives a thread to each answer that runs or waits: more than `answer_queue.MAX_WAITING` and the slots need, for
+# the safety rules answer in one too, and at once.
+MAX_THREADS = 160
+# Gradio 6.31 copies the page's settings for each visitor and API call, 0.1 MB, and keeps the last 10,000 copies.
+# Nothing of ours is in them: a visitor whose copy has gone gets another.
+SESSIONS_KEPT = 100
+
+BASE_ALONE = "Only the base model is available."
+OTHER_ADAPTER = "This may not be the adapter that was asked for."
+
+
+def build_page(assistant: Assistant, examples: Sequence[Example], answers: Answers | None = None) -> gr.Blocks:
+    """Return the page. `answers` has the queue, counts and limits each client; without it nobody is limited."""
+    answers = answers or Answers()
+
+    def forget(request: gr.Request) -> None:
+        """Drop what Gradio keeps of a visitor who has left, for an hour else: a copy of the page's settings."""
+        page.state_holder.session_data.pop(request.session_hash, None)
+
+    with gr.Blocks(title="Medical Assistant", analytics_enabled=False, fill_height=True) as page:
+        _html("header", elem_id="top")
+        _html("first_use", elem_id="first-use", js_on_load=_asset("first_use.js"))
+        if assistant.problem:
+            title = OTHER_ADAPTER if FINE_TUNED in assistant.models else BASE_ALONE
+            _html("problem", {"title": title, "problem": safe_in_template(assistant.problem)}, elem_id="problem")
+        emergency = _html("emergency", elem_id="emergency")
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Ask", elem_id="ask", scale=1):
+                settings, country = _build_ask(assistant, examples, emergency, answers)
+            if len(assistant.models) > 1:
+                with gr.Tab("Compare", elem_id="compare", scale=1):
+                    _build_compare(assistant, emergency, settings, country, answers)
+            with gr.Tab("About", elem_id="about"):
+                gr.Markdown(_about(assistant), latex_delimiters=[])
+        page.load(_country_of_browser, None, country, **STEP_ONE)
+        page.unload(forget)
+        gr.api(
+            _api_endpoint(assistant, answers),
+            api_name="chat",
+            api_description="Answer a health question. The last value is the whole answer.",
+            concurrency_limit=None,
+        )
+    page.queue(max_size=MAX_THREADS, default_concurrency_limit=None, api_open=False)
+    return page
+
+
+def launch_options() -> dict[str, Any]:
+    """Return the keyword arguments of `launch` that belong to the page: look and privacy."""
+    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", **fonts).set(
+        # slate 400, Gradio's choice, has a contrast of 2.6 on white; WCAG 2.2 AA asks for 4.5
+        body_text_color_subdued="*neutral_500",
+        block_info_text_color="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
+    return {
+        "theme": theme,
+        "css_paths": ASSETS / "style.css",
+        "footer_links": ["api", "settings"],
+        "run_history": False,  # it would keep conversations
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "max_threads": MAX_THREADS,
+        "state_session_capacity": SESSIONS_KEPT,
+    }
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / "page" / name).read_text(encoding="utf-8")
+
+
+def _html(template: str, value: Any = None, **properties: Any) -> gr.HTML:
+    """A block from assets/page. Foreign text among its values goes through `safe_in_template`."""
+    properties = {"js_on_load": None, **properties}
+    return gr.HTML(value, html_template=_asset(f"{template}.html"), apply_default_css=False, **properties)
+
+
+def _build_ask(
+    assistant: Assistant,
+    examples: Sequence[Example],
+    emergency: gr.HTML,
+    answers: Answers,
+) -> tuple[list[Any], gr.Dropdown]:
+    """Build the tab; return the settings' inputs, and the country of the emergency numbers."""
+    model = gr.Radio(
+        MODELS,
+        value=assistant.models[0],
+        label="Model",
+        interactive=len(assistant.models) > 1,
+        container=False,
+        elem_id="model",
+    )
+    chat = _chatbot(
+        "Conversation",
+        elem_id="chat",
+        editable="user",
+        placeholder="## What would you like to know?",
+        examples=[{"text": example.question, "display_text": example.label} for example in examples],
+    )
+    refusal = _html("refusal", elem_id="refusal", elem_classes="refusal")
+    box = _question_box("Type a health question", elem_id="question")
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        settings = _settings(assistant)
+        country = _country()
+
+    panel = Panel(box, [chat], emergency, refusal, hidden_lanes(), country, answers)
+
+    def retry(turns: Turns, event: gr.RetryData, *values: Any) -> tuple[Any, ...]:
+        return panel.start(question_text(turns[event.index]), turns[: event.index], *values)
+
+    def edit(turns: Turns, event: gr.EditData, *values: Any) -> tuple[Any, ...]:
+        return panel.start(event.value, turns[: event.index], *values, edited=True)
+
+    def example(turns: Turns, event: gr.SelectData, *values: Any) -> tuple[Any, ...]:
+        return panel.start(event.value["text"], turns, *values)
+
+    def undo(turns: Turns, event: gr.UndoData) -> tuple[Any, ...]:
+        return ready(question_text(turns[event.index])), turns[: event.index]
+
+    interrupts = [chat.clear, chat.undo, chat.retry, chat.edit, chat.example_select]
+    panel.answer_with(respond_with(assistant, answers), [chat, model, *settings], interrupts)
+    box.submit(panel.start, [box, chat, *panel.inputs], panel.outputs, **STEP_ONE)
+    for event, step in ((chat.retry, retry), (chat.edit, edit), (chat.example_select, example)):
+        event(step, [chat, *panel.inputs], panel.outputs, **STEP_ONE)
+    chat.undo(undo, chat, [box, chat], **STEP_ONE)
+    chat.clear(panel.clear, None, panel.outputs, **STEP_ONE)
+    return settings, country
+
+
+def _build_compare(
+    assistant: Assistant,
+    emergency: gr.HTML,
+    settings: list[Any],
+    country: gr.Dropdown,
+    answers: Answers,
+) -> None:
+    """One question, both models side by side, one Stop."""
+    with gr.Row(elem_id="pair"):
+        chats = [_chatbot(f"{name} model", show_label=True, elem_id=f"compare-{i}") for i, name in enumerate(MODELS)]
+    refusal = _html("refusal", elem_id="compare-refusal", elem_classes="refusal")
+    box = _question_box("Ask both models the same question", elem_id="compare-question")
+
+    panel = Panel(box, chats, emergency, refusal, hidden_lanes(), country, answers)
+
+    def start(message: str, *values: Any) -> tuple[Any, ...]:
+        return panel.start(message, [], *values)  # each comparison is a conversation of its own
+
+    clears = [chat.clear for chat in chats]
+    panel.answer_with(respond_with_both(assistant, answers), [*chats, *settings], clears)
+    gr.on(clears, panel.clear, None, panel.outputs, **STEP_ONE)
+    box.submit(start, [box, *panel.inputs], panel.outputs, **STEP_ONE)
+
+
+def _chatbot(label: str, show_label: bool = False, **properties: Any) -> gr.Chatbot:
+    return gr.Chatbot(
+        label=label,
+        show_label=show_label,
+        height="auto",
+        scale=1,
+        layout="bubble",
+        buttons=["copy"],  # no share button
+        latex_delimiters=[],
+        allow_tags=False,
+        feedback_options=None,
+        **properties,
+    )
+
+
+def _question_box(placeholder: str, elem_id: str) -> gr.Textbox:
+    return gr.Textbox(
+        placeholder=placeholder,
+        label="Your question",
+        show_label=False,
+        elem_id=elem_id,
+        max_lines=6,
+        submit_btn=SEND,
+    )
+
+
+def _settings(assistant: Assistant) -> list[Any]:
+    """The inputs of `read_options`, in its order."""
+    default, longest = Options(), assistant.longest_answer
+    return [
+        gr.Slider(32, longest, min(default.max_new_tokens, longest), step=32, label="Longest answer (tokens)"),
+        gr.Slider(0, 1.5, default.temperature, step=0.1, label="Temperature", info="0: always the likeliest words"),
+        gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", info="Used where the temperature is above 0"),
+        gr.Number(default.seed, precision=0, minimum=0, label="Seed", info="Same seed, same answer"),
+    ]
+
+
+def _country() -> gr.Dropdown:
+    choices = [("Not set", ""), *((known["name"], code) for code, known in countries().items())]
+    return gr.Dropdown(choices, value="", label="Country", info="For the emergency numbers", elem_id="country")
+
+
+def _country_of_browser(request: gr.Request) -> str:
+    return country_of(request.headers.get("accept-language", ""))
+
+
+def _api_endpoint(assistant: Assistant, answers: Answers) -> Callable[..., Iterator[str]]:
+    def chat(
+        request: gr.Request,
+        message: str,
+        model: Literal["Fine-tuned", "Base"] = "Fine-tuned",
+        country: str = "",
+        max_new_tokens: int = Options().max_new_tokens,
+    ) -> Iterator[str]:
+        try:
+            options = Options(max_new_tokens=int(max_new_tokens))
+            for reply in answers.watch(assistant.answer(message, [], model, options, country), request):
+                yield reply.plain_text()
+            if reply.failed:
+                raise UserError(reply.notes[-1])
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return chat
+
+
+def _about(assistant: Assistant) -> str:
+    """Return the About text with what is loaded."""
+    loaded = "\n".join(f"- {safe_markdown(' '.join(assistant.footer(model).split()))}" for model in assistant.models)
+    missing = "" if FINE_TUNED in assistant.models else f"\n\n{FINE_TUNED}: not available. {BASE} only."
+    text = _asset("about.md").replace("{{confidence}}", _about_confidence(assistant.calibration))
+    return text.replace("{{loaded}}", loaded + missing)
+
+
+def _about_confidence(calibration: Calibration | None) -> str:
+    """Return what the confidence under an answer means, or that there is none."""
+    if calibration is None:
+        return "Not shown: there is no calibration of the loaded model, or none that can be read."
+    # The label comes with the adapter, from whoever published it.
+    label = safe_markdown(" ".join(calibration.label.split())[:300])
+    return (
+        f"The line below a first answer says how often answers that the model was as sure of were close to the "
+        f"reference answer, on {calibration.n} test questions: {WORDS}. It does not say that an answer is true "
+        f"({label}). It shows only for {FINE_TUNED} at the tested settings (temperature {calibration.temperature:g})."
+    )

@@ -1,0 +1,239 @@
+"""What the app keeps of an answer: counts and one log line, never text and never an address.
+
+`Answers.watch` stands between a request and `chat.Assistant`: it admits the client or refuses it, lets it wait for
+its turn, counts how the answer ended, and knows at the end of the process what still runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from medical_assistant.chat.assistant import RULES_LABEL, Reply
+from medical_assistant.errors import UserError
+from medical_assistant.web.limits import ClientKeys, ClientLimits, LimitError
+from medical_assistant.web.queue import AnswerQueue, QueueFull, Turn
+
+LOG = logging.getLogger(__name__)
+
+OUTCOMES = (
+    "answered",
+    "emergency",  # the safety rules answered
+    "refused",  # a request for harm, a message that cannot be answered, or the app is ending
+    "limited",  # the client asks too much, or too many wait
+    "failed",  # the engine stopped on the way
+    "stopped",  # by the user, or the page was closed
+)
+FIRST_TEXT_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+ENDING = "The app is restarting and takes no new questions: ask again in a minute."
+# Between the last words of an answer and the end: Gradio still sends them to the page.
+FLUSH_S = 0.5
+# A client that leaves is noticed at the next update, so there is one each second, mostly the same one again.
+WAIT_UPDATE_S = 1.0
+
+Update = TypeVar("Update", Reply, tuple[Reply, ...])
+
+
+class Metrics:
+    """Counts since the start, for Prometheus. Thread-safe. The only label is the outcome.
+
+    The format is its text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/): thirty
+    lines, for which a library would be a dependency more.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # reentrant: see ClientLimits
+        self._requests = dict.fromkeys(OUTCOMES, 0)
+        self._tokens = 0
+        self._first_text_counts = [0] * (len(FIRST_TEXT_BOUNDS_S) + 1)
+        self._first_text_sum_s = 0.0
+
+    def add(self, outcome: str, tokens: int = 0, first_text_s: float | None = None) -> None:
+        """Count one request with an outcome of `OUTCOMES`. `first_text_s` is None where no text came."""
+        with self._lock:
+            self._requests[outcome] += 1
+            self._tokens += tokens
+            if first_text_s is not None:
+                self._first_text_counts[bisect_left(FIRST_TEXT_BOUNDS_S, first_text_s)] += 1
+                self._first_text_sum_s += first_text_s
+
+    def text(self, running: int = 0, waiting: int = 0, restarts: int = 0) -> str:
+        """Return everything in Prometheus' text format; the arguments are read when it asks."""
+        with self._lock:
+            requests, counts = dict(self._requests), list(self._first_text_counts)
+            tokens, sum_s = self._tokens, self._first_text_sum_s
+        buckets = []
+        for bound, below in zip([*map(str, FIRST_TEXT_BOUNDS_S), "+Inf"], _sums(counts), strict=True):
+            buckets.append((f'_bucket{{le="{bound}"}}', below))
+        return "".join(
+            [
+                _family(
+                    "requests_total", "counter", "Requests by how they ended.",
+                    [(f'{{outcome="{outcome}"}}', count) for outcome, count in requests.items()],
+                ),
+                _family(
+                    "first_text_seconds", "histogram", "From the question to the first text of its answer.",
+                    [*buckets, ("_sum", round(sum_s, 6)), ("_count", sum(counts))],
+                ),
+                _family("tokens_total", "counter", "Tokens of all answers.", [("", tokens)]),
+                _family("engine_restarts_total", "counter", "Times the model process died.", [("", restarts)]),
+                _family("running", "gauge", "Answers that are being written.", [("", running)]),
+                _family("waiting", "gauge", "Questions that wait for the model.", [("", waiting)]),
+            ]
+        )  # fmt: skip
+
+
+def _sums(counts: list[int]) -> Iterator[int]:
+    total = 0
+    for count in counts:
+        total += count
+        yield total
+
+
+def _family(name: str, kind: str, help: str, samples: list[tuple[str, float]]) -> str:
+    name = f"medical_assistant_{name}"
+    lines = [f"# HELP {name} {help}", f"# TYPE {name} {kind}"]
+    return "\n".join([*lines, *(f"{name}{suffix} {value}" for suffix, value in samples)]) + "\n"
+
+
+@dataclass
+class _Record:
+    """One answer, while it is watched."""
+
+    outcome: str = "failed"  # until it is known
+    by_rules: bool = False  # no model was asked
+    first_text_s: float | None = None
+    tokens: int = 0
+
+
+class Answers:
+    """All answers of the app, whoever asks. Thread-safe. No `limits`: everybody may ask as much as they like.
+
+    `running` counts those that wait in `queue` too. `clock` returns seconds.
+    """
+
+    def __init__(
+        self,
+        limits: ClientLimits | None = None,
+        keys: ClientKeys | None = None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        queue: AnswerQueue | None = None,
+    ) -> None:
+        self.metrics = metrics or Metrics()
+        self.queue = queue or AnswerQueue()
+        self.running = 0
+        self.ending = False
+        self._limits = limits
+        self._keys = keys or ClientKeys()
+        self._clock = clock
+        self._lock = threading.RLock()  # reentrant: see ClientLimits
+
+    def watch(self, updates: Iterator[Update], request: Any) -> Generator[Update, None, None]:
+        """Yield `updates`, the generator of `Assistant.answer` or `answer_both`; count and log how it ends.
+
+        `request` is a `gradio.Request` or None. Closing this closes `updates`. What the safety rules answer is
+        never limited and never waits: that begins with the first update that is the model's, which the assistant gives
+        before the model works. While it waits its turn, that update comes again with the place in `waiting`.
+        Raises `LimitError` as `ClientLimits.enter`, `QueueFull`, `UserError` when the app is ending, and what `updates`
+        raises.
+        """
+        record, started_s = _Record(), self._clock()
+        try:
+            yield from self._admitted(updates, request, record, started_s)
+        except (LimitError, QueueFull):
+            record.outcome = "limited"
+            raise
+        except UserError:
+            record.outcome = "refused"
+            raise
+        except GeneratorExit:
+            if not record.by_rules:
+                record.outcome = "stopped"
+            raise
+        finally:
+            self._note(record, self._clock() - started_s)
+
+    def note(self, outcome: str) -> None:
+        """Count and log what the page answered or refused at once, without the model; `outcome` of `OUTCOMES`."""
+        self._note(_Record(outcome), 0.0)
+
+    def _note(self, record: _Record, seconds: float) -> None:
+        self.metrics.add(record.outcome, record.tokens, record.first_text_s)
+        first_text = "none" if record.first_text_s is None else f"{record.first_text_s:.2f} s"
+        answer_id = secrets.token_hex(6)  # random: it says nothing of who asked
+        LOG.info(
+            "answer %s: %s, %.2f s, first text %s, %d tokens",
+            answer_id, record.outcome, seconds, first_text, record.tokens,
+        )  # fmt: skip
+
+    def _admitted(
+        self, updates: Iterator[Update], request: Any, record: _Record, started_s: float
+    ) -> Generator[Update, None, None]:
+        admitted = failed = False
+        with closing(updates), ExitStack() as held:  # type: ignore[type-var]  # the assistant returns generators
+            for update in updates:
+                replies = update if isinstance(update, tuple) else (update,)
+                for reply in replies:
+                    if reply.footer == RULES_LABEL:
+                        record.by_rules = True
+                        record.outcome = "emergency" if reply.emergency else "refused"
+                if not admitted and not record.by_rules:
+                    client = self._keys.of(request)
+                    held.enter_context(self._run())
+                    if self._limits is not None:
+                        held.enter_context(self._limits.enter(client))
+                    turn = held.enter_context(self.queue.join(client, len(replies)))
+                    yield from self._wait(turn, update)
+                    admitted = True
+                failed = any(reply.failed for reply in replies)
+                record.tokens = sum(reply.tokens for reply in replies)
+                if admitted and record.first_text_s is None and any(reply.text for reply in replies):
+                    record.first_text_s = self._clock() - started_s
+                yield update
+        if not record.by_rules and not failed:
+            record.outcome = "answered"
+
+    def _wait(self, turn: Turn, update: Update) -> Iterator[Update]:
+        """Yield `update` with the place in line until it is the turn's."""
+        while place := turn.wait(WAIT_UPDATE_S):
+            if self.ending:
+                raise UserError(ENDING)
+            text = place.text()
+            if isinstance(update, tuple):
+                yield tuple(replace(reply, waiting=text) for reply in update)  # type: ignore[misc]
+            else:
+                yield replace(update, waiting=text)
+
+    @contextmanager
+    def _run(self) -> Iterator[None]:
+        with self._lock:
+            if self.ending:
+                raise UserError(ENDING)
+            self.running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.running -= 1
+
+    def end(self, limit_s: float) -> bool:
+        """Admit no answer from now on and wait for those that run, `limit_s` at most; return whether all ended.
+
+        Takes no lock and polls: it runs in a signal handler.
+        """
+        self.ending = True
+        end_s = time.monotonic() + limit_s
+        had_answers = self.running > 0
+        while self.running and time.monotonic() < end_s:
+            time.sleep(0.05)
+        if had_answers and not self.running:
+            time.sleep(FLUSH_S)
+        return not self.running

@@ -1,0 +1,141 @@
+"""The web side of the app, around Gradio's own server: security headers, closed paths, health, metrics, the end.
+
+`app_kwargs` is for `launch(app_kwargs=...)`, which hands it to FastAPI's constructor. What Gradio 6.31 does there:
+`middleware` would stand inside Gradio's CORS and compression and under Starlette's page for errors, so that
+preflights and errors had no headers. `lifespan` runs before the first request with the middleware built: there
+`Gate` is put around all of it. `routes` come before Gradio's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from medical_assistant.engines.base import Engine
+from medical_assistant.web.login import HubLogin, Login
+from medical_assistant.web.middleware import Gate
+from medical_assistant.web.requests import FLUSH_S, Answers
+
+LOG = logging.getLogger(__name__)
+
+HEALTH_LIMIT_S, HEALTH_KEPT_S = 2.0, 5.0
+DRAIN_S, END_S = 8.0, 9.5  # for the running answers; for the whole end, the engine's included
+
+_NOT_KEPT = {"cache-control": "no-store"}
+
+
+def app_kwargs(engine: Engine, answers: Answers, metrics: bool = False, login: Login | None = None) -> dict[str, Any]:
+    """Return what goes into Gradio's `launch(app_kwargs=...)`.
+
+    `GET /healthz` is always there; `GET /metrics` with `metrics`. `login` opens the paths that it needs; whom Gradio
+    answers is decided by `login.launch_options()`.
+    """
+    routes = [Route("/healthz", Health(engine, answers).respond)]
+
+    def show_metrics(request: Request) -> Response:
+        text = answers.metrics.text(answers.queue.running, answers.queue.waiting, getattr(engine, "restarts", 0))
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8", headers=_NOT_KEPT)
+
+    if metrics:
+        routes.append(Route("/metrics", show_metrics))
+
+    @contextlib.asynccontextmanager
+    async def gate_around(app: Any) -> AsyncIterator[None]:
+        app.middleware_stack = Gate(app.middleware_stack, login=login)
+        yield
+
+    kwargs: dict[str, Any] = {"routes": routes, "lifespan": gate_around}
+    if isinstance(login, HubLogin):
+        kwargs["exception_handlers"] = {401: login.ask_to_sign_in}
+    return kwargs
+
+
+class Health:
+    """`GET /healthz`: 200 where the engine counts the tokens of a word in time, else 503 with the reason in a word.
+
+    Reasons: "ending", "slow" (no answer in `HEALTH_LIMIT_S`), "failed". One check runs at a time, in a thread of
+    its own, and holds for `HEALTH_KEPT_S`: a load balancer that asks often costs the engine nothing.
+    """
+
+    def __init__(self, engine: Engine, answers: Answers, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine = engine
+        self._answers = answers
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._check: Future[str] | None = None
+        self._started_s = 0.0
+
+    async def respond(self, request: Request) -> Response:
+        state = "ending" if self._answers.ending else await self._state()
+        if state == "ready":
+            return JSONResponse({"status": "ready"}, headers=_NOT_KEPT)
+        return JSONResponse({"status": "unavailable", "reason": state}, 503, headers=_NOT_KEPT)
+
+    async def _state(self) -> str:
+        check, left_s = self._current_check()
+        if check.done():
+            return check.result()
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(check)), left_s)
+        except asyncio.TimeoutError:  # noqa: UP041  # not the builtin before Python 3.11
+            return "slow"
+
+    def _current_check(self) -> tuple[Future[str], float]:
+        """Return the check to wait for, and for how many seconds. One that hangs is not started a second time."""
+        with self._lock:
+            now_s = self._clock()
+            check = self._check
+            if check is None or (check.done() and not 0 <= now_s - self._started_s < HEALTH_KEPT_S):
+                check, self._started_s = Future(), now_s
+                self._check = check
+                # A daemon: a hanging engine must not keep the process from its end.
+                threading.Thread(target=self._ask, args=(check,), name="health", daemon=True).start()
+            return check, min(HEALTH_LIMIT_S, max(0.0, self._started_s + HEALTH_LIMIT_S - now_s))
+
+    def _ask(self, check: Future[str]) -> None:
+        try:
+            self._engine.count_tokens([{"role": "user", "content": "Hello"}])
+        except Exception as error:  # whatever it is, the engine does not answer
+            LOG.warning("health: the engine failed (%s)", type(error).__name__)
+            check.set_result("failed")
+        else:
+            late = self._clock() - self._started_s > HEALTH_LIMIT_S
+            check.set_result("slow" if late else "ready")
+
+
+def end_on_sigterm(engine: Engine, answers: Answers, drain_s: float = DRAIN_S, end_s: float = END_S) -> None:
+    """Make SIGTERM end the process with status 0: running answers get `drain_s` seconds, new ones a polite refusal.
+
+    The safety rules, the page and /healthz (503) answer meanwhile. The whole end takes `end_s` seconds at most.
+    Call it in the main thread, before `launch`, which blocks there.
+    """
+
+    def end(signal_number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would come in the middle of the first
+        # The engine's process ends with this one, whatever hangs here.
+        deadline = threading.Timer(end_s, os._exit, [0])
+        deadline.daemon = True
+        deadline.start()
+        LOG.info("SIGTERM: waiting up to %.0f s for %d answers", drain_s, answers.running)
+        whole = answers.end(drain_s)
+        if not whole:
+            LOG.warning("SIGTERM: %d answers were cut", answers.running)
+        engine.close()
+        if not whole:
+            time.sleep(FLUSH_S)  # the engine's end gives the cut ones their note
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)

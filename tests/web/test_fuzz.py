@@ -1,0 +1,112 @@
+"""Whatever is sent to the API: no 500, no lost server, and a question right after it is answered."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import closing
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medical_assistant.chat.assistant import Assistant, load_examples
+from medical_assistant.web import server
+from medical_assistant.web.log_privacy import keep_text_out_of_errors
+from medical_assistant.web.page import build_page, launch_options
+from medical_assistant.web.requests import Answers
+from tests.support.stub_engine import StubEngine
+
+FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=60)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+)
+MESSAGES = st.text(max_size=200) | st.sampled_from(
+    ["What is gout?", "{{x}}", "\x00", "a" * 20_000, "\ud83d", "gout \ude00?"]
+)
+
+
+@pytest.fixture(scope="module")
+def api():
+    keep_text_out_of_errors()
+    engine, answers = StubEngine(), Answers()
+    page = build_page(Assistant(engine), load_examples(), answers)
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    kwargs = server.app_kwargs(engine, answers)
+    page.launch(server_port=port, prevent_thread_lock=True, quiet=True, app_kwargs=kwargs, **launch_options())
+    with httpx.Client(base_url=page.local_url, timeout=20, trust_env=False) as client:
+        yield client
+    page.close()
+
+
+def post(api, path, body):
+    """Post what Python writes as JSON: with Infinity and lone surrogates, which httpx would refuse."""
+    return api.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+
+
+def chat(api, data) -> str:
+    """Send `data` as a program would and return the stream of events, empty where it was refused."""
+    joined = post(api, "gradio_api/call/chat", {"data": data})
+    assert joined.status_code < 500, joined.text
+    if joined.status_code != 200:
+        return ""
+    events = api.get(f"gradio_api/call/chat/{joined.json()['event_id']}")
+    assert events.status_code < 500, events.text
+    return events.text
+
+
+def check_alive(api) -> None:
+    assert "What is gout?" in chat(api, ["What is gout?", "Base", "", 16])
+    assert api.get("healthz").status_code == 200
+
+
+@FEW
+@given(data=st.lists(JSON, max_size=6) | st.tuples(MESSAGES, SCALARS, SCALARS, SCALARS).map(list))
+def test_any_arguments_end_in_an_answer_or_an_error(api, data):
+    events = chat(api, data)
+    assert "Traceback" not in events
+    assert not events or "event: complete" in events or "event: error" in events
+
+
+def test_after_strange_arguments_a_question_is_answered(api):
+    for arguments in (["Base", "", "many"], ["Base", "", 1.5], ["Base", "", None], ["Base", 7, 16], [None], []):
+        chat(api, ["x", *arguments])
+    check_alive(api)
+
+
+def test_a_call_with_too_few_arguments_leaves_none_of_them_in_the_log(api, capfd, caplog):
+    assert "event: error" in chat(api, ["planted-question", "Base"])
+    assert "planted" not in "".join(capfd.readouterr()) + caplog.text
+    assert "ValueError in" in caplog.text
+
+
+@FEW
+@given(
+    path=st.sampled_from(["gradio_api/queue/join", "gradio_api/cancel", "gradio_api/reset", "gradio_api/call/chat"]),
+    body=JSON
+    | st.fixed_dictionaries(
+        {"fn_index": st.integers(0, 60) | SCALARS, "data": JSON, "session_hash": SCALARS, "event_id": SCALARS}
+    ),
+)
+def test_any_body_is_refused_or_taken(api, path, body):
+    response = post(api, path, body)
+    assert response.status_code < 500, (path, body, response.text)
+
+
+@FEW
+@given(path=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_any_path_is_found_or_not_found(api, path):
+    try:
+        url = httpx.URL("/" + path.lstrip("/"))
+    except httpx.InvalidURL:
+        return
+    assert api.get(url).status_code < 500
+
+
+def test_the_server_is_alive_after_all_of_it(api):
+    check_alive(api)
