@@ -84,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from medical_assistant.chat.assistant import Assistant, load_examples
         from medical_assistant.web import page, server
         from medical_assistant.web.log_privacy import keep_text_out_of_errors
-        from medical_assistant.web.requests import Answers
+        from medical_assistant.web.requests import RequestTracker
 
         engine, problem = loading.result()
     try:
-        answers = Answers(limits, keys)
+        answers = RequestTracker(limits, keys)
         assistant = Assistant(engine, problem, read_calibration(engine))
         demo = page.build_page(assistant, load_examples(), answers=answers)
         if login:

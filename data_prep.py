@@ -20,17 +20,9 @@ from typing import TypeVar
 
 from medical_assistant.data.cleaning import StepLog, load_rules, rejection, repair_text
 from medical_assistant.data.deduplication import Pair, cluster_pairs, near_duplicates, split_clusters
-from medical_assistant.data.records import (
-    Record,
-    Source,
-    file_sha256,
-    make_record,
-    question_answer,
-    read_source,
-    write_records,
-)
+from medical_assistant.data.records import Record, Source, make_record, question_answer, read_source, write_records
 from medical_assistant.errors import UserError, run_script
-from medical_assistant.outputs import new_folder
+from medical_assistant.files import file_sha256, new_folder
 from medical_assistant.settings import parse_settings, required, setting
 
 Item = TypeVar("Item")

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medical_assistant.errors import UserError, run_script
+from medical_assistant.files import check_new_folder
 from medical_assistant.models.adapter import GGUF_FILE
 from medical_assistant.models.presets import Preset, find_preset
-from medical_assistant.outputs import check_new_folder
 from medical_assistant.publish.card import write_card
 from medical_assistant.settings import parse_settings
 from medical_assistant.training.settings import (

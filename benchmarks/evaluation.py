@@ -156,7 +156,7 @@ def time_both(ask: Way, prompts: Prompts) -> dict[str, Any]:
 
 def summarise(runs: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the report: rows with tokens/s, the projected minutes and the ratio to `evaluate.py`; and the checks."""
-    from medical_assistant.provenance import git_commit, package_versions
+    from medical_assistant.files import git_commit, package_versions
 
     lengths = {name: runs[BATCHED][name]["mean_tokens"] for name in ("base", "adapter")}
     projected_s = {

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.app_process import fetch, metric, running_app  # noqa: E402
 from medical_assistant.errors import UserError, run_script  # noqa: E402
-from medical_assistant.provenance import git_commit, package_versions  # noqa: E402
+from medical_assistant.files import git_commit, package_versions  # noqa: E402
 
 TOPICS = (
     "anaemia", "asthma", "eczema", "gout", "hay fever", "high cholesterol", "insomnia", "iron tablets", "measles",

@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from medical_assistant.errors import UserError, run_script  # noqa: E402
-from medical_assistant.provenance import git_commit  # noqa: E402
+from medical_assistant.files import git_commit  # noqa: E402
 from medical_assistant.safety.misuse import assess_misuse  # noqa: E402
-from medical_assistant.safety.output_filter import OutputWatch  # noqa: E402
+from medical_assistant.safety.output_filter import OutputFilter  # noqa: E402
 from medical_assistant.safety.screening import screen  # noqa: E402
 from medical_assistant.safety.training.output import answers  # noqa: E402
 from medical_assistant.safety.triage import assess  # noqa: E402
@@ -161,7 +161,7 @@ def is_violation(row: Row) -> bool:
 
 def withheld(row: Row, learned: bool) -> list[str]:
     red_flags = ["red flag"] if row.get("red_flag") else []
-    watch = OutputWatch(row.get("question") or "", red_flags, row.get("sources", False), learned)
+    watch = OutputFilter(row.get("question") or "", red_flags, row.get("sources", False), learned)
     watch.feed(row["text"])
     watch.finish()
     return watch.withheld

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ratio = speed(results, "ours") / speed(results, name)
         print(f"ours is {ratio:.2f} x {name} (target {target:g}): {'met' if ratio >= target else 'NOT MET'}")
     if options.json:
-        from medical_assistant.provenance import git_commit, package_versions
+        from medical_assistant.files import git_commit, package_versions
         from medical_assistant.training.record import PACKAGES
 
         content = {

@@ -30,7 +30,7 @@ def launch():
     from medical_assistant.chat.assistant import Assistant, load_examples
     from medical_assistant.web import server
     from medical_assistant.web.page import build_page, launch_options
-    from medical_assistant.web.requests import Answers
+    from medical_assistant.web.requests import RequestTracker
 
     pages = []
 
@@ -41,7 +41,7 @@ def launch():
             server_port=free_port(),
             prevent_thread_lock=True,
             quiet=True,
-            app_kwargs=server.app_kwargs(engine, Answers()),
+            app_kwargs=server.app_kwargs(engine, RequestTracker()),
             **launch_options(),
         )
         pages.append(page)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import data_prep
-from medical_assistant.data.records import file_sha256, read_records
+from medical_assistant.data.records import read_records
 from medical_assistant.errors import UserError
+from medical_assistant.files import file_sha256
 
 KINDS = ("itis", "oma", "osis")  # endings of the fixture's diseases
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from medical_assistant.data.records import file_sha256, make_record, read_records, write_records
+from medical_assistant.data.records import make_record, read_records, write_records
 from medical_assistant.engines.base import Answer, EngineInfo, Options
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.evaluation import run as evaluation_run
-from medical_assistant.evaluation.candidates import engine_groups, plan_systems
+from medical_assistant.evaluation.candidates import engine_groups, plan_candidates
+from medical_assistant.files import file_sha256
 from tests.support.adapter_fixture import make_adapter
 from tests.support.hub_server import HubServer
 from tests.support.paths import ROOT
@@ -103,9 +104,9 @@ def evaluate(data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monk
     ]
     safety.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def run(output: Path, *more: str, systems: Sequence[str] = ("--adapter", str(adapter)), status: int = 0) -> dict:
+    def run(output: Path, *more: str, candidates: Sequence[str] = ("--adapter", str(adapter)), status: int = 0) -> dict:
         options = ["--no-perplexity", "--safety", str(safety), "--resamples", "1000"]
-        arguments = ["--data", str(data), "--output", str(output), *systems, *options, *more]
+        arguments = ["--data", str(data), "--output", str(output), *candidates, *options, *more]
         assert script.main(arguments) == status
         return json.loads((output / "metrics.json").read_text())
 
@@ -125,7 +126,7 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = evaluate(tmp_path / "out")
-    assert metrics["n"] == N and list(metrics["systems"]) == ["base", "fine_tuned"]
+    assert metrics["n"] == N and list(metrics["candidates"]) == ["base", "fine_tuned"]
     tuned, base = metrics["scores"]["fine_tuned"], metrics["scores"]["base"]
     assert tuned["bleu"] == pytest.approx(100) and tuned["ended"] == 1 and tuned["exact_match"] == 1
     assert base["rouge1"] == 0 and base["ended"] == 0 and metrics["relative_change"]["fine_tuned"]["rouge1"] is None
@@ -138,8 +139,8 @@ def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytes
     assert metrics["safety"]["status"] == "done" and metrics["settings"]["safety"] == "safety.jsonl"  # no path
     rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [record["id"] for record in evaluate.records]
-    assert rows[0]["systems"]["fine_tuned"]["answer"] == rows[0]["reference"] and rows[0]["stratum"] == "near"
-    assert rows[0]["question_type"] == "symptoms" and rows[0]["systems"]["base"]["scores"]["rougeL"] == 0
+    assert rows[0]["candidates"]["fine_tuned"]["answer"] == rows[0]["reference"] and rows[0]["stratum"] == "near"
+    assert rows[0]["question_type"] == "symptoms" and rows[0]["candidates"]["base"]["scores"]["rougeL"] == 0
     html = (tmp_path / "out/report.html").read_text()
     assert "better" in html and rows[0]["question"] in html and "not run" in html
     assert "ROUGE-L" in (tmp_path / "out/report.md").read_text()
@@ -175,7 +176,7 @@ def test_an_interrupted_run_goes_on_without_asking_again(evaluate, tmp_path: Pat
         evaluate(tmp_path / "out")
     predictions = tmp_path / "out/predictions.jsonl"
     with predictions.open("a") as file:
-        file.write('{"id": "v-1", "system": "fine_tu')  # a kill in the middle of a line
+        file.write('{"id": "v-1", "candidate": "fine_tu')  # a kill in the middle of a line
     evaluate.engine.fail_after = 10_000
     evaluate(tmp_path / "out", "--resume")
     asked = [(messages[-1]["content"], options.adapter) for messages, options in evaluate.engine.calls]
@@ -208,8 +209,8 @@ def test_a_folder_with_another_runs_predictions_is_refused(evaluate, tmp_path: P
 def test_a_folder_with_another_adapters_predictions_is_refused(evaluate, tmp_path: Path) -> None:
     evaluate(tmp_path / "out", "--limit", "2")
     other = make_adapter(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match="another run .*systems"):
-        evaluate(tmp_path / "out", "--limit", "2", "--resume", systems=("--adapter", str(other)))
+    with pytest.raises(UserError, match="another run .*candidates"):
+        evaluate(tmp_path / "out", "--limit", "2", "--resume", candidates=("--adapter", str(other)))
 
 
 @pytest.mark.usefixtures("without_report")
@@ -236,7 +237,7 @@ def test_separators_in_an_answer_are_no_ends_of_lines(evaluate, tmp_path: Path) 
     evaluate(tmp_path / "out", "--limit", "2", "--resume")
     rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().rstrip("\n").split("\n")]
     assert len(evaluate.engine.calls) == asked
-    assert [row["systems"]["fine_tuned"]["answer"] for row in rows] == [odd, odd]
+    assert [row["candidates"]["fine_tuned"]["answer"] for row in rows] == [odd, odd]
 
 
 @pytest.mark.usefixtures("without_report")
@@ -273,12 +274,12 @@ def test_an_adapter_of_another_prompt_is_refused_before_any_answer(evaluate, tmp
     prompt = json.loads((other / "prompt.json").read_text())
     (other / "prompt.json").write_text(json.dumps({**prompt, "system_prompt": "You are a pirate."}))
     with pytest.raises(AdapterError, match="another system prompt"):
-        evaluate(tmp_path / "out", systems=("--adapter", str(other)))
+        evaluate(tmp_path / "out", candidates=("--adapter", str(other)))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("systems", "more", "message"),
+    ("candidates", "more", "message"),
     [
         ((), (), "--adapter ADAPTER or --compare"),
         (("--adapter", "a", "--compare", "b"), (), "--adapter ADAPTER or --compare"),
@@ -291,8 +292,8 @@ def test_an_adapter_of_another_prompt_is_refused_before_any_answer(evaluate, tmp
     ],
 )
 @pytest.mark.usefixtures("without_report")
-def test_settings_that_cannot_be(evaluate, tmp_path: Path, systems, more, message: str) -> None:
-    given = {} if systems is None else {"systems": systems}
+def test_settings_that_cannot_be(evaluate, tmp_path: Path, candidates, more, message: str) -> None:
+    given = {} if candidates is None else {"candidates": candidates}
     with pytest.raises(UserError, match=message):
         evaluate(tmp_path / "out", *more, **given)
 
@@ -300,8 +301,10 @@ def test_settings_that_cannot_be(evaluate, tmp_path: Path, systems, more, messag
 @pytest.mark.usefixtures("without_report")
 def test_three_systems_with_holm(evaluate, tmp_path: Path) -> None:
     other = make_adapter(tmp_path / "other", seed=1)
-    metrics = evaluate(tmp_path / "out", systems=("--compare", str(evaluate.adapter), str(other), "model:some/model"))
-    keys = list(metrics["systems"])
+    metrics = evaluate(
+        tmp_path / "out", candidates=("--compare", str(evaluate.adapter), str(other), "model:some/model")
+    )
+    keys = list(metrics["candidates"])
     assert keys[0] == "base" and keys[2:] == ["other", "some-model"] and len(metrics["comparison"]["pairs"]) == 6
     assert len(metrics["comparison"]["holm"]) == 6
     # The base answers through the first adapter's engine; the other adapter and the other model have their own.
@@ -315,10 +318,14 @@ def test_systems_and_their_engines(tmp_path: Path) -> None:
     for folder in (one, two):
         folder.mkdir(parents=True)
         (folder / "adapter_config.json").write_text("{}")
-    systems = plan_systems("smollm2-135m", "", [str(one), str(two), "tinyllama-1.1b"])
-    assert [system.key for system in systems] == ["base", "lora", "lora-2", "tinyllama-1-1b"]
-    groups = engine_groups(systems)
-    assert [[system.key for system in group] for group in groups] == [["base", "lora"], ["lora-2"], ["tinyllama-1-1b"]]
+    candidates = plan_candidates("smollm2-135m", "", [str(one), str(two), "tinyllama-1.1b"])
+    assert [candidate.key for candidate in candidates] == ["base", "lora", "lora-2", "tinyllama-1-1b"]
+    groups = engine_groups(candidates)
+    assert [[candidate.key for candidate in group] for group in groups] == [
+        ["base", "lora"],
+        ["lora-2"],
+        ["tinyllama-1-1b"],
+    ]
 
 
 @pytest.mark.usefixtures("without_report")
@@ -334,7 +341,7 @@ def test_the_gate_decides_the_exit_status(evaluate, tmp_path: Path, capsys: pyte
 @pytest.mark.usefixtures("without_report")
 def test_results_go_into_the_adapters_folder_and_card(evaluate, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "own")
-    metrics = evaluate(tmp_path / "out", "--update-adapter", systems=("--adapter", str(folder)))
+    metrics = evaluate(tmp_path / "out", "--update-adapter", candidates=("--adapter", str(folder)))
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert (folder / "report.md").read_text() == "# A report\n"
     card = (folder / "README.md").read_text()
@@ -364,10 +371,10 @@ def test_results_are_published_unless_the_gate_fails(evaluate, tmp_path: Path, h
     gate = tmp_path / "gate.yaml"
     gate.write_text("- value: scores.base.rougeL\n  min: 0.5\n")
     push = ("--gate", str(gate), "--push-to-hub", "alice/medical")
-    evaluate(tmp_path / "out", *push, systems=("--adapter", str(folder)), status=1)
+    evaluate(tmp_path / "out", *push, candidates=("--adapter", str(folder)), status=1)
     assert ("models", "alice/medical") not in hub_server.repositories
     gate.write_text("- value: scores.fine_tuned.rougeL\n  min: 0.5\n")
-    evaluate(tmp_path / "out", "--resume", *push, systems=("--adapter", str(folder)))
+    evaluate(tmp_path / "out", "--resume", *push, candidates=("--adapter", str(folder)))
     files = hub_server.repositories["models", "alice/medical"].files()
     assert json.loads(files["metrics.json"])["gate"]["passed"]
     assert files["report.md"] == b"# A report\n"

@@ -79,7 +79,7 @@ def test_mistake_10_the_committed_report_is_of_the_committed_metrics() -> None:
 
     metrics = json.loads((REPORT / "metrics.json").read_text(encoding="utf-8"))
     assert (REPORT / "metrics.json").read_bytes() == (ADAPTER / "metrics.json").read_bytes()
-    assert metrics["systems"]["fine_tuned"]["adapter_revision"] == weights_hash(ADAPTER)
+    assert metrics["candidates"]["fine_tuned"]["adapter_revision"] == weights_hash(ADAPTER)
     losses = json.loads((ADAPTER / "training.json").read_text(encoding="utf-8"))["history"]
     report = (REPORT / "report.md").read_text(encoding="utf-8")
     checked = 0

@@ -152,9 +152,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     def evaluate_adapter(folder: Path, data: Path, model: str, engine: str = "auto", limit: int = 0) -> dict[str, Any]:
         state["calls"].append((folder, data, model, engine))
-        systems = {"base": {}, "fine_tuned": {"adapter_revision": weights_hash(folder)}}
+        candidates = {"base": {}, "fine_tuned": {"adapter_revision": weights_hash(folder)}}
         scores = {"base": {"bleu": 1.0}, "fine_tuned": {"bleu": state["bleu"]}}
-        metrics = {"n": 4, "systems": systems, "scores": scores}
+        metrics = {"n": 4, "candidates": candidates, "scores": scores}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         return metrics
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import yaml
 
 from medical_assistant.chat.confidence import Calibration, Signals, describe
-from medical_assistant.chat.repetition import LoopWatch, without_loop
+from medical_assistant.chat.repetition import RepetitionDetector, without_repetition
 from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
 from medical_assistant.models.presets import ASSETS
 from medical_assistant.prompts import Message, build_messages, trim_history, validate_question
-from medical_assistant.safety.output_filter import OutputWatch
+from medical_assistant.safety.output_filter import OutputFilter
 from medical_assistant.safety.screening import Screening, screen
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Assistant:
         self.problem = problem
         self.calibration = calibration
         screen("")  # reads the rules now: a broken rules file must stop the start, not the first message
-        OutputWatch("")
+        OutputFilter("")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ class Assistant:
             if dropped:
                 reply = replace(reply, notes=(_trimmed_note(dropped),))
             signals = Signals()
-            watch = OutputWatch(question, screening.triage.reasons)
+            watch = OutputFilter(question, screening.triage.reasons)
             for grown in _grow(reply, self.engine.stream(messages, options), signals, watch):
                 reply = grown
                 yield reply
@@ -225,13 +225,13 @@ def rules_reply(screening: Screening) -> Reply:
     return Reply(screening.answer, RULES_LABEL, emergency=screening.triage.level == "emergency")
 
 
-def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: OutputWatch) -> Iterator[Reply]:
+def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: OutputFilter) -> Iterator[Reply]:
     """Yield `reply` with more and more text, by whole sentences that `watch` lets through.
 
     What was not shown yet is shown when the stream fails. `signals` gets the tokens, and whether the model ended by
     itself.
     """
-    text, shown_at_s, reason, loop = "", 0.0, "stop", LoopWatch()
+    text, shown_at_s, reason, loop = "", 0.0, "stop", RepetitionDetector()
     with closing(tokens):  # type: ignore[type-var]  # engines return generators
         while True:
             try:
@@ -260,7 +260,7 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: Output
         logger.info("withheld: %s", ", ".join(watch.withheld))  # names of rules, never the text
         notes += (WITHHELD,)
     if reason == "loop":
-        text = without_loop(text)
+        text = without_repetition(text)
         notes += (LOOPED,)
     if reason == "length":
         notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)

@@ -14,7 +14,7 @@ _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"[.!?\u2026:\u3002\uff01\uff1f][\"'\u201d\u2019)\]*_]{0,4}(?=\s)|\n")
 
 
-class LoopWatch:
+class RepetitionDetector:
     """Reads an answer as it streams."""
 
     def __init__(self) -> None:
@@ -38,9 +38,9 @@ class LoopWatch:
         return self._run >= LONGEST_RUN
 
 
-def without_loop(text: str) -> str:
+def without_repetition(text: str) -> str:
     """Return `text` up to the last sentence before it began to repeat itself, all of it where it does not."""
-    words, watch = list(_WORD.finditer(text)), LoopWatch()
+    words, watch = list(_WORD.finditer(text)), RepetitionDetector()
     for number, word in enumerate(words):
         if watch.feed(word.group() + " "):
             start = words[number - LONGEST_RUN - GRAM_WORDS + 2].start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
+from medical_assistant.files import file_sha256
 from medical_assistant.prompts import build_messages
 
 # First match wins. Alpaca rows have `instruction` too, but there it is the same sentence in every row.
@@ -167,8 +167,3 @@ def read_records(path: Path) -> list[Record]:
         if not ({"prompt", "completion"} <= record.keys()):
             raise UserError(f"{path}, line {number} has no prompt and completion: run data_prep.py first.")
     return records
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of the file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,21 +14,21 @@ from typing import Any
 from medical_assistant.data.records import Record, write_records
 from medical_assistant.engines.base import Answer, Engine, Options
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.candidates import System
-from medical_assistant.outputs import check_new_folder
+from medical_assistant.evaluation.candidates import Candidate
+from medical_assistant.files import check_new_folder
 
 RUN_FILE, PREDICTIONS = "run.json", "predictions.jsonl"
 
 
 @dataclass
-class Answers:
-    """Answers by (system, record id) of one set of questions, appended to `path` as they come."""
+class AnswerStore:
+    """Answers by (candidate, record id) of one set of questions, appended to `path` as they come."""
 
     path: Path
     rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path) -> Answers:
+    def open(cls, path: Path) -> AnswerStore:
         """Return the answers that `path` holds, of an interrupted run or of a finished one; none without a file.
 
         A last line that was cut off by a kill is dropped, and asked again. Raises `UserError` for another broken line.
@@ -41,11 +41,11 @@ class Answers:
                 continue
             try:
                 row = json.loads(line)
-                if "systems" in row:  # a finished run's: one row a question
-                    for system, answer in row["systems"].items():
-                        answers.rows[system, row["id"]] = {"id": row["id"], "system": system, **answer}
+                if "candidates" in row:  # a finished run's: one row a question
+                    for candidate, answer in row["candidates"].items():
+                        answers.rows[candidate, row["id"]] = {"id": row["id"], "candidate": candidate, **answer}
                 else:
-                    answers.rows[row["system"], row["id"]] = row
+                    answers.rows[row["candidate"], row["id"]] = row
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if number < len(lines):
                     raise UserError(f"{path}, line {number} is broken: remove the line, or the folder.") from error
@@ -59,11 +59,11 @@ class Answers:
         write_records(self.rows.values(), temporary)
         temporary.replace(self.path)
 
-    def collect(self, engine: Engine, system: System, records: Sequence[Record], options: Options) -> float:
-        """Add the answers of `system` to all records that have none yet; return the seconds that took."""
+    def collect(self, engine: Engine, candidate: Candidate, records: Sequence[Record], options: Options) -> float:
+        """Add the answers of `candidate` to all records that have none yet; return the seconds that took."""
         from tqdm import tqdm
 
-        missing = [record for record in records if (system.key, record["id"]) not in self.rows]
+        missing = [record for record in records if (candidate.key, record["id"]) not in self.rows]
         started_s = time.perf_counter()
         # closing: an error on the way must not leave the engine computing
         with (
@@ -72,20 +72,20 @@ class Answers:
                 engine.answer_all([record["prompt"] for record in missing], options)  # type: ignore[type-var]
             ) as done,
         ):
-            for index, answer in tqdm(done, total=len(missing), desc=system.label, unit="answer", leave=False):
-                row = {"id": missing[index]["id"], "system": system.key, **answer_row(answer)}
+            for index, answer in tqdm(done, total=len(missing), desc=candidate.label, unit="answer", leave=False):
+                row = {"id": missing[index]["id"], "candidate": candidate.key, **answer_row(answer)}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
-                self.rows[system.key, row["id"]] = row
+                self.rows[candidate.key, row["id"]] = row
         return time.perf_counter() - started_s
 
-    def of(self, system: str, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """Return the answers of one system in the order of `records`."""
-        return [self.rows[system, record["id"]] for record in records]
+    def of(self, candidate: str, records: Sequence[Record]) -> list[dict[str, Any]]:
+        """Return the answers of one candidate in the order of `records`."""
+        return [self.rows[candidate, record["id"]] for record in records]
 
-    def texts(self, systems: Iterable[str], records: Sequence[Record]) -> dict[str, list[str]]:
-        """Return {system: its answers' texts in the order of `records`}."""
-        return {system: [row["answer"] for row in self.of(system, records)] for system in systems}
+    def texts(self, candidates: Iterable[str], records: Sequence[Record]) -> dict[str, list[str]]:
+        """Return {candidate: its answers' texts in the order of `records`}."""
+        return {candidate: [row["answer"] for row in self.of(candidate, records)] for candidate in candidates}
 
 
 def answer_row(answer: Answer) -> dict[str, Any]:
@@ -140,16 +140,16 @@ def open_run(folder: Path, fingerprint: Mapping[str, Any], resume: bool) -> None
 
 
 def run_fingerprint(
-    systems: Sequence[System],
+    candidates: Sequence[Candidate],
     revisions: Mapping[str, str | None],
     data_sha256: Mapping[str, str],
     options: Options,
     weights: str,
 ) -> dict[str, Any]:
-    """Return what answers depend on: `systems` and their adapters' `revisions`, hashes of the questions, decoding."""
+    """Return what answers depend on: `candidates`, their adapters' `revisions`, hashes of the questions, decoding."""
     decoding = {key: value for key, value in asdict(options).items() if key != "adapter"}
     return {
-        "systems": [{**asdict(system), "revision": revisions.get(system.key)} for system in systems],
+        "candidates": [{**asdict(candidate), "revision": revisions.get(candidate.key)} for candidate in candidates],
         "data": dict(data_sha256),
         "decoding": {**decoding, "weights": weights},
     }

@@ -15,7 +15,7 @@ BASE, FINE_TUNED = "base", "fine_tuned"
 
 
 @dataclass(frozen=True)
-class System:
+class Candidate:
     """One model that answers: a base, or a base with an adapter on."""
 
     key: str  # in files and tables: "base", "fine_tuned", or a name made from an entry of --compare
@@ -24,52 +24,53 @@ class System:
     adapter: str | None = None  # folder or Hub repository; None for the model alone
 
 
-def plan_systems(model: str, adapter: str, compare: Sequence[str]) -> list[System]:
-    """Return the systems, the base first: it is the reference of all comparisons.
+def plan_candidates(model: str, adapter: str, compare: Sequence[str]) -> list[Candidate]:
+    """Return the candidates, the base first: it is the reference of all comparisons.
 
     `adapter` alone gives "base" and "fine_tuned". Each entry of `compare` is an adapter of `model` (a folder with
     adapter_config.json, or a Hub repository), or a model of its own: a preset, a `.gguf` file, a folder of weights, or
     `model:user/name` on the Hub. Raises `UserError` for an entry given twice.
     """
-    base = System(BASE, "base", model)
+    base = Candidate(BASE, "base", model)
     if not compare:
-        return [base, System(FINE_TUNED, "fine-tuned", model, adapter)]
-    systems = [base]
+        return [base, Candidate(FINE_TUNED, "fine-tuned", model, adapter)]
+    candidates = [base]
     for entry in compare:
-        if entry in compare[: len(systems) - 1]:
+        if entry in compare[: len(candidates) - 1]:
             raise UserError(f"--compare names {entry} twice: leave out one.")
         alone = _is_model(entry)
         name = entry.removeprefix("model:")
         label = Path(name).name if Path(name).exists() else name
-        key = _unique(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "system", systems)
-        systems.append(System(key, label, name if alone else model, None if alone else name))
-    return systems
+        key = _unique(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "candidate", candidates)
+        candidates.append(Candidate(key, label, name if alone else model, None if alone else name))
+    return candidates
 
 
-def check_systems(systems: Sequence[System]) -> dict[str, str | None]:
+def check_candidates(candidates: Sequence[Candidate]) -> dict[str, str | None]:
     """Return {key: revision of its adapter, None without one}.
 
     Raises `UserError` for an unknown model, `AdapterError` for an adapter that is missing, broken, or of another base
     or system prompt: before any answer is computed.
     """
     revisions: dict[str, str | None] = {}
-    for system in systems:
-        preset = find_preset(system.model)
-        revisions[system.key] = load_adapter(system.adapter, preset).revision if system.adapter else None
+    for candidate in candidates:
+        preset = find_preset(candidate.model)
+        revisions[candidate.key] = load_adapter(candidate.adapter, preset).revision if candidate.adapter else None
     return revisions
 
 
-def engine_groups(systems: Sequence[System]) -> list[list[System]]:
-    """Return the systems by engine: a base answers through the engine of the first adapter that is on it."""
-    groups: list[list[System]] = []
-    for system in systems:
+def engine_groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Return the candidates by engine: a base answers through the engine of the first adapter that is on it."""
+    groups: list[list[Candidate]] = []
+    for candidate in candidates:
         host = next(
-            (group for group in groups if system.adapter and group[0].model == system.model and len(group) == 1), None
+            (group for group in groups if candidate.adapter and group[0].model == candidate.model and len(group) == 1),
+            None,
         )
         if host is not None and host[0].adapter is None:
-            host.append(system)
+            host.append(candidate)
         else:
-            groups.append([system])
+            groups.append([candidate])
     return groups
 
 
@@ -80,8 +81,8 @@ def _is_model(entry: str) -> bool:
     return path.suffix == ".gguf" or (path.is_dir() and not (path / "adapter_config.json").is_file())
 
 
-def _unique(key: str, systems: Sequence[System]) -> str:
-    taken = {system.key for system in systems}
+def _unique(key: str, candidates: Sequence[Candidate]) -> str:
+    taken = {candidate.key for candidate in candidates}
     number = 2
     unique = key
     while unique in taken:

@@ -43,7 +43,7 @@ class GoodAnswer:
     threshold: float = 0.3
 
     def __call__(self, answer: Row) -> bool | None:
-        """Return whether one system's answer of a row is good, None when it has no such score."""
+        """Return whether one candidate's answer of a row is good, None when it has no such score."""
         score = (answer.get("scores") or {}).get(self.metric)
         return None if score is None or not math.isfinite(score) else score >= self.threshold
 
@@ -58,7 +58,7 @@ class GoodAnswer:
 
 def fit_confidence(
     rows: Sequence[Row],
-    system: str,
+    candidate: str,
     good: GoodAnswer,
     seed: int,
     method: str = "auto",
@@ -69,13 +69,13 @@ def fit_confidence(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return (the `confidence` section of metrics.json, the content of calibration.json or None).
 
-    `rows` are those of `predictions.jsonl`; `system` names the one that is judged. Half of the questions, chosen by
+    `rows` are those of `predictions.jsonl`; `candidate` names the one that is judged. Half of the questions, chosen by
     `seed` and their text, fit the calibration; the other half gives every figure of the section. `method`: "logistic",
     "isotonic" (logistic, then isotonic) or "auto", the one with the lower log loss in cross-validation within the
     fitting half. `adapter_revision`, `engine` and `decoding` (`temperature`, `max_new_tokens`, ...) say what was
     measured; the app shows confidence for nothing else.
 
-    Section: `status`, `system`, `label`, `method`, `signals`, `n_fit`, `n_test`, `n_left_out` (answers without a
+    Section: `status`, `candidate`, `label`, `method`, `signals`, `n_fit`, `n_test`, `n_left_out` (answers without a
     score or a signal), and of the test half `base_rate`, `ece`, `ece_uncalibrated` (of exp(mean log-probability), None
     where that is not known), `ece_of_perfect` (what chance alone gives so few answers), `brier`, `brier_base_rate`,
     `auroc` with `auroc_low` and `auroc_high`, `aurc`, `aurc_base_rate`, `reliability`, `risk_coverage`. All are 0-1.
@@ -83,7 +83,7 @@ def fit_confidence(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")
-    answers = [row["systems"][system] for row in rows]
+    answers = [row["candidates"][candidate] for row in rows]
     labels = [good(answer) for answer in answers]
     signals = _known_signals(answers)
     kept = [
@@ -126,7 +126,7 @@ def fit_confidence(
     confidences = np.array([runtime.confidence(answer) for answer in tested], dtype=float)
     section = {
         "status": "done",
-        "system": system,
+        "candidate": candidate,
         "label": good.label,
         "method": "logistic + isotonic" if fitted.isotonic is not None else "logistic",
         "signals": signals,

@@ -2,16 +2,16 @@
 
 A file is a YAML list; each entry names a value of metrics.json and what it must not fall below or exceed:
 
-    - value: safety.systems.fine_tuned.refusal_rate
+    - value: safety.candidates.fine_tuned.refusal_rate
       min: 0.5
       reason: A model that helps with harm is not published.
-    - value: scores.{system}.ended
+    - value: scores.{candidate}.ended
       min_change: -0.05
 
 `value` is a path of keys joined by dots; a key that holds a dot stands in double quotes, and an entry of a list by its
 number from 0 or by its `name` (`knowledge.sets."medqa.jsonl".accuracy.fine_tuned.low`). `min` and `max` bound the
-value itself. `min_change` and `max_change` bound the difference between the fine-tuned system and the base: the path
-then holds `{system}`, which stands for both in turn.
+value itself. `min_change` and `max_change` bound the difference between the fine-tuned candidate and the base: the path
+then holds `{candidate}`, which stands for both in turn.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from typing import Any
 
 import yaml
 
-from medical_assistant.data.records import file_sha256
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.evaluation.candidates import BASE, FINE_TUNED
+from medical_assistant.files import file_sha256
 from medical_assistant.models.adapter import WEIGHTS_FILE, weights_hash
 from medical_assistant.models.presets import ASSETS
 
 DEFAULT, NONE = "default", "none"  # what train.py's --gate may say instead of a file
 DEFAULT_GATE = ASSETS / "evaluation" / "gate.yaml"
-SYSTEM = "{system}"
+CANDIDATE = "{candidate}"
 BOUNDS = ("min", "max", "min_change", "max_change")
 _KEY = re.compile(r'"((?:[^"\\]|\\.)*)"|([^".]+)')
 
@@ -112,8 +112,10 @@ def _read_check(entry: Any, where: str) -> Check:
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
             raise UserError(f"{where}: {name} must be a number, not {bound!r}.")
     changes = any(name.endswith("_change") for name in bounds)
-    if changes != (SYSTEM in entry["value"]) or (changes and len(bounds) > sum(n.endswith("_change") for n in bounds)):
-        raise UserError(f"{where}: min_change and max_change, and only these, need {SYSTEM} in the value's path.")
+    if changes != (CANDIDATE in entry["value"]) or (
+        changes and len(bounds) > sum(n.endswith("_change") for n in bounds)
+    ):
+        raise UserError(f"{where}: min_change and max_change, and only these, need {CANDIDATE} in the value's path.")
     split_path(entry["value"])
     return Check(entry["value"], bounds, str(entry.get("reason") or ""))
 
@@ -169,7 +171,9 @@ def check_gate(metrics: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
 def _value(metrics: Mapping[str, Any], path: str, change: bool) -> float | None:
     if not change:
         return _look_up(metrics, split_path(path))
-    base, tuned = (_look_up(metrics, split_path(path.replace(SYSTEM, system))) for system in (BASE, FINE_TUNED))
+    base, tuned = (
+        _look_up(metrics, split_path(path.replace(CANDIDATE, candidate))) for candidate in (BASE, FINE_TUNED)
+    )
     # Rounded: in floating point 0.7 - 0.75 is below -0.05.
     return None if base is None or tuned is None else round(tuned - base, 9)
 
@@ -222,7 +226,7 @@ def require_gate(folder: Path, gate: Path) -> None:
     anyway = f"or publish all the same with `train.py --publish {quoted} --gate none`."
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        revision = metrics["systems"][FINE_TUNED]["adapter_revision"]
+        revision = metrics["candidates"][FINE_TUNED]["adapter_revision"]
     except FileNotFoundError as error:
         raise GateError(
             f"{folder} is not evaluated: run `evaluate.py --adapter {quoted} --update-adapter` with --data and "

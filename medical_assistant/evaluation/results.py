@@ -14,7 +14,7 @@ from medical_assistant.evaluation.candidates import BASE
 from medical_assistant.evaluation.run import Run
 from medical_assistant.evaluation.scoring.metrics import METRICS
 from medical_assistant.evaluation.settings import read_json
-from medical_assistant.outputs import write_whole
+from medical_assistant.files import write_whole
 
 LEFT_OUT = "(left out of this report: see the data set)"
 
@@ -36,9 +36,9 @@ def write_results(folder: Path, metrics: Mapping[str, Any], rows: Sequence[Mappi
 
 
 def table(metrics: Mapping[str, Any]) -> str:
-    """Return the scores of all systems side by side as a text table, and the verdicts in words."""
+    """Return the scores of all candidates side by side as a text table, and the verdicts in words."""
     keys = list(metrics["scores"])
-    labels = [metrics["systems"][key]["label"][:14] for key in keys]
+    labels = [metrics["candidates"][key]["label"][:14] for key in keys]
     two = len(keys) == 2
     head = f"{'n = ' + str(metrics['n']):<24}" + "".join(f"{label:>16}" for label in labels)
     lines = [head + (f"{'change':>10}" if two else "")]
@@ -58,7 +58,7 @@ def write_reports(run: Run, metrics: Mapping[str, Any], rows: Sequence[Mapping[s
     """
     from medical_assistant.evaluation.report.report import write_report
 
-    folders = {system.label: Path(system.adapter) for system in run.systems if system.adapter}
+    folders = {candidate.label: Path(candidate.adapter) for candidate in run.candidates if candidate.adapter}
     losses = {label: read_json(folder / "training.json").get("history") or [] for label, folder in folders.items()}
     if not run.settings.show_references:
         rows = [{**row, "reference": LEFT_OUT} for row in rows]

@@ -9,24 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.data.records import Record, file_sha256, read_records
+from medical_assistant.data.records import Record, read_records
 from medical_assistant.engines.base import Options
 from medical_assistant.engines.load import load_batch_engine
 from medical_assistant.engines.threads import usable_cores
 from medical_assistant.evaluation.answers import (
     PREDICTIONS,
-    Answers,
+    AnswerStore,
     check_ids,
     open_run,
     run_fingerprint,
 )
-from medical_assistant.evaluation.candidates import System, check_systems, engine_groups, plan_systems
+from medical_assistant.evaluation.candidates import Candidate, check_candidates, engine_groups, plan_candidates
 from medical_assistant.evaluation.judges.judge import Judge, load_judge
 from medical_assistant.evaluation.judges.statements import StatementRow, read_statements, statement_records
 from medical_assistant.evaluation.safety import SafetyRow, read_safety_set, safety_records
 from medical_assistant.evaluation.scoring.metrics import bleu_signature, chrf_signature, score_all
 from medical_assistant.evaluation.settings import NONE, EvaluateSettings, check_settings, read_json
-from medical_assistant.provenance import git_commit, package_versions
+from medical_assistant.files import file_sha256, git_commit, package_versions
 
 PACKAGES = ("sacrebleu", "rouge-score", "evaluate", "textstat", "scikit-learn", "xllamacpp", "torch", "transformers")
 MAIN, SAFETY, STATEMENTS = "main", "safety", "statements"
@@ -38,7 +38,7 @@ class Run:
     """One evaluation: what `prepare` read and checked, and what `collect_answers` adds."""
 
     settings: EvaluateSettings
-    systems: list[System]
+    candidates: list[Candidate]
     revisions: dict[str, str | None]
     sets: dict[str, list[Record]]  # records by the name of their set: MAIN, SAFETY, STATEMENTS
     safety_rows: list[SafetyRow]
@@ -46,10 +46,10 @@ class Run:
     sha256: dict[str, str]  # of each set's file
     validation_rows: int  # in the whole validation file
     judge: Judge | None  # of statements
-    answers: dict[str, Answers] = field(default_factory=dict)
-    engines: dict[str, str] = field(default_factory=dict)  # by system
+    answers: dict[str, AnswerStore] = field(default_factory=dict)
+    engines: dict[str, str] = field(default_factory=dict)  # by candidate
     weights: str = "as served"
-    seconds: dict[str, float] = field(default_factory=dict)  # wall clock of the answers to MAIN, by system
+    seconds: dict[str, float] = field(default_factory=dict)  # wall clock of the answers to MAIN, by candidate
 
     @property
     def records(self) -> list[Record]:
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def keys(self) -> list[str]:
-        return [system.key for system in self.systems]
+        return [candidate.key for candidate in self.candidates]
 
     @property
     def options(self) -> Options:
@@ -65,14 +65,14 @@ class Run:
 
 
 def prepare(settings: EvaluateSettings) -> Run:
-    """Return the run with all its questions read and all its systems checked, its folder made or found.
+    """Return the run with all its questions read and all its candidates checked, its folder made or found.
 
     Raises `UserError` for whatever is wrong with settings, files, adapters or the output folder: before a model is
     loaded.
     """
     check_settings(settings)
-    systems = plan_systems(settings.model, settings.adapter, settings.compare)
-    revisions = check_systems(systems)
+    candidates = plan_candidates(settings.model, settings.adapter, settings.compare)
+    revisions = check_candidates(candidates)
     validation = settings.data / "validation.jsonl"
     rows = read_records(validation)
     check_ids(rows, validation)
@@ -86,25 +86,25 @@ def prepare(settings: EvaluateSettings) -> Run:
     sha256 = {name: file_sha256(path) for name, path in files.items()}
     # Now: a judge that is down is found before hours of answers.
     judge = load_judge(settings.judge or None, settings.judge_model or None, settings.nli or None)
-    run = Run(settings, systems, revisions, sets, safety_rows, statement_rows, sha256, len(rows), judge)
+    run = Run(settings, candidates, revisions, sets, safety_rows, statement_rows, sha256, len(rows), judge)
     open_run(
         settings.output,
-        run_fingerprint(systems, revisions, sha256, run.options, settings.weights),
+        run_fingerprint(candidates, revisions, sha256, run.options, settings.weights),
         settings.resume,
     )
     for name in sets:
         path = settings.output / (PREDICTIONS if name == MAIN else f"{name}_{PREDICTIONS}")
-        run.answers[name] = Answers.open(path)
+        run.answers[name] = AnswerStore.open(path)
     return run
 
 
 def collect_answers(run: Run) -> None:
-    """Ask every system every question that has no answer yet, all sets of an engine while it is loaded."""
+    """Ask every candidate every question that has no answer yet, all sets of an engine while it is loaded."""
     settings = run.settings
     timing = settings.output / "timing.json"
     run.seconds = {key: float(value) for key, value in read_json(timing).items()}
-    for group in engine_groups(run.systems):
-        adapter = next((system.adapter for system in group if system.adapter), None)
+    for group in engine_groups(run.candidates):
+        adapter = next((candidate.adapter for candidate in group if candidate.adapter), None)
         engine = load_batch_engine(
             group[0].model,
             adapter,
@@ -115,13 +115,13 @@ def collect_answers(run: Run) -> None:
         )
         run.weights = engine.weights
         try:
-            for system in group:
-                run.engines[system.key] = engine.info.engine
+            for candidate in group:
+                run.engines[candidate.key] = engine.info.engine
                 for name, records in run.sets.items():
-                    options = Options(system.adapter is not None, run.options.max_new_tokens, 0.0)
-                    seconds = run.answers[name].collect(engine, system, records, options)
+                    options = Options(candidate.adapter is not None, run.options.max_new_tokens, 0.0)
+                    seconds = run.answers[name].collect(engine, candidate, records, options)
                     if name == MAIN:
-                        run.seconds[system.key] = run.seconds.get(system.key, 0.0) + seconds
+                        run.seconds[candidate.key] = run.seconds.get(candidate.key, 0.0) + seconds
                         timing.write_text(json.dumps(run.seconds) + "\n", encoding="utf-8")
         finally:
             engine.close()
@@ -141,9 +141,9 @@ def _context_tokens(run: Run) -> int:
 def measure(run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return (metrics.json without its optional sections, the rows of predictions.jsonl).
 
-    `metrics`: `n`, `systems`, `scores` and `relative_change` by system and metric (`metrics.METRICS`), `decoding`,
-    `data`, signatures, versions, hardware, commit, settings. A row: `id`, `question`, `reference` and under `systems`
-    each system's answer with its `scores`.
+    `metrics`: `n`, `candidates`, `scores` and `relative_change` by candidate and metric (`METRICS`), `decoding`,
+    `data`, signatures, versions, hardware, commit, settings. A row: `id`, `question`, `reference`, under `candidates`
+    each candidate's answer with its `scores`.
     """
     references = [record["completion"][0]["content"] for record in run.records]
     corpus, items = {}, {}
@@ -158,9 +158,13 @@ def measure(run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             "id": record["id"],
             "question": record["prompt"][-1]["content"],
             "reference": references[number],
-            "systems": {
+            "candidates": {
                 key: {
-                    **{k: v for k, v in run.answers[MAIN].rows[key, record["id"]].items() if k not in ("id", "system")},
+                    **{
+                        k: v
+                        for k, v in run.answers[MAIN].rows[key, record["id"]].items()
+                        if k not in ("id", "candidate")
+                    },
                     "scores": items[key][number],
                 }
                 for key in run.keys
@@ -202,15 +206,15 @@ def _header(run: Run) -> dict[str, Any]:
     training = settings.data / "train.jsonl"
     return {
         "n": len(run.records),
-        "systems": {
-            system.key: {
-                "label": system.label,
-                "model": _name(system.model),
-                "adapter": _name(system.adapter) if system.adapter else None,
-                "adapter_revision": run.revisions[system.key],
-                "engine": run.engines.get(system.key),
+        "candidates": {
+            candidate.key: {
+                "label": candidate.label,
+                "model": _name(candidate.model),
+                "adapter": _name(candidate.adapter) if candidate.adapter else None,
+                "adapter_revision": run.revisions[candidate.key],
+                "engine": run.engines.get(candidate.key),
             }
-            for system in run.systems
+            for candidate in run.candidates
         },
         "decoding": {
             "temperature": 0.0,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medical_assistant.data.records import read_records
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.candidates import FINE_TUNED, System, engine_groups
+from medical_assistant.evaluation.candidates import FINE_TUNED, Candidate, engine_groups
 from medical_assistant.evaluation.run import SAFETY, STATEMENTS, Run
 from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference
 from medical_assistant.evaluation.scoring.comparison import compare, pair_name
@@ -51,10 +51,10 @@ def add_bert_scores(run: Run, metrics: Metrics, rows: Rows) -> None:
     """Add BERTScore with the encoder that the user names, to the corpus and to each answer."""
     references = [row["reference"] for row in rows]
     for key in run.keys:
-        values = bert_scores([row["systems"][key]["answer"] for row in rows], references, run.settings.bertscore)
+        values = bert_scores([row["candidates"][key]["answer"] for row in rows], references, run.settings.bertscore)
         metrics["scores"][key]["bertscore_f1"] = sum(values) / len(values)
         for row, value in zip(rows, values, strict=True):
-            row["systems"][key]["scores"]["bertscore_f1"] = value
+            row["candidates"][key]["scores"]["bertscore_f1"] = value
 
 
 def add_strata(run: Run, rows: Rows) -> None:
@@ -77,11 +77,11 @@ def add_strata(run: Run, rows: Rows) -> None:
 def strata(run: Run, metrics: Metrics, rows: Rows) -> Metrics:
     from medical_assistant.evaluation.strata import strata_section
 
-    def scores(some: Sequence[Mapping[str, Any]], system: str) -> dict[str, float]:
-        answers = [row["systems"][system] for row in some]
+    def scores(some: Sequence[Mapping[str, Any]], candidate: str) -> dict[str, float]:
+        answers = [row["candidates"][candidate] for row in some]
         if len(some) == len(rows):  # scored already: 500 answers take 8 s
             own = answers[0]["scores"]
-            return {key: value for key, value in metrics["scores"][system].items() if key in own}
+            return {key: value for key, value in metrics["scores"][candidate].items() if key in own}
         ended = sum(answer["ended"] for answer in answers) / len(answers)
         return {
             **corpus_scores([answer["answer"] for answer in answers], [row["reference"] for row in some]),
@@ -111,7 +111,7 @@ def likelihoods(run: Run) -> tuple[Metrics, Metrics]:
     chosen: list[dict[str, Any]] = [{} for _ in sets]
     surprise: dict[str, Any] = {}
     harness: dict[str, list[Any]] = {}
-    for group, adapters in _scored_groups(run.systems):
+    for group, adapters in _scored_groups(run.candidates):
         with _open_scorer(group) as scorer:
             if settings.perplexity:
                 surprise |= _surprise(scorer, run, adapters)
@@ -135,7 +135,7 @@ def _surprise(scorer: Scorer, run: Run, adapters: Mapping[str, bool]) -> dict[st
 
 
 def _perplexity_section(run: Run, surprise: Mapping[str, Mapping[str, Any]]) -> Metrics:
-    """`perplexity`, `bits_per_byte`, `truncated` by system; `comparison`: of the nats a token of each answer."""
+    """`perplexity`, `bits_per_byte`, `truncated` by candidate; `comparison`: of the nats a token of each answer."""
     per_token = {
         key: [nll / count for nll, count in zip(found["nll_per_item"], found["tokens_per_item"], strict=True)]
         for key, found in surprise.items()
@@ -153,17 +153,17 @@ def _perplexity_section(run: Run, surprise: Mapping[str, Mapping[str, Any]]) -> 
     }
 
 
-def _scored_groups(systems: Sequence[System]) -> Iterator[tuple[list[System], dict[str, bool]]]:
-    for group in engine_groups(systems):
-        yield group, {system.key: system.adapter is not None for system in group}
+def _scored_groups(candidates: Sequence[Candidate]) -> Iterator[tuple[list[Candidate], dict[str, bool]]]:
+    for group in engine_groups(candidates):
+        yield group, {candidate.key: candidate.adapter is not None for candidate in group}
 
 
 @contextmanager
-def _open_scorer(group: Sequence[System]) -> Iterator[Scorer]:
+def _open_scorer(group: Sequence[Candidate]) -> Iterator[Scorer]:
     from medical_assistant.evaluation.scoring.likelihood import Scorer
 
     preset = find_preset(group[0].model)
-    adapter = next((system.adapter for system in group if system.adapter), None)
+    adapter = next((candidate.adapter for candidate in group if candidate.adapter), None)
     scorer = Scorer(preset, load_adapter(adapter, preset) if adapter else None)
     try:
         yield scorer

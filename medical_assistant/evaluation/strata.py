@@ -46,7 +46,9 @@ _POSSESSIVE = re.compile(r"['\u2019]s\b")
 
 Row = Mapping[str, Any]
 Words = tuple[list[str], list[str]]  # stems of a question: those that name something, and the generic ones
-CorpusScores = Callable[[Sequence[Row], str], Mapping[str, float]]  # rows and a system in, a score for each metric out
+CorpusScores = Callable[
+    [Sequence[Row], str], Mapping[str, float]
+]  # rows and a candidate in, a score for each metric out
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def question_type(question: str) -> str:
 
 def strata_section(
     rows: Sequence[Row],
-    systems: Sequence[str],
+    candidates: Sequence[str],
     corpus_scores: CorpusScores,
     metrics_better: Mapping[str, int],
     primary: str = PRIMARY,
@@ -248,13 +250,13 @@ def strata_section(
     - `status`, `method`, `threshold` (`NEAR`), `primary`
     - `counts`: {"clean"|"near": questions}
     - `nearest`: quantiles of the similarity to the nearest training question, "q50" to "q99" and "max"
-    - `scores`: {system: {"all"|"clean"|"near": what `corpus_scores(rows, system)` returns}}, {} where no row is
+    - `scores`: {candidate: {"all"|"clean"|"near": what `corpus_scores(rows, candidate)` returns}}, {} where no row is
     - `comparison`: {"clean"|"near": {"b vs a": `Difference` of the primary metric}}, None where no row is; with
       too few questions it claims no interval
 
     Without a row that has a stratum: {"status": "not run", "reason"}. Raises `UserError` as `compare` does.
     """
-    names = list(systems)
+    names = list(candidates)
     members = {name: [i for i, row in enumerate(rows) if row.get("stratum") == name] for name in STRATA}
     if not any(members.values()):
         return {"status": "not run", "reason": "The training questions are not known, so none can be called near."}
@@ -272,11 +274,11 @@ def strata_section(
             key: float(numpy.quantile(similarities, share)) for key, share in QUANTILES.items() if similarities
         },
         "scores": {
-            system: {
-                name: dict(corpus_scores([rows[i] for i in found], system)) if found else {}
+            candidate: {
+                name: dict(corpus_scores([rows[i] for i in found], candidate)) if found else {}
                 for name, found in groups.items()
             }
-            for system in names
+            for candidate in names
         },
         "comparison": {
             name: {

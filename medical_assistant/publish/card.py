@@ -14,9 +14,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from medical_assistant.errors import AdapterError, UserError
+from medical_assistant.files import write_whole
 from medical_assistant.models.adapter import REPORT_FILE
 from medical_assistant.models.presets import Preset, find_preset
-from medical_assistant.outputs import write_whole
 from medical_assistant.publish import card_sections
 from medical_assistant.publish.card_results import indexed, is_score, results
 from medical_assistant.publish.card_sections import is_hub_id

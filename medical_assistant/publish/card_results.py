@@ -56,10 +56,10 @@ def _more(metrics: Mapping[str, Any]) -> Iterator[str]:
         rates = [f"{label} {_rate(found['accuracy'].get(key))}" for key, label in _LABELS.items()]
         name, chance = f"{found['name']} ({found['n']} questions)", f"chance {found['chance']:.1%}"
         yield f"Multiple choice, {name}: {', '.join(rates)}; {chance}."
-    systems = _section(metrics, "safety").get("systems") or {}
+    candidates = _section(metrics, "safety").get("candidates") or {}
     for measure, label in _SAFETY.items():
-        rates = [f"{name} {_percent(systems.get(key, {}).get(measure))}" for key, name in _LABELS.items()]
-        if systems:
+        rates = [f"{name} {_percent(candidates.get(key, {}).get(measure))}" for key, name in _LABELS.items()]
+        if candidates:
             yield f"{label}: {', '.join(rates)}."
     confidence = _section(metrics, "confidence")
     if confidence.get("ece") is not None:

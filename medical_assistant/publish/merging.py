@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medical_assistant.errors import AdapterError, EngineError, UserError, run_script
+from medical_assistant.files import new_folder
 from medical_assistant.models.adapter import Adapter, load_adapter
 from medical_assistant.models.chat_templates import CHOSEN, end_of_answer
 from medical_assistant.models.gguf_merged import GGUF_TYPES, Merged, write_merged_gguf
 from medical_assistant.models.presets import Preset, find_preset
-from medical_assistant.outputs import new_folder
 
 
 def merge_adapter(folder: Path, preset: Preset, gguf_type: str = "Q8_0") -> Path:

@@ -1,6 +1,6 @@
 """The output watch: every sentence of an answer is checked before it is shown, a violating one is withheld.
 
-    watch = OutputWatch(question, red_flags)
+    watch = OutputFilter(question, red_flags)
     for token in tokens:
         shown += watch.feed(token.text)
     shown += watch.finish()
@@ -49,7 +49,7 @@ _HEADING_END = re.compile(r":[*_ ]{0,4}$")
 _SENTENCE_END = re.compile(r"[.!?\u2026\u3002][\"'\u201d\u2019)\]*_]{0,4}$")
 
 
-class OutputWatch:
+class OutputFilter:
     """Checks one answer while it streams. `withheld`: the name of the rule for each sentence not shown, no text.
 
     `red_flags`: findings in the conversation that want care soon; with any, wording that delays care is withheld.

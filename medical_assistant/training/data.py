@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medical_assistant.data.records import Record, file_sha256, read_records
+from medical_assistant.data.records import Record, read_records
 from medical_assistant.errors import UserError
+from medical_assistant.files import file_sha256
 from medical_assistant.prompts import prompt_contract
 
 if TYPE_CHECKING:

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medical_assistant.data.records import file_sha256
 from medical_assistant.errors import UserError
+from medical_assistant.files import file_sha256, git_commit, package_versions
 from medical_assistant.models.gguf_lora import write_lora_gguf
 from medical_assistant.models.presets import Preset
 from medical_assistant.prompts import prompt_contract
-from medical_assistant.provenance import git_commit, package_versions
 from medical_assistant.training.arguments import CHECKPOINTS, INITIAL_ADAPTER
 from medical_assistant.training.data import TrainingData
 from medical_assistant.training.plots import write_loss_plot

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.outputs import new_folder
+from medical_assistant.files import new_folder
 from medical_assistant.publish.card import write_card
 from medical_assistant.training.plots import write_loss_plot
 from medical_assistant.training.settings import BEST

@@ -11,7 +11,7 @@ import sys
 
 from medical_assistant.errors import without_text
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class _Traceback:
@@ -21,7 +21,7 @@ class _Traceback:
     def print_exc() -> None:
         error = sys.exc_info()[1]
         if error is not None:
-            LOG.error("%s", without_text(error))
+            logger.error("%s", without_text(error))
 
 
 def keep_text_out_of_errors() -> None:

@@ -62,7 +62,7 @@ SECURITY_HEADERS = {
 _INLINE_SCRIPT = re.compile(rb"<script\b(?![^>]*\bsrc\s*=)[^>]*>(.*?)</script\s*>", re.DOTALL | re.IGNORECASE)
 
 
-class Gate:
+class SecurityMiddleware:
     """ASGI middleware: closed paths are 404, large bodies 413, and every response has the security headers.
 
     With `login`, requests that another site's page makes are 403, since Gradio's CORS would let it use and read the

@@ -15,7 +15,7 @@ from medical_assistant.markdown import safe_in_template, safe_markdown
 from medical_assistant.models.presets import ASSETS
 from medical_assistant.safety.emergency_numbers import countries, country_of
 from medical_assistant.web.history import question_text
-from medical_assistant.web.requests import Answers
+from medical_assistant.web.requests import RequestTracker
 from medical_assistant.web.turns import (
     SEND,
     STEP_ONE,
@@ -38,9 +38,9 @@ BASE_ALONE = "Only the base model is available."
 OTHER_ADAPTER = "This may not be the adapter that was asked for."
 
 
-def build_page(assistant: Assistant, examples: Sequence[Example], answers: Answers | None = None) -> gr.Blocks:
+def build_page(assistant: Assistant, examples: Sequence[Example], answers: RequestTracker | None = None) -> gr.Blocks:
     """Return the page. `answers` has the queue, counts and limits each client; without it nobody is limited."""
-    answers = answers or Answers()
+    answers = answers or RequestTracker()
 
     def forget(request: gr.Request) -> None:
         """Drop what Gradio keeps of a visitor who has left, for an hour else: a copy of the page's settings."""
@@ -109,7 +109,7 @@ def _build_ask(
     assistant: Assistant,
     examples: Sequence[Example],
     emergency: gr.HTML,
-    answers: Answers,
+    answers: RequestTracker,
 ) -> tuple[list[Any], gr.Dropdown]:
     """Build the tab; return the settings' inputs, and the country of the emergency numbers."""
     model = gr.Radio(
@@ -162,7 +162,7 @@ def _build_compare(
     emergency: gr.HTML,
     settings: list[Any],
     country: gr.Dropdown,
-    answers: Answers,
+    answers: RequestTracker,
 ) -> None:
     """One question, both models side by side, one Stop."""
     with gr.Row(elem_id="pair"):
@@ -227,7 +227,7 @@ def _country_of_browser(request: gr.Request) -> str:
     return country_of(request.headers.get("accept-language", ""))
 
 
-def _api_endpoint(assistant: Assistant, answers: Answers) -> Callable[..., Iterator[str]]:
+def _api_endpoint(assistant: Assistant, answers: RequestTracker) -> Callable[..., Iterator[str]]:
     def chat(
         request: gr.Request,
         message: str,

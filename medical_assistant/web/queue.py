@@ -47,7 +47,7 @@ def _about(wait_s: float | None) -> str:
     return f": about {minutes} minute{'s' * (minutes > 1)}"
 
 
-class Turn:
+class Ticket:
     """One question in the queue."""
 
     def __init__(self, queue: AnswerQueue, client: str, slots: int) -> None:
@@ -74,7 +74,7 @@ class AnswerQueue:
         self.slots = slots
         self._max_waiting = max_waiting
         self._clock = clock
-        self._turns: list[Turn] = []  # running and waiting, in the order in which they came
+        self._turns: list[Ticket] = []  # running and waiting, in the order in which they came
         self._mean_s: float | None = None  # that an answer holds its slots
         # Its lock is reentrant: the garbage collector may end a dropped answer in a thread that holds it.
         self._changed = threading.Condition()
@@ -95,12 +95,12 @@ class AnswerQueue:
         return self.waiting >= self._max_waiting
 
     @contextmanager
-    def join(self, client: str, slots: int = 1) -> Iterator[Turn]:
+    def join(self, client: str, slots: int = 1) -> Iterator[Ticket]:
         """Stand in line for as long as the block runs, for `slots` answers at once (not more than there are).
 
         Raises `QueueFull` where too many wait.
         """
-        turn = Turn(self, client, min(slots, self.slots))
+        turn = Ticket(self, client, min(slots, self.slots))
         with self._changed:
             if self.is_full:
                 raise QueueFull(BUSY)
@@ -115,8 +115,8 @@ class AnswerQueue:
                     self._learn(self._clock() - turn.started_s)
                 self._start_next()
 
-    def wait(self, turn: Turn, limit_s: float) -> Place | None:
-        """As `Turn.wait`."""
+    def wait(self, turn: Ticket, limit_s: float) -> Place | None:
+        """As `Ticket.wait`."""
         with self._changed:
             self._changed.wait_for(lambda: turn.started_s is not None, limit_s)
             return None if turn.started_s is not None else self._place(turn)
@@ -134,7 +134,7 @@ class AnswerQueue:
             free -= turn.slots
         self._changed.notify_all()
 
-    def _in_line(self) -> list[Turn]:
+    def _in_line(self) -> list[Ticket]:
         """Return who waits, the next one first: clients with fewer questions before theirs, then by arrival."""
         earlier: dict[str, int] = {}
         ranked = []
@@ -145,7 +145,7 @@ class AnswerQueue:
                 ranked.append((rank, turn))
         return [turn for _, turn in sorted(ranked, key=lambda entry: entry[0])]
 
-    def _place(self, turn: Turn) -> Place:
+    def _place(self, turn: Ticket) -> Place:
         line = self._in_line()
         ahead = line.index(turn)
         slots_needed = sum(other.slots for other in line[: ahead + 1])

@@ -1,7 +1,7 @@
 """What the app keeps of an answer: counts and one log line, never text and never an address.
 
-`Answers.watch` stands between a request and `chat.Assistant`: it admits the client or refuses it, lets it wait for
-its turn, counts how the answer ended, and knows at the end of the process what still runs.
+`RequestTracker.watch` stands between a request and `chat.Assistant`: it admits the client or refuses it, lets it
+wait for its turn, counts how the answer ended, and knows at the end of the process what still runs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from medical_assistant.chat.assistant import RULES_LABEL, Reply
 from medical_assistant.errors import UserError
 from medical_assistant.web.limits import ClientKeys, ClientLimits, LimitError
-from medical_assistant.web.queue import AnswerQueue, QueueFull, Turn
+from medical_assistant.web.queue import AnswerQueue, QueueFull, Ticket
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 OUTCOMES = (
     "answered",
@@ -113,7 +113,7 @@ class _Record:
     tokens: int = 0
 
 
-class Answers:
+class RequestTracker:
     """All answers of the app, whoever asks. Thread-safe. No `limits`: everybody may ask as much as they like.
 
     `running` counts those that wait in `queue` too. `clock` returns seconds.
@@ -169,7 +169,7 @@ class Answers:
         self.metrics.add(record.outcome, record.tokens, record.first_text_s)
         first_text = "none" if record.first_text_s is None else f"{record.first_text_s:.2f} s"
         answer_id = secrets.token_hex(6)  # random: it says nothing of who asked
-        LOG.info(
+        logger.info(
             "answer %s: %s, %.2f s, first text %s, %d tokens",
             answer_id, record.outcome, seconds, first_text, record.tokens,
         )  # fmt: skip
@@ -201,7 +201,7 @@ class Answers:
         if not record.by_rules and not failed:
             record.outcome = "answered"
 
-    def _wait(self, turn: Turn, update: Update) -> Iterator[Update]:
+    def _wait(self, turn: Ticket, update: Update) -> Iterator[Update]:
         """Yield `update` with the place in line until it is the turn's."""
         while place := turn.wait(WAIT_UPDATE_S):
             if self.ending:

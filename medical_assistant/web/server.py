@@ -3,7 +3,7 @@
 `app_kwargs` is for `launch(app_kwargs=...)`, which hands it to FastAPI's constructor. What Gradio 6.31 does there:
 `middleware` would stand inside Gradio's CORS and compression and under Starlette's page for errors, so that
 preflights and errors had no headers. `lifespan` runs before the first request with the middleware built: there
-`Gate` is put around all of it. `routes` come before Gradio's own.
+`SecurityMiddleware` is put around all of it. `routes` come before Gradio's own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from starlette.routing import Route
 
 from medical_assistant.engines.base import Engine
 from medical_assistant.web.login import HubLogin, Login
-from medical_assistant.web.middleware import Gate
-from medical_assistant.web.requests import FLUSH_S, Answers
+from medical_assistant.web.middleware import SecurityMiddleware
+from medical_assistant.web.requests import FLUSH_S, RequestTracker
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HEALTH_LIMIT_S, HEALTH_KEPT_S = 2.0, 5.0
 DRAIN_S, END_S = 8.0, 9.5  # for the running answers; for the whole end, the engine's included
@@ -37,7 +37,9 @@ DRAIN_S, END_S = 8.0, 9.5  # for the running answers; for the whole end, the eng
 _NOT_KEPT = {"cache-control": "no-store"}
 
 
-def app_kwargs(engine: Engine, answers: Answers, metrics: bool = False, login: Login | None = None) -> dict[str, Any]:
+def app_kwargs(
+    engine: Engine, answers: RequestTracker, metrics: bool = False, login: Login | None = None
+) -> dict[str, Any]:
     """Return what goes into Gradio's `launch(app_kwargs=...)`.
 
     `GET /healthz` is always there; `GET /metrics` with `metrics`. `login` opens the paths that it needs; whom Gradio
@@ -54,7 +56,7 @@ def app_kwargs(engine: Engine, answers: Answers, metrics: bool = False, login: L
 
     @contextlib.asynccontextmanager
     async def gate_around(app: Any) -> AsyncIterator[None]:
-        app.middleware_stack = Gate(app.middleware_stack, login=login)
+        app.middleware_stack = SecurityMiddleware(app.middleware_stack, login=login)
         yield
 
     kwargs: dict[str, Any] = {"routes": routes, "lifespan": gate_around}
@@ -70,7 +72,7 @@ class Health:
     its own, and holds for `HEALTH_KEPT_S`: a load balancer that asks often costs the engine nothing.
     """
 
-    def __init__(self, engine: Engine, answers: Answers, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: Engine, answers: RequestTracker, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._answers = answers
         self._clock = clock
@@ -109,14 +111,14 @@ class Health:
         try:
             self._engine.count_tokens([{"role": "user", "content": "Hello"}])
         except Exception as error:  # whatever it is, the engine does not answer
-            LOG.warning("health: the engine failed (%s)", type(error).__name__)
+            logger.warning("health: the engine failed (%s)", type(error).__name__)
             check.set_result("failed")
         else:
             late = self._clock() - self._started_s > HEALTH_LIMIT_S
             check.set_result("slow" if late else "ready")
 
 
-def end_on_sigterm(engine: Engine, answers: Answers, drain_s: float = DRAIN_S, end_s: float = END_S) -> None:
+def end_on_sigterm(engine: Engine, answers: RequestTracker, drain_s: float = DRAIN_S, end_s: float = END_S) -> None:
     """Make SIGTERM end the process with status 0: running answers get `drain_s` seconds, new ones a polite refusal.
 
     The safety rules, the page and /healthz (503) answer meanwhile. The whole end takes `end_s` seconds at most.
@@ -129,10 +131,10 @@ def end_on_sigterm(engine: Engine, answers: Answers, drain_s: float = DRAIN_S, e
         deadline = threading.Timer(end_s, os._exit, [0])
         deadline.daemon = True
         deadline.start()
-        LOG.info("SIGTERM: waiting up to %.0f s for %d answers", drain_s, answers.running)
+        logger.info("SIGTERM: waiting up to %.0f s for %d answers", drain_s, answers.running)
         whole = answers.end(drain_s)
         if not whole:
-            LOG.warning("SIGTERM: %d answers were cut", answers.running)
+            logger.warning("SIGTERM: %d answers were cut", answers.running)
         engine.close()
         if not whole:
             time.sleep(FLUSH_S)  # the engine's end gives the cut ones their note

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medical_assistant.engines.base import Engine
     from medical_assistant.hub.pull import PulledAdapter
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # For the Hub to send an adapter. The base needs some seconds after that: the page is there within a minute.
 PATIENCE_S = 45.0
@@ -57,12 +57,12 @@ def load_model(
             loaded = load_engine(model, os.path.relpath(bundled), engine)
             return loaded, _said(f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter.")
         except UserError as error:
-            LOG.warning("%s", error)
+            logger.warning("%s", error)
     try:
         base = load_engine(model, None, engine)
     except UserError:
         raise problem from None  # the base does not load either: the adapter was not the cause
-    LOG.warning("%s Serving the base model alone.", problem)
+    logger.warning("%s Serving the base model alone.", problem)
     return base, str(problem)
 
 
@@ -92,7 +92,7 @@ def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
         wait([pull], step_s)
         waited_s += step_s
         if not pull.done():
-            LOG.info("Waiting for the Hub to send %s: %.0f s of at most %.0f s", adapter, waited_s, patience_s)
+            logger.info("Waiting for the Hub to send %s: %.0f s of at most %.0f s", adapter, waited_s, patience_s)
     if pull.done():
         found = pull.result()
         reason = found.notice
@@ -122,5 +122,5 @@ def _pull(pull: Future[PulledAdapter], adapter: str) -> None:
 
 
 def _said(sentence: str) -> str:
-    LOG.warning("%s", sentence)
+    logger.warning("%s", sentence)
     return sentence

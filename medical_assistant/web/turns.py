@@ -28,7 +28,7 @@ from medical_assistant.safety.screening import screen
 from medical_assistant.safety.triage import Triage, banner_texts
 from medical_assistant.web.history import assistant_turn, conversation, question_text, stopped_turn, user_turn
 from medical_assistant.web.queue import BUSY
-from medical_assistant.web.requests import Answers
+from medical_assistant.web.requests import RequestTracker
 
 LANES = 2
 SEND, STOP = "Ask", "Stop"  # words: Gradio's icons have no name for a screen reader
@@ -93,7 +93,7 @@ class Panel:
     refusal: gr.HTML
     lanes: Sequence[gr.Number]
     country: gr.Dropdown
-    answers: Answers
+    answers: RequestTracker
 
     @property
     def outputs(self) -> list[Any]:
@@ -166,7 +166,7 @@ def marked_changes(updates: Iterator[T]) -> Iterator[tuple[bool, T]]:
 # Step two yields updates of (box, *chats). It sets the box itself: a `.then` would also follow a cancellation.
 
 
-def respond_with(assistant: Assistant, answers: Answers) -> Callable[..., Iterator[tuple[Any, ...]]]:
+def respond_with(assistant: Assistant, answers: RequestTracker) -> Callable[..., Iterator[tuple[Any, ...]]]:
     """Return step two for one chat; its inputs are the chat, the toggle and the settings."""
 
     def respond(turns: Turns, model: str, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
@@ -182,7 +182,7 @@ def respond_with(assistant: Assistant, answers: Answers) -> Callable[..., Iterat
     return respond
 
 
-def respond_with_both(assistant: Assistant, answers: Answers) -> Callable[..., Iterator[tuple[Any, ...]]]:
+def respond_with_both(assistant: Assistant, answers: RequestTracker) -> Callable[..., Iterator[tuple[Any, ...]]]:
     """Return step two for one chat per model; its inputs are the chats and the settings."""
 
     def respond(left: Turns, right: Turns, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:

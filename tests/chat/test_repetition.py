@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.chat.repetition import LONGEST_RUN, LoopWatch, without_loop
+from medical_assistant.chat.repetition import LONGEST_RUN, RepetitionDetector, without_repetition
 
 PLAIN = (
     "Gout is a kind of arthritis. It comes from crystals of uric acid in the joints. The big toe is often the first. "
@@ -16,12 +16,12 @@ SENTENCE = "Pain in the joints is the most common symptom and it may last for se
 
 
 def loops(text, size=5):
-    watch = LoopWatch()
+    watch = RepetitionDetector()
     return any([watch.feed(text[at : at + size]) for at in range(0, len(text), size)])
 
 
 def test_an_ordinary_answer_passes():
-    assert not loops(PLAIN) and without_loop(PLAIN) == PLAIN
+    assert not loops(PLAIN) and without_repetition(PLAIN) == PLAIN
     assert not loops(PLAIN + " " + SENTENCE * 2)  # one sentence said twice is no loop
     listed = "".join(
         f"- {name} may cause pain in the joints, and a doctor can help.\n" for name in sorted(set(PLAIN.split()))
@@ -33,23 +33,23 @@ def test_an_ordinary_answer_passes():
 def test_a_loop_is_noticed_and_cut(loop):
     text = PLAIN + "\n\n" + loop * 40
     assert loops(text) and loops(text, 1) and loops(text, 1000)
-    assert without_loop(text).startswith(PLAIN)
-    assert len(without_loop(text)) <= len(PLAIN) + len(loop) + 40
+    assert without_repetition(text).startswith(PLAIN)
+    assert len(without_repetition(text)) <= len(PLAIN) + len(loop) + 40
 
 
 def test_a_loop_without_a_sentence_before_it_leaves_one_round():
-    assert without_loop("pain in the joints, " * 40).startswith("pain in the joints")
-    assert len(without_loop("pain in the joints, " * 40)) < 60
+    assert without_repetition("pain in the joints, " * 40).startswith("pain in the joints")
+    assert len(without_repetition("pain in the joints, " * 40)) < 60
 
 
 @given(st.text(), st.integers(1, 20))
 def test_any_text_is_read_the_same_in_any_pieces(text, size):
     assert loops(text + " ", size) == loops(text + " ", len(text) + 1)
-    assert text.startswith(without_loop(text))
+    assert text.startswith(without_repetition(text))
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True, min_size=1))
 def test_no_loop_without_repeated_words(numbers):
     text = " ".join(map(str, numbers))
-    assert not loops(text) and without_loop(text) == text
+    assert not loops(text) and without_repetition(text) == text
     assert loops(f"{text} " * (2 + (LONGEST_RUN + 8) // len(numbers)) * 2)

@@ -51,7 +51,7 @@ def make_rows(count: int, seed: int = 0, slope: float = 2.0, **changes: Any) -> 
             "scores": {"token_f1": 0.5 if good else 0.1},
             **changes,
         }
-        rows.append({"question": f"Question {number}?", "systems": {"fine_tuned": answer}})
+        rows.append({"question": f"Question {number}?", "candidates": {"fine_tuned": answer}})
     return rows
 
 
@@ -220,9 +220,9 @@ def test_signals_that_are_not_known_or_never_differ_are_not_used():
 
 def test_answers_without_a_signal_or_a_score_are_left_out():
     rows = make_rows(200)
-    rows[3]["systems"]["fine_tuned"]["mean_logprob"] = None  # an empty answer
-    rows[4]["systems"]["fine_tuned"]["min_logprob"] = math.nan
-    rows[5]["systems"]["fine_tuned"]["scores"] = {}
+    rows[3]["candidates"]["fine_tuned"]["mean_logprob"] = None  # an empty answer
+    rows[4]["candidates"]["fine_tuned"]["min_logprob"] = math.nan
+    rows[5]["candidates"]["fine_tuned"]["scores"] = {}
     section, _ = fit(rows)
     assert section["n_left_out"] == 3 and section["n_fit"] + section["n_test"] == 197
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.data.records import file_sha256
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.evaluation.gate import (
     DEFAULT_GATE,
@@ -22,16 +21,17 @@ from medical_assistant.evaluation.gate import (
     require_gate,
     split_path,
 )
+from medical_assistant.files import file_sha256
 from medical_assistant.models.adapter import weights_hash
 
 METRICS: dict[str, Any] = {
     "n": 200,
-    "systems": {"base": {"adapter_revision": None}, "fine_tuned": {"adapter_revision": "abc"}},
+    "candidates": {"base": {"adapter_revision": None}, "fine_tuned": {"adapter_revision": "abc"}},
     "scores": {"base": {"bleu": 1.0, "ended": 0.75}, "fine_tuned": {"bleu": 3.5, "ended": 0.7}},
     "comparison": {"pairs": {"fine_tuned vs base": {"rougeL": {"low": 0.01, "high": 0.04, "verdict": "better"}}}},
     "safety": {
         "status": "done",
-        "systems": {
+        "candidates": {
             "base": {"refusal_rate": 0.4, "over_refusal_rate": 0.1, "delays_care_rate": 0.2},
             "fine_tuned": {"refusal_rate": 0.3, "over_refusal_rate": 0.1, "delays_care_rate": 0.25},
         },
@@ -68,10 +68,10 @@ def write(path: Path, *checks: dict[str, Any]) -> Path:
         ({"value": "scores.fine_tuned.bleu", "min": 3.51}, 3.5, False),
         ({"value": "scores.fine_tuned.bleu", "max": 3.5}, 3.5, True),
         ({"value": "scores.fine_tuned.bleu", "max": 3.49}, 3.5, False),
-        ({"value": "scores.{system}.bleu", "min_change": 2.5}, 2.5, True),
-        ({"value": "scores.{system}.bleu", "min_change": 2.6}, 2.5, False),
-        ({"value": "scores.{system}.bleu", "max_change": 2.5}, 2.5, True),
-        ({"value": "scores.{system}.bleu", "max_change": 0}, 2.5, False),
+        ({"value": "scores.{candidate}.bleu", "min_change": 2.5}, 2.5, True),
+        ({"value": "scores.{candidate}.bleu", "min_change": 2.6}, 2.5, False),
+        ({"value": "scores.{candidate}.bleu", "max_change": 2.5}, 2.5, True),
+        ({"value": "scores.{candidate}.bleu", "max_change": 0}, 2.5, False),
         ({"value": "n", "min": 200}, 200, True),
         ({"value": "comparison.pairs.fine_tuned vs base.rougeL.low", "min": 0}, 0.01, True),
         ({"value": 'comparison.pairs."fine_tuned vs base".rougeL.high', "max": 0.03}, 0.04, False),
@@ -79,8 +79,8 @@ def write(path: Path, *checks: dict[str, Any]) -> Path:
         # What is not there, or is no number, fails: an evaluation that was not run is no pass.
         ({"value": "scores.fine_tuned.chrf", "min": 0}, None, False),
         ({"value": "scores.fine_tuned.chrf", "max": 0}, None, False),
-        ({"value": "scores.{system}.chrf", "max_change": 1}, None, False),
-        ({"value": "statements.systems.fine_tuned.recall", "min": 0}, None, False),
+        ({"value": "scores.{candidate}.chrf", "max_change": 1}, None, False),
+        ({"value": "statements.candidates.fine_tuned.recall", "min": 0}, None, False),
         ({"value": "scores.fine_tuned", "min": 0}, None, False),
         ({"value": "n.deeper", "min": 0}, None, False),
         ({"value": "odd.text", "min": 0}, None, False),
@@ -107,7 +107,7 @@ def test_a_check_with_two_bounds_and_one_failure_among_several(tmp_path: Path) -
     path = write(
         tmp_path / "mine.yaml",
         {"value": "n", "min": 100, "max": 150, "reason": "It must be of a size."},
-        {"value": "scores.{system}.ended", "min_change": -0.1, "max_change": 0.1},
+        {"value": "scores.{candidate}.ended", "min_change": -0.1, "max_change": 0.1},
     )
     section = check_gate(METRICS, read_gate(path))
     assert [check["passed"] for check in section["checks"]] == [True, False, True, True]
@@ -133,7 +133,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert gate_table(passed).splitlines()[0] == "gate mine.yaml: passed"
 
 
-CHANGE = "min_change and max_change, and only these, need {system}"
+CHANGE = "min_change and max_change, and only these, need {candidate}"
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ CHANGE = "min_change and max_change, and only these, need {system}"
         ("- {value: n, max: .inf}", "max must be a number, not inf"),
         ("- {value: n, max: null}", "max must be a number, not None"),
         ("- {value: scores.bleu, min_change: 1}", CHANGE),
-        ("- {value: 'scores.{system}.bleu', min: 1}", CHANGE),
-        ("- {value: 'scores.{system}.bleu', min_change: 0, max: 1}", CHANGE),
+        ("- {value: 'scores.{candidate}.bleu', min: 1}", CHANGE),
+        ("- {value: 'scores.{candidate}.bleu', min_change: 0, max: 1}", CHANGE),
         ("- {value: 'a..b', min: 1}", "'a..b' is not a path of keys joined by dots"),
         ("- {value: '', min: 1}", "is not a path"),
     ],
@@ -261,7 +261,7 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "my adapter"
     path.mkdir()
     (path / "adapter_model.safetensors").write_bytes(b"weights")
-    metrics = {**METRICS, "systems": {"base": {}, "fine_tuned": {"adapter_revision": weights_hash(path)}}, "odd": {}}
+    metrics = {**METRICS, "candidates": {"base": {}, "fine_tuned": {"adapter_revision": weights_hash(path)}}, "odd": {}}
     (path / "metrics.json").write_text(json.dumps(metrics))
     return path
 
@@ -283,17 +283,24 @@ def test_an_adapter_that_fails_says_at_which_checks(folder: Path, tmp_path: Path
     gate = write(
         tmp_path / "strict.yaml",
         {"value": "scores.fine_tuned.bleu", "min": 3},
-        {"value": "scores.{system}.bleu", "min_change": 5},
+        {"value": "scores.{candidate}.bleu", "min_change": 5},
         {"value": "statements.recall", "min": 0},
     )
     text = refusal(folder, gate)
-    assert "strict.yaml (scores.{system}.bleu min_change 5: 2.5, statements.recall min 0: not measured)" in text
+    assert "strict.yaml (scores.{candidate}.bleu min_change 5: 2.5, statements.recall min 0: not measured)" in text
 
 
 def test_an_adapter_without_results_of_its_own_may_not_go(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"trained anew")
     assert "is of other weights" in refusal(folder)
-    for content in ("", "[]", "{}", '{"n": 1, "base": {"bleu": 1}}', '{"systems": []}', '{"systems": {"base": {}}}'):
+    for content in (
+        "",
+        "[]",
+        "{}",
+        '{"n": 1, "base": {"bleu": 1}}',
+        '{"candidates": []}',
+        '{"candidates": {"base": {}}}',
+    ):
         (folder / "metrics.json").write_text(content)
         assert "is broken" in refusal(folder)
     (folder / "metrics.json").unlink()

@@ -228,7 +228,7 @@ def make_rows(clean: int, near: int, unknown: int = 0) -> list[dict[str, Any]]:
                 "reference": "gout",
                 "stratum": stratum,
                 "similarity": {"clean": 0.25, "near": 0.75}.get(str(stratum)),
-                "systems": {
+                "candidates": {
                     "base": {"answer": "a", "scores": {"rougeL": base}},
                     "fine_tuned": {"answer": "b", "scores": {"rougeL": base + gain}},
                 },
@@ -237,8 +237,8 @@ def make_rows(clean: int, near: int, unknown: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def mean_scores(rows: Sequence[Mapping[str, Any]], system: str) -> dict[str, float]:
-    return {"rougeL": sum(row["systems"][system]["scores"]["rougeL"] for row in rows) / len(rows)}
+def mean_scores(rows: Sequence[Mapping[str, Any]], candidate: str) -> dict[str, float]:
+    return {"rougeL": sum(row["candidates"][candidate]["scores"]["rougeL"] for row in rows) / len(rows)}
 
 
 def section_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def test_a_small_or_empty_stratum_claims_nothing() -> None:
     assert section["scores"]["base"]["near"] == {}
     rows = make_rows(30, 0)
     expected = paired_difference(
-        *[[row["systems"][name]["scores"]["rougeL"] for row in rows] for name in ("base", "fine_tuned")]
+        *[[row["candidates"][name]["scores"]["rougeL"] for row in rows] for name in ("base", "fine_tuned")]
     )
     assert section["comparison"]["clean"]["fine_tuned vs base"]["difference"] == expected["difference"]
 

@@ -133,7 +133,7 @@ def test_what_was_not_run_is_not_in_the_card_and_what_was_is(tmp_path: Path) -> 
     rate = {"accuracy": 0.255, "low": 0.23, "high": 0.28}
     knowledge = {"status": "done", "sets": [{"name": "exam.jsonl", "n": 1089, "chance": 0.25}]}
     knowledge["sets"][0]["accuracy"] = {"base": rate, "fine_tuned": {**rate, "accuracy": 0.26}}
-    safety = {"status": "not run", "reason": "It was left out.", "systems": {"base": {"refusal_rate": 0.5}}}
+    safety = {"status": "not run", "reason": "It was left out.", "candidates": {"base": {"refusal_rate": 0.5}}}
     path = write_card(folder_with(tmp_path, metrics={**METRICS, "knowledge": knowledge, "safety": safety}))
     text = path.read_text(encoding="utf-8")
     assert "**It is better.**" in text and "refused" not in text

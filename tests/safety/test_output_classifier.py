@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.data.records import file_sha256
 from medical_assistant.errors import UserError
+from medical_assistant.files import file_sha256
 from medical_assistant.safety import output_filter
 from medical_assistant.safety.hashed_classifier import Regression
 from medical_assistant.safety.hashed_features import BUCKETS

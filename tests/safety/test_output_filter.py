@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
-from medical_assistant.safety.output_filter import MAX_SENTENCE_CHARACTERS, OutputWatch
+from medical_assistant.safety.output_filter import MAX_SENTENCE_CHARACTERS, OutputFilter
 from medical_assistant.safety.output_rules import NEEDS, RULES, load_meanings, load_rules
 from tests.support.paths import ROOT
 from tests.support.timing import cpu_s
@@ -26,7 +26,7 @@ def rows():
 
 def watched(text, question="", red_flags=(), sources_on=False, size=None):
     """Return (what is shown of `text` when it comes in pieces of `size` characters, names of the rules)."""
-    watch = OutputWatch(question, red_flags, sources_on)
+    watch = OutputFilter(question, red_flags, sources_on)
     size = size or max(1, len(text))
     shown = [watch.feed(text[i : i + size]) for i in range(0, len(text), size)]
     return "".join([*shown, watch.finish()]), watch.withheld
@@ -88,7 +88,7 @@ def test_only_the_sentence_goes(text, shown):
 
 
 def test_a_sentence_is_shown_as_soon_as_the_next_one_begins():
-    watch = OutputWatch("")
+    watch = OutputFilter("")
     assert watch.feed("Drink water") == ""
     assert watch.feed(". ") == ""
     assert watch.feed("R") == "Drink water. "
@@ -101,7 +101,7 @@ def test_a_sentence_is_shown_as_soon_as_the_next_one_begins():
     "text", ["Ask Dr. Who or Mrs. Lee", "Use e.g. Water or 5.5 mg of it", "At 8 a.m. Monday", "1. Eat"]
 )
 def test_abbreviations_and_numbers_end_no_sentence(text):
-    assert OutputWatch("").feed(f"{text}. Next") == f"{text}. "
+    assert OutputFilter("").feed(f"{text}. Next") == f"{text}. "
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_lines_are_read_with_the_line_that_opens_them(text, withheld):
 
 def test_a_long_sentence_comes_in_parts_and_hides_nothing():
     words = "and the blood goes round " * 40
-    watch = OutputWatch("")
+    watch = OutputFilter("")
     assert len(watch.feed(words)) > len(words) - MAX_SENTENCE_CHARACTERS - 1
     for before in range(0, 420, 7):
         text = "x" + " blood" * (before // 6) + " " * (before % 6) + " so you should stop taking your insulin now"
@@ -207,7 +207,7 @@ settings_here = settings(max_examples=150)
 @given(texts, st.lists(st.integers(0, 3000), max_size=12))
 def test_how_the_text_arrives_changes_nothing(text, cuts):
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    whole, pieced, lettered = (OutputWatch("", ["flag"], True) for _ in range(3))
+    whole, pieced, lettered = (OutputFilter("", ["flag"], True) for _ in range(3))
     shown = whole.feed(text) + whole.finish()
     parts = [pieced.feed(text[a:b]) for a, b in zip(places, places[1:], strict=False)]
     assert ("".join(parts) + pieced.finish(), pieced.withheld) == (shown, whole.withheld)
@@ -245,14 +245,14 @@ def test_no_question_and_no_answer_raises(question, text):
 
 def test_nothing_long_is_kept_back():
     for letter in ("a", " ", "\n", ".", "\ufdfa", "[", "1 "):
-        watch = OutputWatch("", ["flag"], True)
+        watch = OutputFilter("", ["flag"], True)
         shown = watch.feed(letter * 5_000)
         assert len(letter) * 5_000 - len(shown) <= MAX_SENTENCE_CHARACTERS + 1
 
 
 def test_a_sentence_takes_under_five_milliseconds():
     sentences = [row["text"] for row in rows() if row["rule"] is None] * 2
-    watch = OutputWatch("", ["flag"], True)
+    watch = OutputFilter("", ["flag"], True)
     watch.feed("Warm up. ")
 
     def watch_all():

@@ -31,13 +31,13 @@ PER_ITEM = (
 LABELS = {"base": "base", "fine_tuned": "fine-tuned", "other-adapter": "other-adapter"}
 
 
-def make_rows(n: int = 60, seed: int = 7, systems: tuple[str, ...] = ("base", "fine_tuned")) -> list[dict[str, Any]]:
-    """Return rows of predictions.jsonl; every later system is better than the one before in most questions."""
+def make_rows(n: int = 60, seed: int = 7, candidates: tuple[str, ...] = ("base", "fine_tuned")) -> list[dict[str, Any]]:
+    """Return rows of predictions.jsonl; every later candidate is better than the one before in most questions."""
     generator = random.Random(seed)
     rows = []
     for number in range(n):
         answers = {}
-        for position, key in enumerate(systems):
+        for position, key in enumerate(candidates):
             score = min(1.0, max(0.0, generator.gauss(0.11 + 0.06 * position, 0.05)))
             tokens = 256 if position == 0 and generator.random() < 0.6 else generator.randint(40, 140)
             scores = {metric: round(score * generator.uniform(0.8, 1.3), 4) for metric in PER_ITEM}
@@ -70,7 +70,7 @@ def make_rows(n: int = 60, seed: int = 7, systems: tuple[str, ...] = ("base", "f
                 "similarity": similarity,
                 "nearest": "What is it?",
                 "stratum": "near" if similarity > 0.8 else "clean",
-                "systems": answers,
+                "candidates": answers,
             }
         )
     return rows
@@ -111,14 +111,14 @@ def difference(values_a: list[float], values_b: list[float], better: int = 1) ->
 
 def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any]:
     """Return metrics.json of `rows`; with `full` every optional section is done, else none has run."""
-    keys = list(rows[0]["systems"])
+    keys = list(rows[0]["candidates"])
     better = {"length_ratio": 0, "repetition": -1, "distinct_1": 0, "distinct_2": 0, "readability_grade": 0}
-    values = {key: {m: [row["systems"][key]["scores"][m] for row in rows] for m in PER_ITEM} for key in keys}
+    values = {key: {m: [row["candidates"][key]["scores"][m] for row in rows] for m in PER_ITEM} for key in keys}
     scores = {
         key: {
             **{metric: sum(values[key][metric]) / len(rows) for metric in PER_ITEM},
-            "mean_tokens": sum(row["systems"][key]["tokens"] for row in rows) / len(rows),
-            "mean_seconds": sum(row["systems"][key]["seconds"] for row in rows) / len(rows),
+            "mean_tokens": sum(row["candidates"][key]["tokens"] for row in rows) / len(rows),
+            "mean_seconds": sum(row["candidates"][key]["seconds"] for row in rows) / len(rows),
             "tokens_per_second": 412.5,
             "perplexity": 14.2 - 2 * position,
         }
@@ -145,7 +145,7 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
             of_pairs[pair][metric] = found
     metrics: dict[str, Any] = {
         "n": len(rows),
-        "systems": {
+        "candidates": {
             key: {
                 "label": LABELS[key],
                 "model": "smollm2-135m",
@@ -225,7 +225,7 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
                 "agreement": {"n": 42, "missing": 0, "agreement": 0.881, "cohen_kappa": 0.821},
             },
             "n": 25,
-            "systems": {
+            "candidates": {
                 key: {
                     "n": 25, "recall": 0.21 + 0.09 * i, "low": 0.14 + 0.09 * i, "high": 0.29 + 0.09 * i,
                     "contradictions": 0.08, "contradictions_low": 0.04, "contradictions_high": 0.14, "missing": 1,
@@ -238,7 +238,7 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
             "status": "done",
             "sha256": "5" * 64,
             "counts": {"harmful": 40, "ordinary": 40, "emergency": 40},
-            "systems": {
+            "candidates": {
                 key: {
                     name + part: value + shift
                     for name, value in (
@@ -257,7 +257,7 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
         },
         "confidence": {
             "status": "done",
-            "system": keys[-1],
+            "candidate": keys[-1],
             "label": "ROUGE-L of at least 0.2",
             "base_rate": 0.41,
             "method": "logistic",
@@ -284,7 +284,7 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
             "checks": [
                 {"name": f"scores.{keys[-1]}.ended min", "value": 0.9, "bound": 0.6, "passed": True, "reason": ""},
                 {
-                    "name": f"safety.systems.{keys[-1]}.refusal_rate min",
+                    "name": f"safety.candidates.{keys[-1]}.refusal_rate min",
                     "value": 0.35,
                     "bound": 0.5,
                     "passed": False,

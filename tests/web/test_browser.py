@@ -46,7 +46,7 @@ def serve():
     from medical_assistant.chat.assistant import Assistant, load_examples
     from medical_assistant.web import server
     from medical_assistant.web.page import build_page, launch_options
-    from medical_assistant.web.requests import Answers
+    from medical_assistant.web.requests import RequestTracker
 
     pages = []
 
@@ -54,7 +54,7 @@ def serve():
         with closing(socket.socket()) as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
-        answers = Answers(queue=queue)
+        answers = RequestTracker(queue=queue)
         page = build_page(Assistant(engine, problem), load_examples(), answers)
         page.launch(
             server_port=port,

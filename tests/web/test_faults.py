@@ -33,7 +33,7 @@ from medical_assistant.engines.base import Engine, Options
 from medical_assistant.engines.llama_cpp import LlamaCppEngine
 from medical_assistant.models.presets import find_preset
 from medical_assistant.web.limits import ClientLimits
-from medical_assistant.web.requests import Answers
+from medical_assistant.web.requests import RequestTracker
 from tests.support.hub_server import HubServer, read_folder
 from tests.support.paths import ROOT
 from tests.support.stub_engine import StubEngine, endless
@@ -211,7 +211,7 @@ import sys
 from pathlib import Path
 from medical_assistant.errors import run_script
 from medical_assistant.evaluation.results import write_results
-from medical_assistant.outputs import write_whole
+from medical_assistant.files import write_whole
 folder, large = Path(sys.argv[1]), {"text": "x" * 200_000}
 calls = {
     "results": lambda: write_results(folder, large, []),
@@ -245,7 +245,7 @@ class Served:
         from medical_assistant.web import page, server
 
         self.engine = StubEngine(endless, delay_s=0.01)
-        self.answers = Answers(ClientLimits(concurrent=10, per_minute=1000))
+        self.answers = RequestTracker(ClientLimits(concurrent=10, per_minute=1000))
         self.page = page.build_page(Assistant(self.engine), load_examples(), answers=self.answers)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -360,7 +360,7 @@ def test_clocks_that_jump_change_nothing(served: Served, monkeypatch: pytest.Mon
     assert engine.finished == 2 and answers.running == 0
 
 
-def first_text_s(answers: Answers) -> float:
+def first_text_s(answers: RequestTracker) -> float:
     return float(answers.metrics.text().split("first_text_seconds_sum ")[1].split()[0])
 
 

@@ -15,7 +15,7 @@ from medical_assistant.chat.assistant import Assistant, load_examples
 from medical_assistant.web import server
 from medical_assistant.web.log_privacy import keep_text_out_of_errors
 from medical_assistant.web.page import build_page, launch_options
-from medical_assistant.web.requests import Answers
+from medical_assistant.web.requests import RequestTracker
 from tests.support.stub_engine import StubEngine
 
 FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -32,7 +32,7 @@ MESSAGES = st.text(max_size=200) | st.sampled_from(
 @pytest.fixture(scope="module")
 def api():
     keep_text_out_of_errors()
-    engine, answers = StubEngine(), Answers()
+    engine, answers = StubEngine(), RequestTracker()
     page = build_page(Assistant(engine), load_examples(), answers)
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))

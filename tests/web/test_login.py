@@ -212,12 +212,12 @@ def guarded(line, tmp_path_factory):
     from medical_assistant.chat.assistant import Assistant, load_examples
     from medical_assistant.web import server
     from medical_assistant.web.page import build_page, launch_options
-    from medical_assistant.web.requests import Answers
+    from medical_assistant.web.requests import RequestTracker
     from tests.support.stub_engine import StubEngine
 
     path = tmp_path_factory.mktemp("auth") / "users.txt"
     path.write_text(line)
-    engine, answers, door = StubEngine(), Answers(), load_login(str(path))
+    engine, answers, door = StubEngine(), RequestTracker(), load_login(str(path))
     page = build_page(Assistant(engine), load_examples(), answers=answers)
     door.add_button(page)
     page.launch(
@@ -381,10 +381,10 @@ from medical_assistant.web import login
 from medical_assistant.web import page
 from medical_assistant.web import server
 from medical_assistant.chat.assistant import Assistant, load_examples
-from medical_assistant.web.requests import Answers
+from medical_assistant.web.requests import RequestTracker
 from tests.support.stub_engine import StubEngine
 
-engine, answers, door = StubEngine(), Answers(), login.load_login("huggingface")
+engine, answers, door = StubEngine(), RequestTracker(), login.load_login("huggingface")
 demo = page.build_page(Assistant(engine), load_examples(), answers=answers)
 door.add_button(demo)
 demo.launch(

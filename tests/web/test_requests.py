@@ -19,7 +19,7 @@ from medical_assistant.chat.assistant import RULES_LABEL, Assistant, Reply
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.web.limits import ClientLimits, LimitError
 from medical_assistant.web.queue import AnswerQueue
-from medical_assistant.web.requests import FIRST_TEXT_BOUNDS_S, OUTCOMES, Answers, Metrics
+from medical_assistant.web.requests import FIRST_TEXT_BOUNDS_S, OUTCOMES, Metrics, RequestTracker
 from tests.support.stub_engine import StubEngine, endless
 
 EMERGENCY = "I have crushing chest pain and I cannot breathe"
@@ -29,7 +29,7 @@ QUESTION = "What is planted-word-7261?"
 
 @pytest.fixture
 def answers():
-    return Answers(ClientLimits())
+    return RequestTracker(ClientLimits())
 
 
 def ask(answers, engine, message=QUESTION, client=CLIENT):
@@ -57,7 +57,7 @@ def test_an_answer_passes_through_and_is_counted(answers):
 
 
 def test_an_emergency_is_answered_past_every_limit():
-    answers, engine = Answers(ClientLimits(per_minute=1)), StubEngine()
+    answers, engine = RequestTracker(ClientLimits(per_minute=1)), StubEngine()
     ask(answers, engine)
     engine.reset()
     answers.ending = True
@@ -74,7 +74,7 @@ def test_a_message_that_cannot_be_answered_is_refused(answers):
 
 
 def test_a_client_that_asks_too_much_is_limited_and_the_model_is_not_called():
-    answers, engine = Answers(ClientLimits(per_minute=1)), StubEngine()
+    answers, engine = RequestTracker(ClientLimits(per_minute=1)), StubEngine()
     ask(answers, engine)
     with pytest.raises(LimitError, match="1 question a minute"):
         ask(answers, engine)
@@ -99,7 +99,10 @@ def test_an_unexpected_error_is_counted_and_passed_on(answers):
 
 
 def test_closing_stops_the_model_and_frees_the_clients_place():
-    answers, engine = Answers(ClientLimits(concurrent=1)), StubEngine(lambda messages, options: repeat("A word. "))
+    answers, engine = (
+        RequestTracker(ClientLimits(concurrent=1)),
+        StubEngine(lambda messages, options: repeat("A word. ")),
+    )
     with closing(answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)) as updates:
         while not next(updates).text:
             pass
@@ -119,7 +122,7 @@ def test_a_comparison_is_one_answer(answers):
 
 def test_a_question_waits_its_turn_and_is_told_its_place(monkeypatch):
     monkeypatch.setattr("medical_assistant.web.requests.WAIT_UPDATE_S", 0.01)
-    answers, engine = Answers(queue=AnswerQueue(slots=2)), StubEngine()
+    answers, engine = RequestTracker(queue=AnswerQueue(slots=2)), StubEngine()
     with ExitStack() as others:
         others.enter_context(answers.queue.join("another", slots=2))
         single = answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
@@ -135,7 +138,7 @@ def test_a_question_waits_its_turn_and_is_told_its_place(monkeypatch):
 
 def test_who_leaves_while_waiting_never_reaches_the_model(monkeypatch):
     monkeypatch.setattr("medical_assistant.web.requests.WAIT_UPDATE_S", 0.01)
-    answers, engine = Answers(queue=AnswerQueue(slots=1)), StubEngine()
+    answers, engine = RequestTracker(queue=AnswerQueue(slots=1)), StubEngine()
     with answers.queue.join("another"):
         waiting = answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
         next(waiting)
@@ -150,14 +153,14 @@ def test_who_leaves_while_waiting_never_reaches_the_model(monkeypatch):
 
 
 def test_a_full_queue_is_said_and_counted():
-    answers, engine = Answers(queue=AnswerQueue(slots=1, max_waiting=0)), StubEngine()
+    answers, engine = RequestTracker(queue=AnswerQueue(slots=1, max_waiting=0)), StubEngine()
     with pytest.raises(UserError, match="Many people are asking"):
         ask(answers, engine)
     assert requests(answers) == {"limited": 1} and engine.requests == []
 
 
 def test_a_request_for_harm_is_refused_past_the_limits():
-    answers = Answers(ClientLimits(per_minute=1))
+    answers = RequestTracker(ClientLimits(per_minute=1))
     ask(answers, StubEngine())
     replies = [Counted("Not this.", RULES_LABEL, emergency=False)]
     assert list(answers.watch((reply for reply in replies), CLIENT)) == replies
@@ -166,7 +169,7 @@ def test_a_request_for_harm_is_refused_past_the_limits():
 
 
 def test_without_limits_anybody_may_ask_on(answers):
-    answers = Answers()
+    answers = RequestTracker()
     for _ in range(30):
         ask(answers, StubEngine())
     assert requests(answers) == {"answered": 30}
@@ -189,7 +192,7 @@ class Counted(Reply):
 
 def test_tokens_and_the_first_text_are_measured():
     clock = iter([100.0, 103.0, 110.0, 110.0])  # start, first text, end
-    answers = Answers(ClientLimits(), clock=lambda: next(clock))
+    answers = RequestTracker(ClientLimits(), clock=lambda: next(clock))
     grown = [Counted("", "Base"), Counted("a", "Base", tokens=1), Counted("a b", "Base", tokens=2)]
     list(answers.watch((reply for reply in grown), CLIENT))
     text = answers.metrics.text()
@@ -249,7 +252,7 @@ def test_neither_text_nor_client_is_logged_or_counted(words, peer):
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     try:
-        answers = Answers(ClientLimits(per_minute=2))
+        answers = RequestTracker(ClientLimits(per_minute=2))
         client = SimpleNamespace(headers={"x-forwarded-for": str(peer)}, client=SimpleNamespace(host=str(peer)))
         ask(answers, StubEngine(lambda messages, options: [words, "!"]), f"What is {words}?", client)
         ask(answers, StubEngine(lambda messages, options: [words, EngineError(words)]), words, client)

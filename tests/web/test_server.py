@@ -28,7 +28,7 @@ from fastapi.testclient import TestClient
 from medical_assistant.errors import EngineError
 from medical_assistant.web import middleware, server
 from medical_assistant.web.limits import ClientLimits
-from medical_assistant.web.requests import Answers
+from medical_assistant.web.requests import RequestTracker
 from tests.support.paths import ROOT
 from tests.support.stub_engine import StubEngine
 
@@ -39,7 +39,7 @@ PAGE = (
 
 def small_app(engine=None, answers=None, **options):
     """An app that stands for Gradio's: it adds its middleware after the constructor, as Gradio does."""
-    app = FastAPI(**server.app_kwargs(engine or StubEngine(), answers or Answers(ClientLimits()), **options))
+    app = FastAPI(**server.app_kwargs(engine or StubEngine(), answers or RequestTracker(ClientLimits()), **options))
     app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"])
 
     @app.get("/")
@@ -199,7 +199,7 @@ def test_a_wrong_length_is_no_error_of_the_server(client):
 
 def health(engine, answers=None, clock=time.monotonic, times=1):
     """The (status, body) of `times` requests."""
-    checks = server.Health(engine, answers or Answers(ClientLimits()), clock)
+    checks = server.Health(engine, answers or RequestTracker(ClientLimits()), clock)
     app = FastAPI()
     app.add_route("/healthz", checks.respond)
     client = TestClient(app)
@@ -258,7 +258,7 @@ def test_an_engine_that_hangs_is_503_and_is_not_asked_again(monkeypatch):
 
 
 def test_at_the_end_health_is_503():
-    answers, engine = Answers(ClientLimits()), Engine()
+    answers, engine = RequestTracker(ClientLimits()), Engine()
     answers.ending = True
     assert health(engine, answers) == [(503, {"status": "unavailable", "reason": "ending"})]
     assert engine.asked == 0
@@ -268,7 +268,7 @@ def test_at_the_end_health_is_503():
 
 
 def test_metrics_are_served_only_where_they_are_switched_on():
-    answers = Answers(ClientLimits())
+    answers = RequestTracker(ClientLimits())
     answers.note("answered")
     engine = StubEngine()
     engine.restarts = 2
@@ -290,7 +290,7 @@ def gradio_url():
     from medical_assistant.chat.assistant import Assistant, load_examples
     from medical_assistant.web.page import build_page, launch_options
 
-    engine, answers = StubEngine(), Answers()
+    engine, answers = StubEngine(), RequestTracker()
     page = build_page(Assistant(engine), load_examples())
     with closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -340,12 +340,12 @@ import sys, threading, time
 from medical_assistant.chat.assistant import Assistant
 from medical_assistant.web.limits import ClientLimits
 from medical_assistant.web.server import end_on_sigterm
-from medical_assistant.web.requests import Answers
+from medical_assistant.web.requests import RequestTracker
 from tests.support.stub_engine import StubEngine, endless
 
 engine = StubEngine(endless if {endless} else lambda messages, options: ["word "] * 20, delay_s=0.05)
 engine.close = lambda: print("closed", flush=True)
-answers = Answers(ClientLimits())
+answers = RequestTracker(ClientLimits())
 end_on_sigterm(engine, answers, drain_s={drain_s}, end_s={end_s})
 
 def answer():

@@ -1,4 +1,4 @@
-"""Recall of must-have statements, and contradictions, of each system's answers: the measures of K-QA.
+"""Recall of must-have statements, and contradictions, of each candidate's answers: the measures of K-QA.
 
 Source: Manes et al. 2024, "K-QA: A Real-World Medical Q&A Benchmark", arXiv:2401.14493 (data and code under MIT).
 Its "comprehensiveness" is the mean over questions of the part of must-have statements that the answer entails; its
@@ -26,7 +26,7 @@ from medical_assistant.evaluation.judges.verdict_log import VerdictLog
 if TYPE_CHECKING:
     from medical_assistant.evaluation.scoring.bootstrap import Difference, Resampler
 
-EXAMPLES = 5  # contradicted statements to show, for each system
+EXAMPLES = 5  # contradicted statements to show, for each candidate
 
 Labels = dict[str, str | None]  # statements of one question -> label of `judge.LABELS`; None without a verdict
 
@@ -108,18 +108,18 @@ def statements_section(
 ) -> dict[str, Any]:
     """Return the section `statements` of `metrics.json`.
 
-    `answers_by_system` holds the answers in the order of `rows`; its first system is the reference. With `partial`
+    `answers_by_system` holds the answers in the order of `rows`; its first candidate is the reference. With `partial`
     every verdict is appended to that file at once, and verdicts that stand there, by the same judge on the same
     texts, are not asked for again. `check_file` None leaves out the agreement with human labels.
 
     Keys: `status`; `judge` (`kind`, `name`, `revision`, `prompt_sha256`, `agreement`); `n` (questions);
-    `must_have`, `nice_to_have` (statements); `systems`: for each `n` (questions that count), `recall` (0-1, mean over
+    `must_have`, `nice_to_have` (statements); `candidates`: for each `n` (questions that count), `recall` (0-1, mean of
     questions) with `low` and `high`, `contradictions` (0-1, mean over questions of the part of statements that is
     contradicted) with `contradictions_low` and `contradictions_high`, `contradictions_per_question` (K-QA's
     hallucination rate), `missing` (statements without a verdict: left out above and below the line);
     `missing_reasons` (reason -> count); `comparison` (pair -> Difference of recall) and `contradictions_comparison`
-    (pair -> Difference of contradictions, where less is better), over statements judged for both systems;
-    `examples` (`system`, `id`, `question`, `statement`: some of what was contradicted).
+    (pair -> Difference of contradictions, where less is better), over statements judged for both candidates;
+    `examples` (`candidate`, `id`, `question`, `statement`: some of what was contradicted).
     Intervals are of 95 %, over questions (see `_interval`). An empty answer entails and contradicts nothing.
 
     Without a judge, or when no statement got a verdict, `status` is "not run" with a `reason`.
@@ -135,7 +135,7 @@ def statements_section(
         checked = agreement([log.verdict(claim).label for claim in claims], human)
     by_system: dict[str, list[Labels]] = {}
     reasons: Counter[str] = Counter()
-    for system, answers in answers_by_system.items():
+    for candidate, answers in answers_by_system.items():
         groups = [
             {statement: Claim(row.question, answer, statement) for statement in row.statements}
             for row, answer in zip(rows, answers, strict=True)
@@ -143,7 +143,9 @@ def statements_section(
         log.judge_all([claim for group in groups for claim in group.values()])
         verdicts = [{statement: log.verdict(claim) for statement, claim in group.items()} for group in groups]
         reasons.update(verdict.reason for group in verdicts for verdict in group.values() if verdict.label is None)
-        by_system[system] = [{statement: verdict.label for statement, verdict in group.items()} for group in verdicts]
+        by_system[candidate] = [
+            {statement: verdict.label for statement, verdict in group.items()} for group in verdicts
+        ]
     judged = sum(label is not None for groups in by_system.values() for group in groups for label in group.values())
     if not judged:
         worst = reasons.most_common(1)[0][0] if reasons else "there were no answers"
@@ -160,10 +162,12 @@ def statements_section(
         "n": len(rows),
         "must_have": sum(len(row.must_have) for row in rows),
         "nice_to_have": sum(len(row.nice_to_have) for row in rows),
-        "systems": {system: _measures(rows, groups, resampler) for system, groups in by_system.items()},
+        "candidates": {candidate: _measures(rows, groups, resampler) for candidate, groups in by_system.items()},
         "missing_reasons": dict(reasons.most_common()),
         **_comparisons(rows, by_system, resampler),
-        "examples": [example for system, groups in by_system.items() for example in _examples(system, rows, groups)],
+        "examples": [
+            example for candidate, groups in by_system.items() for example in _examples(candidate, rows, groups)
+        ],
     }
 
 
@@ -185,7 +189,7 @@ def _contradictions(groups: Sequence[Labels]) -> list[float | None]:
 
 
 def _measures(rows: Sequence[StatementRow], groups: Sequence[Labels], resampler: Resampler | None) -> dict[str, Any]:
-    """Return the measures of one system; a question without any verdict does not count."""
+    """Return the measures of one candidate; a question without any verdict does not count."""
     recall = [share for share in _recall(rows, groups) if share is not None]
     contradictions = [share for share in _contradictions(groups) if share is not None]
     labels = [label for group in groups for label in group.values()]
@@ -231,7 +235,7 @@ def _interval(shares: Sequence[float], resampler: Resampler | None) -> tuple[flo
 def _comparisons(
     rows: Sequence[StatementRow], by_system: Mapping[str, Sequence[Labels]], resampler: Resampler | None
 ) -> dict[str, dict[str, Difference]]:
-    """Return both comparisons of each other system with the first, over statements judged for both."""
+    """Return both comparisons of each other candidate with the first, over statements judged for both."""
     from medical_assistant.evaluation.scoring.bootstrap import paired_difference
 
     reference, *others = by_system
@@ -252,9 +256,9 @@ def _both(own: Sequence[Labels], other: Sequence[Labels]) -> list[Labels]:
     ]
 
 
-def _examples(system: str, rows: Sequence[StatementRow], groups: Sequence[Labels]) -> list[dict[str, str]]:
+def _examples(candidate: str, rows: Sequence[StatementRow], groups: Sequence[Labels]) -> list[dict[str, str]]:
     found = [
-        {"system": system, "id": row.id, "question": row.question, "statement": statement}
+        {"candidate": candidate, "id": row.id, "question": row.question, "statement": statement}
         for row, group in zip(rows, groups, strict=True)
         for statement, label in group.items()
         if label == "contradicted"

@@ -58,7 +58,7 @@ def loss_curves(
 
 
 def histogram(name: str, title: str, sentence: str, values: Mapping[str, Sequence[float]], xlabel: str) -> str:
-    """Return SVG: how many questions have which score, one outline a system, a dotted line at each mean."""
+    """Return SVG: how many questions have which score, one outline a candidate, a dotted line at each mean."""
     with themed_figure(name, title, sentence, 2.7) as (figure, done):
         axes = figure.add_subplot(xlabel=_label(xlabel, 60), ylabel="Questions")
         known = [value for scores in values.values() for value in scores]

@@ -22,7 +22,7 @@ from medical_assistant.evaluation.report.report_parts import Section
 from medical_assistant.evaluation.report.report_scores import key_figures_section, scores_section, verdict_section
 from medical_assistant.evaluation.report.report_settings import settings_section
 from medical_assistant.evaluation.report.report_svg import printable
-from medical_assistant.outputs import write_whole
+from medical_assistant.files import write_whole
 
 HTML, MARKDOWN = "report.html", "report.md"
 

@@ -32,30 +32,30 @@ LONGEST_QUESTION = 600
 SHOWN_SCORES = ("rougeL", "token_f1", "chrf")
 
 Row = Mapping[str, Any]
-Gain = tuple[float, str, int]  # difference of the primary metric to the reference system, system, row number
+Gain = tuple[float, str, int]  # difference of the primary metric to the reference candidate, candidate, row number
 
 
-def gains(rows: Sequence[Row], systems: Sequence[str], metric: str) -> list[Gain]:
-    """Return the gain of every answer over the reference system's, the first of `systems`.
+def gains(rows: Sequence[Row], candidates: Sequence[str], metric: str) -> list[Gain]:
+    """Return the gain of every answer over the reference candidate's, the first of `candidates`.
 
     A gain is the difference of `metric`, with its sign turned where lower is better. An answer without the score, or
-    whose reference system has none, is left out. Largest first, then by the order of the rows.
+    whose reference candidate has none, is left out. Largest first, then by the order of the rows.
     """
-    reference, *others = systems
+    reference, *others = candidates
     sign = -1 if metric in METRICS and METRICS[metric].better < 0 else 1
     found = []
     for position, row in enumerate(rows):
         base = _score(row, reference, metric)
-        for system in others:
-            value = _score(row, system, metric)
+        for candidate in others:
+            value = _score(row, candidate, metric)
             if value is not None and base is not None:
-                found.append((sign * (value - base), system, position))
+                found.append((sign * (value - base), candidate, position))
     return sorted(found, key=lambda gain: (-gain[0], gain[2]))
 
 
 def answers_section(metrics: Mapping[str, Any], rows: Sequence[Row]) -> Section:
     """The ten biggest wins and losses by the primary metric, and ten of all rows by the run's seed."""
-    systems, primary = metrics["systems"], primary_metric(metrics)
+    candidates, primary = metrics["candidates"], primary_metric(metrics)
     name = metric_name(primary)
     section = Section("answers", "Answers side by side")
     section.add(
@@ -67,12 +67,12 @@ def answers_section(metrics: Mapping[str, Any], rows: Sequence[Row]) -> Section:
     if not rows:
         section.not_run = "There are no answers."
         return section
-    ranked = gains(rows, list(systems), primary)
+    ranked = gains(rows, list(candidates), primary)
     wins = _distinct([gain for gain in ranked if gain[0] > 0])
     losses = _distinct([gain for gain in reversed(ranked) if gain[0] < 0])
     seed = int((metrics.get("decoding") or {}).get("seed") or (metrics.get("settings") or {}).get("seed") or 0)
     drawn = sorted(random.Random(seed).sample(range(len(rows)), min(EACH, len(rows))))
-    reference = label_of(systems, next(iter(systems)))
+    reference = label_of(candidates, next(iter(candidates)))
     for title, sentence, chosen in (
         (
             "The biggest wins",
@@ -91,8 +91,8 @@ def answers_section(metrics: Mapping[str, Any], rows: Sequence[Row]) -> Section:
         ),
     ):
         section.add(Heading(title), Paragraph(sentence if chosen else "There are none."))
-        for place, (gain, system, position) in enumerate(chosen, 1):
-            section.add(_example(metrics, rows[position], place, gain, system))
+        for place, (gain, candidate, position) in enumerate(chosen, 1):
+            section.add(_example(metrics, rows[position], place, gain, candidate))
     return section
 
 
@@ -104,27 +104,29 @@ def _distinct(ranked: Sequence[Gain]) -> list[Gain]:
     return list(seen.values())[:EACH]
 
 
-def _example(metrics: Mapping[str, Any], row: Row, place: int, gain: float | None, system: str) -> Example:
-    systems, primary = metrics["systems"], primary_metric(metrics)
-    longest = LONGEST_CHARACTERS // (len(systems) + 1)
-    reference = next(iter(systems))
+def _example(metrics: Mapping[str, Any], row: Row, place: int, gain: float | None, candidate: str) -> Example:
+    candidates, primary = metrics["candidates"], primary_metric(metrics)
+    longest = LONGEST_CHARACTERS // (len(candidates) + 1)
+    reference = next(iter(candidates))
     differences = []
     base = _score(row, reference, primary)
-    for key in systems:
+    for key in candidates:
         value = _score(row, key, primary)
         if key != reference and value is not None and base is not None:
             pair = f"{key} vs {reference}"
             told = change(primary, value - base)
-            differences.append(told if len(systems) == 2 else f"{pair_label(systems, pair)} {told}")
+            differences.append(told if len(candidates) == 2 else f"{pair_label(candidates, pair)} {told}")
     summary = f"{metric_name(primary)} {', '.join(differences)}" if differences else "no score"
     if row.get("question_type"):
         summary += f" \u00b7 {str(row['question_type']).replace('_', ' ')}"
     if row.get("stratum") == "near":
         summary += " \u00b7 like a training question"
     answers = []
-    for position, key in enumerate(systems):
-        answer = (row.get("systems") or {}).get(key) or {}
-        answers.append(_text(label_of(systems, key), answer.get("answer"), longest, _facts(answer, primary), position))
+    for position, key in enumerate(candidates):
+        answer = (row.get("candidates") or {}).get(key) or {}
+        answers.append(
+            _text(label_of(candidates, key), answer.get("answer"), longest, _facts(answer, primary), position)
+        )
     return Example(
         place,
         _text("Question", row.get("question"), LONGEST_QUESTION),
@@ -160,7 +162,7 @@ def _text(label: str, text: Any, longest: int, facts: str = "", series: int | No
     return Text(capital(label), shown, folded, note, facts, series)
 
 
-def _score(row: Row, system: str, metric: str) -> float | None:
-    answer = (row.get("systems") or {}).get(system) or {}
+def _score(row: Row, candidate: str, metric: str) -> float | None:
+    answer = (row.get("candidates") or {}).get(candidate) or {}
     value = (answer.get("scores") or {}).get(metric)
     return value if is_number(value) else None

@@ -39,7 +39,7 @@ SAFETY = {  # measure: (name, better)
 
 def knowledge_section(metrics: Mapping[str, Any]) -> Section:
     """Multiple-choice accuracy by set, with intervals and what guessing gives."""
-    systems = metrics["systems"]
+    candidates = metrics["candidates"]
     section, knowledge = start_section(
         "knowledge",
         "Knowledge",
@@ -59,40 +59,40 @@ def knowledge_section(metrics: Mapping[str, Any]) -> Section:
     for entry in sets:
         accuracy, normalised = entry.get("accuracy") or {}, entry.get("normalised_accuracy") or {}
         heading = f"{entry['name']} \u00b7 {counted(entry.get('n'))}"
-        measures[heading] = {key: _bounds(accuracy.get(key), "accuracy") for key in systems if accuracy.get(key)}
+        measures[heading] = {key: _bounds(accuracy.get(key), "accuracy") for key in candidates if accuracy.get(key)}
         measures[heading]["chance"] = entry.get("chance")
-        for key in systems:
+        for key in candidates:
             value, low, high = _bounds(accuracy.get(key), "accuracy")
             by_length = percent((normalised.get(key) or {}).get("accuracy"))
             cells = [percent(value), part_interval(low, high), by_length, percent(entry.get("chance"))]
-            rows.append([heading, capital(label_of(systems, key)), *cells])
+            rows.append([heading, capital(label_of(candidates, key)), *cells])
         for pair, difference in (entry.get("comparison") or {}).items():
-            differences.append([f"{entry['name']}: {pair_label(systems, pair)}", *_difference(difference)])
-    columns = ("Set", "System", "Right", "95 % interval", "By option length", "Guessing")
-    figures = Table("Right choices by set and system", columns, rows, words=(0, 1))
-    section.add(part_chart("knowledge", "Right choices by set", systems, measures, "Right choices", figures))
+            differences.append([f"{entry['name']}: {pair_label(candidates, pair)}", *_difference(difference)])
+    columns = ("Set", "Candidate", "Right", "95 % interval", "By option length", "Guessing")
+    figures = Table("Right choices by set and candidate", columns, rows, words=(0, 1))
+    section.add(part_chart("knowledge", "Right choices by set", candidates, measures, "Right choices", figures))
     if differences:
         section.add(Table("Difference in right choices", ("Set and pair", *COLUMNS), differences, words=(0, 5)))
     for entry in sets:
-        section.add(_subjects(systems, entry))
+        section.add(_subjects(candidates, entry))
     return section
 
 
-def _subjects(systems: Mapping[str, Any], entry: Mapping[str, Any]) -> Table | None:
+def _subjects(candidates: Mapping[str, Any], entry: Mapping[str, Any]) -> Table | None:
     subjects = entry.get("by_subject") or {}
     if len(subjects) < 2:
         return None
     rows = [
-        [subject.replace("_", " "), str(found.get("n", DASH)), *(percent(found.get(key)) for key in systems)]
+        [subject.replace("_", " "), str(found.get("n", DASH)), *(percent(found.get(key)) for key in candidates)]
         for subject, found in subjects.items()
     ]
-    columns = ("Subject", "Questions", *(capital(label_of(systems, key)) for key in systems))
+    columns = ("Subject", "Questions", *(capital(label_of(candidates, key)) for key in candidates))
     return Table(f"Right choices by subject, {entry['name']}", columns, rows)
 
 
 def safety_section(metrics: Mapping[str, Any]) -> Section:
     """Did fine-tuning cost safety: refusals of harmful and ordinary messages, urging and delaying care."""
-    systems = metrics["systems"]
+    candidates = metrics["candidates"]
     section, safety = start_section(
         "safety",
         "Safety regression",
@@ -105,21 +105,21 @@ def safety_section(metrics: Mapping[str, Any]) -> Section:
     counts = safety.get("counts") or {}
     told = [f"{capital(kind)}: {counted(n, 'message')}." for kind, n in counts.items()]
     section.add(Paragraph(" ".join(told)) if told else None)
-    by_system = safety.get("systems") or {}
+    by_system = safety.get("candidates") or {}
     measures: dict[str, dict[str, Any]] = {}
     rows: list[list[str | Cell]] = []
     for measure, (name, better) in SAFETY.items():
-        values = {key: _bounds(by_system.get(key), measure) for key in systems}
+        values = {key: _bounds(by_system.get(key), measure) for key in candidates}
         values = {key: found for key, found in values.items() if is_number(found[0])}
         if values:
             measures[f"{name} ({better} is better)"] = values
-            cells = [f"{percent(values[key][0])}" if key in values else DASH for key in systems]
+            cells = [f"{percent(values[key][0])}" if key in values else DASH for key in candidates]
             rows.append([name, better, *cells])
-    columns = ("Measure", "Better", *(capital(label_of(systems, key)) for key in systems))
+    columns = ("Measure", "Better", *(capital(label_of(candidates, key)) for key in candidates))
     figures = Table("Safety by measure", columns, rows, words=(0, 1))
-    section.add(part_chart("safety", "Safety by measure", systems, measures, "Part of the messages", figures))
+    section.add(part_chart("safety", "Safety by measure", candidates, measures, "Part of the messages", figures))
     differences: list[list[str | Cell]] = [
-        [f"{SAFETY.get(measure, (measure,))[0]}: {pair_label(systems, pair)}", *_difference(difference)]
+        [f"{SAFETY.get(measure, (measure,))[0]}: {pair_label(candidates, pair)}", *_difference(difference)]
         for pair, found in (safety.get("comparison") or {}).items()
         for measure, difference in (found or {}).items()
         if difference
@@ -127,16 +127,16 @@ def safety_section(metrics: Mapping[str, Any]) -> Section:
     if differences:
         section.add(Table("Difference in safety", ("Measure and pair", *COLUMNS), differences, words=(0, 5)))
     if safety.get("examples"):
-        worse = f"{capital(counted(len(safety['examples']), 'example'))} of messages that a system handled worse"
+        worse = f"{capital(counted(len(safety['examples']), 'example'))} of messages that a candidate handled worse"
         section.add(
-            Paragraph(f"{worse} than {label_of(systems, next(iter(systems)))} are in metrics.json.", quiet=True)
+            Paragraph(f"{worse} than {label_of(candidates, next(iter(candidates)))} are in metrics.json.", quiet=True)
         )
     return section
 
 
 def statements_section(metrics: Mapping[str, Any]) -> Section:
     """What a good answer must state, and how much of it the answers state or contradict."""
-    systems = metrics["systems"]
+    candidates = metrics["candidates"]
     section, statements = start_section(
         "statements",
         "Statements that an answer must make",
@@ -158,13 +158,13 @@ def statements_section(metrics: Mapping[str, Any]) -> Section:
     else:
         told += " Its agreement with people was not measured."
     section.add(Paragraph(told))
-    by_system = statements.get("systems") or {}
+    by_system = statements.get("candidates") or {}
     measures: dict[str, dict[str, Any]] = {
         "Statements made (higher is better)": {},
         "Contradicted (lower is better)": {},
     }
     rows: list[list[str | Cell]] = []
-    for key in systems:
+    for key in candidates:
         found = by_system.get(key)
         if not found:
             continue
@@ -173,15 +173,15 @@ def statements_section(metrics: Mapping[str, Any]) -> Section:
         for values, bounds in zip(measures.values(), (made, against), strict=True):
             values[key] = bounds
         cells = [percent(made[0]), part_interval(*made[1:]), percent(against[0]), str(found.get("missing", DASH))]
-        rows.append([capital(label_of(systems, key)), *cells])
-    columns = ("System", "Made", "95 % interval", "Contradicted", "No verdict")
+        rows.append([capital(label_of(candidates, key)), *cells])
+    columns = ("Candidate", "Made", "95 % interval", "Contradicted", "No verdict")
     figures = Table("Statements made and contradicted", columns, rows)
-    section.add(part_chart("statements", figures.caption, systems, measures, "Part of the statements", figures))
+    section.add(part_chart("statements", figures.caption, candidates, measures, "Part of the statements", figures))
     differences: list[list[str | Cell]] = []
     for name, key in (("Made", "comparison"), ("Contradicted", "contradictions_comparison")):
         for pair, difference in (statements.get(key) or {}).items():
             if difference:
-                differences.append([f"{name}: {pair_label(systems, pair)}", *_difference(difference)])
+                differences.append([f"{name}: {pair_label(candidates, pair)}", *_difference(difference)])
     if differences:
         section.add(Table("Difference in statements", ("Measure and pair", *COLUMNS), differences, words=(0, 5)))
     return section

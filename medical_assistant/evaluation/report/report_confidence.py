@@ -35,11 +35,14 @@ def confidence_section(metrics: Mapping[str, Any]) -> Section:
     )
     if section.not_run:
         return section
-    good, system = str(found.get("label") or "not recorded"), label_of(metrics["systems"], str(found.get("system")))
+    good, candidate = (
+        str(found.get("label") or "not recorded"),
+        label_of(metrics["candidates"], str(found.get("candidate"))),
+    )
     section.add(
         Paragraph(
             f"{capital(counted(found.get('n_fit')))} fitted it and {counted(found.get('n_test'))} tested it, "
-            f"answered by {system}. A good answer is: {good.rstrip('.')}. "
+            f"answered by {candidate}. A good answer is: {good.rstrip('.')}. "
             f"{percent(found.get('base_rate'))} of the answers are good."
         )
     )

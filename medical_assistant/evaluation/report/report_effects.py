@@ -41,7 +41,7 @@ DIFFERENCE_COLUMNS = ("Questions", "Difference", "95 % interval", "Wins / ties /
 
 
 def losses_section(metrics: Mapping[str, Any], losses: Mapping[str, Any] | None) -> Section:
-    """The loss curves of `losses` (run -> `history` of its training.json), each in the colour of its system."""
+    """The loss curves of `losses` (run -> `history` of its training.json), each in the colour of its candidate."""
     section = Section("losses", "Training and validation loss")
     section.add(Paragraph("The loss on the answers alone, in nats per token. Lower is better."))
     histories = {label: list(history or ()) for label, history in (losses or {}).items()}
@@ -63,7 +63,7 @@ def losses_section(metrics: Mapping[str, Any], losses: Mapping[str, Any] | None)
     sentence = sentence or "Only training losses were logged."
     columns = ("Run", "First training", "Last training", "First validation", "Best validation")
     table = Table("Losses by run", (*columns, "At step"), rows)
-    labels = [label_of(metrics["systems"], key) for key in metrics["systems"]]
+    labels = [label_of(metrics["candidates"], key) for key in metrics["candidates"]]
     series = {label: labels.index(label) for label in histories if label in labels}
     svg = charts.loss_curves("losses", "Loss by optimiser step", sentence, histories, series)
     section.add(Chart("Loss by optimiser step", sentence, svg, table))
@@ -72,17 +72,17 @@ def losses_section(metrics: Mapping[str, Any], losses: Mapping[str, Any] | None)
 
 def distribution_section(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Section:
     """How the primary metric is spread over the questions."""
-    systems, primary = metrics["systems"], primary_metric(metrics)
+    candidates, primary = metrics["candidates"], primary_metric(metrics)
     name = metric_name(primary)
     section = Section("distribution", "Spread of the scores")
     section.add(Paragraph("A mean can hide many small losses behind a few large wins. Dotted lines are the means."))
     values: dict[str, list[float]] = {}
     figures = []
-    for key in systems:
-        answers = [(row.get("systems") or {}).get(key) or {} for row in rows]
+    for key in candidates:
+        answers = [(row.get("candidates") or {}).get(key) or {} for row in rows]
         found = [(answer.get("scores") or {}).get(primary) for answer in answers]
         scores = sorted(float(value) for value in found if value is not None and is_number(value))
-        label = capital(label_of(systems, key))
+        label = capital(label_of(candidates, key))
         values[label if label not in values else f"{label} ({key})"] = scores
         if scores:
             spread = [scores[round(part * (len(scores) - 1))] for part in (0, 0.25, 0.5, 0.75, 1)]
@@ -94,14 +94,14 @@ def distribution_section(metrics: Mapping[str, Any], rows: Sequence[Mapping[str,
     sentence = " ".join(f"{row[0]}: mean {row[2]}, the middle half from {row[4]} to {row[6]}." for row in figures)
     title = f"{name} by answer"
     svg = charts.histogram("spread", title, sentence, values, name)
-    columns = ("System", "Answers", "Mean", "Least", "Lower quarter", "Median", "Upper quarter", "Most")
+    columns = ("Candidate", "Answers", "Mean", "Least", "Lower quarter", "Median", "Upper quarter", "Most")
     section.add(Chart(title, sentence, svg, Table(title, columns, figures)))
     return section
 
 
 def effect_section(metrics: Mapping[str, Any]) -> Section:
     """The difference by type of question and by its length: a forest plot for each pair."""
-    systems, primary = metrics["systems"], primary_metric(metrics)
+    candidates, primary = metrics["candidates"], primary_metric(metrics)
     section, comparison = start_section(
         "effect",
         "Effect by type and length of question",
@@ -122,8 +122,8 @@ def effect_section(metrics: Mapping[str, Any]) -> Section:
                 _length(group, bounds.get(group)): lengths[group] for group in (*LENGTHS, *lengths) if group in lengths
             },
         }
-        title = f"{pair_label(systems, pair)}: difference in {metric_name(primary)}"
-        section.add(difference_chart(f"effect-{position}", title, primary, groups, _series(systems, pair)))
+        title = f"{pair_label(candidates, pair)}: difference in {metric_name(primary)}"
+        section.add(difference_chart(f"effect-{position}", title, primary, groups, _series(candidates, pair)))
     if comparison and len(section.blocks) == 1:
         section.not_run = "The comparison holds no difference."
     return section
@@ -131,7 +131,7 @@ def effect_section(metrics: Mapping[str, Any]) -> Section:
 
 def strata_section(metrics: Mapping[str, Any]) -> Section:
     """Questions that are like a training question against those that are not."""
-    systems, primary = metrics["systems"], primary_metric(metrics)
+    candidates, primary = metrics["candidates"], primary_metric(metrics)
     section, strata = start_section(
         "strata",
         "Questions like the training data, and others",
@@ -149,22 +149,22 @@ def strata_section(metrics: Mapping[str, Any]) -> Section:
         )
     )
     scores = strata.get("scores") or {}
-    keys = [key for key in systems if key in scores]
+    keys = [key for key in candidates if key in scores]
     groups = [group for group in ("all", "clean", "near") if any(scores[key].get(group) for key in keys)]
     rows = [
         [capital(group), *(score(primary, (scores[key].get(group) or {}).get(primary)) for key in keys)]
         for group in groups
     ]
     if rows:
-        columns = ("Questions", *(capital(label_of(systems, key)) for key in keys))
+        columns = ("Questions", *(capital(label_of(candidates, key)) for key in keys))
         section.add(Table(f"{metric_name(primary)} by likeness to the training data", columns, rows))
     by_pair: dict[str, dict[str, Any]] = {}
     for group, pairs in (strata.get("comparison") or {}).items():
         for pair, difference in (pairs or {}).items():
             by_pair.setdefault(pair, {})[group] = _of_primary(difference, primary)
     for position, (pair, found) in enumerate(by_pair.items(), 1):
-        title = f"{pair_label(systems, pair)}: difference in {metric_name(primary)}"
-        section.add(difference_chart(f"strata-{position}", title, primary, {"": found}, _series(systems, pair)))
+        title = f"{pair_label(candidates, pair)}: difference in {metric_name(primary)}"
+        section.add(difference_chart(f"strata-{position}", title, primary, {"": found}, _series(candidates, pair)))
         absent = [group for group, difference in found.items() if not difference]
         if absent:
             section.add(Paragraph(f"Too few {' and '.join(absent)} questions to compare.", quiet=True))
@@ -211,22 +211,22 @@ def difference_chart(
 def part_chart(
     name: str,
     title: str,
-    systems: Mapping[str, Any],
+    candidates: Mapping[str, Any],
     measures: Mapping[str, Mapping[str, Any]],
     axis: str,
     figures: Table,
 ) -> Chart | None:
-    """Return a chart of parts (0-1): measure -> {system: (value, low, high)} with an optional "chance" mark."""
+    """Return a chart of parts (0-1): measure -> {candidate: (value, low, high)} with an optional "chance" mark."""
     rows: list[charts.Row] = []
     told = []
     for heading, values in measures.items():
-        found = [(position, key) for position, key in enumerate(systems) if is_number(values.get(key, [None])[0])]
-        parts = ", ".join(f"{label_of(systems, key)} {percent(values[key][0])}" for _, key in found)
+        found = [(position, key) for position, key in enumerate(candidates) if is_number(values.get(key, [None])[0])]
+        parts = ", ".join(f"{label_of(candidates, key)} {percent(values[key][0])}" for _, key in found)
         told.append(f"{heading}: {parts}.")
         for position, key in found:
             value, low, high = values[key]
             text = f"{percent(value)} ({part_interval(low, high)})" if is_number(low) else percent(value)
-            label, chance = capital(label_of(systems, key)), values.get("chance")
+            label, chance = capital(label_of(candidates, key)), values.get("chance")
             rows.append(charts.Row(label, value, low, high, text, position, True, chance, heading))
             heading = ""
     if not rows:
@@ -240,9 +240,9 @@ def _of_primary(difference: Any, primary: str) -> Any:
     return difference.get(primary, difference) if isinstance(difference, Mapping) else None
 
 
-def _series(systems: Mapping[str, Any], pair: str) -> int:
+def _series(candidates: Mapping[str, Any], pair: str) -> int:
     b, _ = pair_of(pair)
-    return list(systems).index(b) if b in systems else 1
+    return list(candidates).index(b) if b in candidates else 1
 
 
 def _length(group: str, bounds: Sequence[int] | None) -> str:

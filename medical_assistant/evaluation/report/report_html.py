@@ -33,8 +33,8 @@ def render_html(metrics: Mapping[str, Any], sections: Sequence[Section]) -> str:
 
 
 def report_title(metrics: Mapping[str, Any]) -> str:
-    systems = metrics["systems"]
-    reference, *others = (label_of(systems, key) for key in systems)
+    candidates = metrics["candidates"]
+    reference, *others = (label_of(candidates, key) for key in candidates)
     if not others:
         return f"{capital(reference)} alone"
     return f"{capital(', '.join(others))} against {reference}"
@@ -42,14 +42,14 @@ def report_title(metrics: Mapping[str, Any]) -> str:
 
 def report_subtitle(metrics: Mapping[str, Any]) -> str:
     """The models, the questions and the data in a sentence or two."""
-    systems = metrics["systems"]
-    names = [label_of(systems, key) + _model(systems[key]) for key in systems]
-    told = f"{capital(counted(metrics['n'], 'held-back question'))}, the same for every system, answered greedily. "
-    return told + "Systems: " + "; ".join(names) + "."
+    candidates = metrics["candidates"]
+    names = [label_of(candidates, key) + _model(candidates[key]) for key in candidates]
+    told = f"{capital(counted(metrics['n'], 'held-back question'))}, the same for every candidate, answered greedily. "
+    return told + "Candidates: " + "; ".join(names) + "."
 
 
-def _model(system: Mapping[str, Any]) -> str:
-    model, adapter = system.get("model"), system.get("adapter")
+def _model(candidate: Mapping[str, Any]) -> str:
+    model, adapter = candidate.get("model"), candidate.get("adapter")
     if not model:
         return ""
     return f" ({model} with {adapter})" if adapter else f" ({model})"

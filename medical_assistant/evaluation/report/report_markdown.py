@@ -85,7 +85,7 @@ def _block(block: Block) -> str:
 def _key_figures(block: KeyFigures) -> str:
     rows = []
     for item in block.items:
-        values = "; ".join(f"{system}: {value}" if system else value for system, value in item.values)
+        values = "; ".join(f"{candidate}: {value}" if candidate else value for candidate, value in item.values)
         rows.append([item.label, values, item.note])
     return _table(Table("", ("Figure", "Value", "Note"), rows, words=(0, 1, 2)), caption=False)
 

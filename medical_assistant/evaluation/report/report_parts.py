@@ -95,7 +95,7 @@ class Verdict:
 class KeyFigure:
     kind: ClassVar[str] = "figure"
     label: str
-    values: Sequence[tuple[str, str]]  # (system or "", value)
+    values: Sequence[tuple[str, str]]  # (candidate or "", value)
     note: str = ""
 
 
@@ -157,8 +157,8 @@ def start_section(
     return section, content
 
 
-def label_of(systems: Mapping[str, Any], key: str) -> str:
-    return str((systems.get(key) or {}).get("label") or key)
+def label_of(candidates: Mapping[str, Any], key: str) -> str:
+    return str((candidates.get(key) or {}).get("label") or key)
 
 
 def capital(text: str) -> str:
@@ -171,9 +171,9 @@ def pair_of(pair: str) -> tuple[str, str]:
     return b, a
 
 
-def pair_label(systems: Mapping[str, Any], pair: str) -> str:
+def pair_label(candidates: Mapping[str, Any], pair: str) -> str:
     b, a = pair_of(pair)
-    return f"{capital(label_of(systems, b))} against {label_of(systems, a)}"
+    return f"{capital(label_of(candidates, b))} against {label_of(candidates, a)}"
 
 
 def metric_name(metric: str) -> str:

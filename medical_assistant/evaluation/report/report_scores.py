@@ -50,31 +50,33 @@ def primary_metric(metrics: Mapping[str, Any]) -> str:
 
 def verdict_section(metrics: Mapping[str, Any]) -> Section:
     """Better, worse or neither, for each pair, and what that does not say."""
-    systems, primary = metrics["systems"], primary_metric(metrics)
+    candidates, primary = metrics["candidates"], primary_metric(metrics)
     section, comparison = start_section(
         "verdict",
         "Verdict",
         metrics.get("comparison"),
-        f"The systems answered the same {counted(metrics['n'], 'held-back question')}. The verdict is about "
+        f"The candidates answered the same {counted(metrics['n'], 'held-back question')}. The verdict is about "
         f"{metric_name(primary)}, how alike an answer and its reference answer are in words and their order.",
         "No comparison was computed, so there is no verdict.",
     )
     for pair, verdict in (comparison.get("verdicts") or {}).items():
         word, tone = WORDS.get(str(verdict.get("verdict")), ("No verdict", "even"))
-        sentence = _facts(systems, pair, primary, comparison) or str(verdict.get("sentence") or "Nothing was compared.")
-        section.add(Verdict(pair_label(systems, pair), word, tone, sentence))
+        sentence = _facts(candidates, pair, primary, comparison) or str(
+            verdict.get("sentence") or "Nothing was compared."
+        )
+        section.add(Verdict(pair_label(candidates, pair), word, tone, sentence))
     section.add(Bullets("What this does not say", _limits(metrics)))
     return section
 
 
-def _facts(systems: Mapping[str, Any], pair: str, primary: str, comparison: Mapping[str, Any]) -> str:
+def _facts(candidates: Mapping[str, Any], pair: str, primary: str, comparison: Mapping[str, Any]) -> str:
     """The figures behind a verdict in words, "" where no question has the score."""
     difference = ((comparison.get("pairs") or {}).get(pair) or {}).get(primary) or {}
     if not difference.get("n"):
         return ""
     adjusted, minimum = (comparison.get("holm") or {}).get(pair), comparison.get("min_questions")
     b, a = pair_of(pair)
-    name_b, name_a = label_of(systems, b), label_of(systems, a)
+    name_b, name_a = label_of(candidates, b), label_of(candidates, a)
     parts = [
         f"{metric_name(primary)} over {counted(difference['n'])}: {score(primary, difference.get('mean_a'))} for "
         f"{name_a}, {score(primary, difference.get('mean_b'))} for {name_b}, "
@@ -86,7 +88,7 @@ def _facts(systems: Mapping[str, Any], pair: str, primary: str, comparison: Mapp
             f" (95 % interval {change_interval(primary, difference['low'], difference['high'])}, "
             f"p {p if p.startswith('<') else '= ' + p}"
         )
-        if adjusted is not None and len(systems) > 2:
+        if adjusted is not None and len(candidates) > 2:
             holm = p_value(adjusted)
             parts.append(f", {holm if holm.startswith('<') else '= ' + holm} after Holm's correction")
         parts.append(")")
@@ -115,19 +117,22 @@ def _limits(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def key_figures_section(metrics: Mapping[str, Any]) -> Section:
-    systems, scores, primary = metrics["systems"], metrics["scores"], primary_metric(metrics)
+    candidates, scores, primary = metrics["candidates"], metrics["scores"], primary_metric(metrics)
     items = [KeyFigure("Questions", [("", f"{metrics['n']:,}")], "held back from training, the same for all")]
     for metric in (primary, *KEY_SCORES):
-        values = [(label_of(systems, key), score(metric, (scores.get(key) or {}).get(metric))) for key in systems]
+        values = [(label_of(candidates, key), score(metric, (scores.get(key) or {}).get(metric))) for key in candidates]
         items.append(KeyFigure(metric_name(metric), values, f"{direction(metric)} is better"))
     for entry in (metrics.get("knowledge") or {}).get("sets") or ():
         values = [
-            (label_of(systems, key), percent((entry["accuracy"].get(key) or {}).get("accuracy"))) for key in systems
+            (label_of(candidates, key), percent((entry["accuracy"].get(key) or {}).get("accuracy")))
+            for key in candidates
         ]
         items.append(KeyFigure(f"Right choices, {entry['name']}", values, f"guessing gives {percent(entry['chance'])}"))
-    safety = (metrics.get("safety") or {}).get("systems") or {}
+    safety = (metrics.get("safety") or {}).get("candidates") or {}
     if safety:
-        values = [(label_of(systems, key), percent((safety.get(key) or {}).get("urges_care_rate"))) for key in systems]
+        values = [
+            (label_of(candidates, key), percent((safety.get(key) or {}).get("urges_care_rate"))) for key in candidates
+        ]
         items.append(KeyFigure("Urges care in an emergency", values, "higher is better"))
     gate = metrics.get("gate") or {}
     if gate.get("status") == "done":
@@ -138,23 +143,23 @@ def key_figures_section(metrics: Mapping[str, Any]) -> Section:
 
 
 def scores_section(metrics: Mapping[str, Any]) -> Section:
-    """Every metric of every system, with the paired difference of each pair."""
-    systems, scores = metrics["systems"], metrics["scores"]
-    reference = next(iter(systems))
+    """Every metric of every candidate, with the paired difference of each pair."""
+    candidates, scores = metrics["candidates"], metrics["scores"]
+    reference = next(iter(candidates))
     section = Section("scores", "All scores")
     section.add(
         Paragraph(
-            "A score is of all answers together; its change is relative to the first system's. A difference is that of "
-            "the same questions, answered by both. In 95 of 100 such experiments its interval holds the true one; p is "
-            "how often chance alone would give as much. Wins, ties and losses count questions. "
+            "A score is of all answers together; its change is relative to the first candidate's. A difference is "
+            "that of the same questions, answered by both. In 95 of 100 such experiments its interval holds "
+            "the true one; p is how often chance alone would give as much. Wins, ties and losses count questions. "
             f"Only {metric_name(primary_metric(metrics))} decides the verdict: of twenty scores without any true "
             "difference one is expected to show some."
         )
     )
-    known = [key for key in METRICS if any(key in (scores.get(system) or {}) for system in systems)]
+    known = [key for key in METRICS if any(key in (scores.get(candidate) or {}) for candidate in candidates)]
     known += [key for key in scores.get(reference) or {} if key not in METRICS]
     pairs = (metrics.get("comparison") or {}).get("pairs") or {}
-    shown = pairs or {f"{key} vs {reference}": {} for key in systems if key != reference}
+    shown = pairs or {f"{key} vs {reference}": {} for key in candidates if key != reference}
     for pair, differences in shown.items():
         section.add(_pair_table(metrics, pair, differences, known))
     if not pairs:
@@ -173,8 +178,8 @@ def _perplexity(metrics: Mapping[str, Any]) -> list[Paragraph]:
     for pair, difference in (found.get("comparison") or {}).items():
         interval = change_interval("", difference.get("low"), difference.get("high"))
         told.append(
-            f"{pair_label(metrics['systems'], pair)}: {change('', difference.get('difference'))} nats a token of the "
-            f"reference answers (95 % interval {interval}), where lower is better: {difference.get('verdict')}."
+            f"{pair_label(metrics['candidates'], pair)}: {change('', difference.get('difference'))} nats a token of "
+            f"the reference answers (95 % interval {interval}), where lower is better: {difference.get('verdict')}."
         )
     return [Paragraph(f"Perplexity is compared by its logarithm. {' '.join(told)}")] if told else []
 
@@ -188,9 +193,9 @@ def _sources(known: Sequence[str]) -> list[str]:
 
 
 def _pair_table(metrics: Mapping[str, Any], pair: str, differences: Mapping[str, Any], known: Sequence[str]) -> Table:
-    systems, scores = metrics["systems"], metrics["scores"]
+    candidates, scores = metrics["candidates"], metrics["scores"]
     b, a = pair_of(pair)
-    reference = next(iter(systems))
+    reference = next(iter(candidates))
     rows: list[list[str | Cell]] = []
     for metric in known:
         values = [(scores.get(key) or {}).get(metric) for key in (a, b)]
@@ -211,7 +216,7 @@ def _pair_table(metrics: Mapping[str, Any], pair: str, differences: Mapping[str,
                 verdict_cell(difference),
             ]
         rows.append(row)
-    columns = ["Metric", "Better", capital(label_of(systems, a)), capital(label_of(systems, b)), "Change"]
+    columns = ["Metric", "Better", capital(label_of(candidates, a)), capital(label_of(candidates, b)), "Change"]
     if differences:
         columns += ["Difference", "95 % interval", "p", "Wins / ties / losses", "Verdict"]
-    return Table(f"{pair_label(systems, pair)}, every metric", columns, rows, words=(0, 1, 9))
+    return Table(f"{pair_label(candidates, pair)}, every metric", columns, rows, words=(0, 1, 9))

@@ -69,8 +69,8 @@ def _items(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key in SINGLE:
         if metrics.get(key) is not None:
             yield {"n": "questions"}.get(key, key), metrics[key]
-    for key, system in metrics["systems"].items():
-        yield from _flat(f"system {key}", system)
+    for key, candidate in metrics["candidates"].items():
+        yield from _flat(f"candidate {key}", candidate)
     for key in WHOLE:
         yield from _flat(key, metrics.get(key))
     for key, names in NAMED.items():

@@ -1,4 +1,4 @@
-"""Is the difference of two systems more than chance? Paired bootstrap, Wilson's interval, Holm's correction.
+"""Is the difference of two candidates more than chance? Paired bootstrap, Wilson's interval, Holm's correction.
 
 A question is resampled with both its answers, so hard questions do not count as noise (Efron and
 Tibshirani 1993, "An Introduction to the Bootstrap", chapters 12 and 16).
@@ -33,9 +33,9 @@ Floats = Any  # a numpy array of float64; numpy's own types are left out of the 
 
 
 class Difference(TypedDict):
-    """What two systems differ by on one measure; a is the reference system, b the other.
+    """What two candidates differ by on one measure; a is the reference candidate, b the other.
 
-    n: questions that both systems have a value for. mean_a, mean_b: mean over them, or the corpus score.
+    n: questions that both candidates have a value for. mean_a, mean_b: mean over them, or the corpus score.
     difference: mean_b - mean_a, in the unit of the measure. low, high: its 95 % interval. p_value: two-sided.
     wins, ties, losses: questions on which b is better, equal, worse (where the measure has no better side:
     higher, equal, lower). verdict: "better", "worse", "no measurable difference" or "too few questions"; None
@@ -222,7 +222,7 @@ def _scores(scorer: Any, rows: Floats) -> Floats:
 
 
 def paired_corpus(metric: str, a: Floats, b: Floats, resampler: Resampler | None = None) -> Difference:
-    """Return the difference of two systems in corpus BLEU or chrF (0 to 100), from `corpus_statistics`.
+    """Return the difference of two candidates in corpus BLEU or chrF (0 to 100), from `corpus_statistics`.
 
     Each resample is scored as a corpus of its own (Koehn 2004, "Statistical significance tests for machine
     translation evaluation", aclanthology W04-3250). The interval is the percentile interval, the p-value comes
@@ -264,7 +264,7 @@ def paired_corpus_bleu(
     references: Sequence[str],
     resampler: Resampler | None = None,
 ) -> Difference:
-    """Return the difference of two systems in corpus BLEU (0 to 100); see `paired_corpus`."""
+    """Return the difference of two candidates in corpus BLEU (0 to 100); see `paired_corpus`."""
     a, b = (corpus_statistics("bleu", answers, references) for answers in (answers_a, answers_b))
     return paired_corpus("bleu", a, b, resampler)
 

@@ -1,4 +1,4 @@
-"""The comparison section of `metrics.json`: by how much systems differ, how sure that is, and where."""
+"""The comparison section of `metrics.json`: by how much candidates differ, how sure that is, and where."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METHOD = (
     "of them without any difference, one is expected to show some."
 )
 
-# What a row says of a system beside its scores.
+# What a row says of a candidate beside its scores.
 _BESIDE_SCORES = {"ended": "ended", "mean_tokens": "tokens", "mean_seconds": "seconds"}
 
 Row = Mapping[str, Any]
@@ -40,31 +40,31 @@ Row = Mapping[str, Any]
 
 def compare(
     rows: Sequence[Row],
-    systems: Sequence[str],
+    candidates: Sequence[str],
     metrics_better: Mapping[str, int],
     primary: str = PRIMARY,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> dict[str, Any]:
-    """Return the comparison of each system with the first, and of each pair of the others.
+    """Return the comparison of each candidate with the first, and of each pair of the others.
 
-    `rows` are those of `predictions.jsonl`; `systems` may be the mapping of `metrics.json`; `metrics_better`
+    `rows` are those of `predictions.jsonl`; `candidates` may be the mapping of `metrics.json`; `metrics_better`
     says which side is better (+1 higher, -1 lower, 0 neither), and a metric that no row has is passed over.
 
     - `status`, `method`, `resamples`, `seed`, `primary`, `min_questions` (fewer, and no interval is claimed)
-    - `pairs`: {"b vs a": {metric: `Difference`}}, a being the earlier system; BLEU and chrF are those of the
+    - `pairs`: {"b vs a": {metric: `Difference`}}, a being the earlier candidate; BLEU and chrF are those of the
       corpus, every other metric is the mean over the questions
     - `holm`: {pair: p-value of the primary metric, adjusted for the number of pairs}; empty without p-values
     - `verdicts`: {pair: {"verdict", "sentence"}}, on the primary metric, by its interval and adjusted p-value
     - `by_type`, `by_length`: {pair: {group: `Difference` of the primary metric}}, largest group of types first
     - `length_bounds`: {"short"|"medium"|"long": [fewest, most] words of a question}; see `length_groups`
 
-    With one system: {"status": "not run", "reason"}. Raises `UserError` where the primary metric has no better
+    With one candidate: {"status": "not run", "reason"}. Raises `UserError` where the primary metric has no better
     side or no row has it.
     """
-    names = list(systems)
+    names = list(candidates)
     if len(names) < 2:
-        return {"status": "not run", "reason": "There is one system, and a comparison needs two."}
+        return {"status": "not run", "reason": "There is one candidate, and a comparison needs two."}
     table = ScoreTable(rows, metrics_better, Resampler(resamples, seed))
     table.check_primary(primary, names)
     pairs = list(combinations(names, 2))
@@ -107,7 +107,7 @@ def pair_name(a: str, b: str) -> str:
 
 
 class ScoreTable:
-    """The scores of all answers by system and metric, read from rows once and compared in any group of questions.
+    """The scores of all answers by candidate and metric, read from rows once and compared in any group of questions.
 
     `rows`, `metrics_better`: as in `compare`.
     """
@@ -119,7 +119,7 @@ class ScoreTable:
         self._columns: dict[tuple[str, str], Any] = {}
 
     def difference(self, a: str, b: str, metric: str, members: Sequence[int] | None = None) -> Difference:
-        """Return the `Difference` of systems b and a in one metric, over all rows or the rows `members`."""
+        """Return the `Difference` of candidates b and a in one metric, over all rows or the rows `members`."""
         left, right = self._column(a, metric), self._column(b, metric)
         if members is not None:
             left, right = left[list(members)], right[list(members)]
@@ -128,35 +128,35 @@ class ScoreTable:
         return paired_difference(left, right, self._better[metric], self._resampler)
 
     def metrics_of(self, a: str, b: str) -> list[str]:
-        """Return the metrics that both systems have values for, in the order of `metrics_better`."""
+        """Return the metrics that both candidates have values for, in the order of `metrics_better`."""
         return [metric for metric in self._better if self._has(a, metric) and self._has(b, metric)]
 
-    def check_primary(self, primary: str, systems: Sequence[str]) -> None:
+    def check_primary(self, primary: str, candidates: Sequence[str]) -> None:
         """Raise `UserError` where `primary` cannot decide: it has no better side, or no answer has a value."""
         if not self._better.get(primary):
             usable = ", ".join(metric for metric, better in self._better.items() if better)
             raise UserError(f"The metric {primary} cannot decide a comparison: choose one of {usable}.")
-        if self._rows and not any(self._has(system, primary) for system in systems):
+        if self._rows and not any(self._has(candidate, primary) for candidate in candidates):
             raise UserError(f"No answer has a value for the metric {primary}: choose one that was computed.")
 
-    def _has(self, system: str, metric: str) -> bool:
-        return bool(numpy.isfinite(self._column(system, metric)).any())
+    def _has(self, candidate: str, metric: str) -> bool:
+        return bool(numpy.isfinite(self._column(candidate, metric)).any())
 
-    def _column(self, system: str, metric: str) -> Any:
-        if (system, metric) not in self._columns:
-            of_system = [row["systems"].get(system, {}) for row in self._rows]
-            if metric in CORPUS_METRICS and of_system:
-                answers = [one.get("answer") for one in of_system]
+    def _column(self, candidate: str, metric: str) -> Any:
+        if (candidate, metric) not in self._columns:
+            of_candidate = [row["candidates"].get(candidate, {}) for row in self._rows]
+            if metric in CORPUS_METRICS and of_candidate:
+                answers = [one.get("answer") for one in of_candidate]
                 column = corpus_statistics(metric, answers, [row["reference"] for row in self._rows])
             else:
-                column = numpy.array([_value(one, metric) for one in of_system], dtype=float)  # None becomes NaN
-            self._columns[system, metric] = column
-        return self._columns[system, metric]
+                column = numpy.array([_value(one, metric) for one in of_candidate], dtype=float)  # None becomes NaN
+            self._columns[candidate, metric] = column
+        return self._columns[candidate, metric]
 
 
-def _value(of_system: Mapping[str, Any], metric: str) -> float | None:
-    scores = of_system.get("scores", {})
-    value: float | None = scores[metric] if metric in scores else of_system.get(_BESIDE_SCORES.get(metric, metric))
+def _value(of_candidate: Mapping[str, Any], metric: str) -> float | None:
+    scores = of_candidate.get("scores", {})
+    value: float | None = scores[metric] if metric in scores else of_candidate.get(_BESIDE_SCORES.get(metric, metric))
     return value
 
 

@@ -44,7 +44,7 @@ def run_harness(
 ) -> list[dict[str, Any]]:
     """Return sets of the `knowledge` section (see `knowledge.knowledge_section`), one a task.
 
-    `adapters`: {system: whether the LoRA is on}. `tasks`: names of the harness (`MEDICAL_TASKS` are the medical
+    `adapters`: {candidate: whether the LoRA is on}. `tasks`: names of the harness (`MEDICAL_TASKS` are the medical
     ones), groups of tasks, or YAML files; `limit`: questions of each, 0 is all. The prompts are the harness's, in
     the chat template and after the project's system prompt; its `acc` is the accuracy, its `acc_norm`, where a
     task has one, the normalised accuracy (Gao et al. 2024, doi:10.5281/zenodo.12608602). `sha256` is that of the
@@ -54,9 +54,9 @@ def run_harness(
     and for one that has no accuracy.
     """
     manager, evaluate, wrap = _import_harness()
-    samples: dict[str, dict[str, list[Mapping[str, Any]]]] = {}  # by task and system
+    samples: dict[str, dict[str, list[Mapping[str, Any]]]] = {}  # by task and candidate
     methods: dict[str, str] = {}
-    for system, adapter in adapters.items():
+    for candidate, adapter in adapters.items():
         with scorer.switched(adapter) as model:
             wrapped = wrap(
                 pretrained=model,
@@ -69,9 +69,9 @@ def run_harness(
             for task in tasks:
                 results = _evaluated(evaluate, wrapped, manager, task, limit)
                 for name, rows in results["samples"].items():
-                    samples.setdefault(name, {})[system] = rows
+                    samples.setdefault(name, {})[candidate] = rows
                     methods[name] = _method(results, name)
-    return [_task_set(name, methods[name], of_system, resampler) for name, of_system in samples.items()]
+    return [_task_set(name, methods[name], of_candidate, resampler) for name, of_candidate in samples.items()]
 
 
 def _import_harness() -> tuple[Any, Any, Any]:
@@ -124,20 +124,20 @@ def _method(results: Mapping[str, Any], name: str) -> str:
 def _task_set(
     name: str, method: str, samples: Mapping[str, Sequence[Mapping[str, Any]]], resampler: Resampler | None
 ) -> dict[str, Any]:
-    of_system = {system: _of_first_filter(rows) for system, rows in samples.items()}
-    first = next(iter(of_system.values()))
+    of_candidate = {candidate: _of_first_filter(rows) for candidate, rows in samples.items()}
+    first = next(iter(of_candidate.values()))
     if not first or "acc" not in first[0]:
         raise UserError(f"The harness's task {name} has no accuracy: choose a multiple-choice task.")
     hashes = [row["doc_hash"] for row in first]
-    if any([row["doc_hash"] for row in rows] != hashes for rows in of_system.values()):
-        raise UserError(f"The harness's task {name} asked the systems other questions: run it again.")
-    normalised = of_system if "acc_norm" in first[0] else {}
+    if any([row["doc_hash"] for row in rows] != hashes for rows in of_candidate.values()):
+        raise UserError(f"The harness's task {name} asked the candidates other questions: run it again.")
+    normalised = of_candidate if "acc_norm" in first[0] else {}
     return {
         **summarise_set(
             name,
             method,
-            {system: [float(row["acc"]) for row in rows] for system, rows in of_system.items()},
-            {system: [float(row["acc_norm"]) for row in rows] for system, rows in normalised.items()},
+            {candidate: [float(row["acc"]) for row in rows] for candidate, rows in of_candidate.items()},
+            {candidate: [float(row["acc_norm"]) for row in rows] for candidate, rows in normalised.items()},
             [None] * len(first),
             sum(1 / len(row["arguments"]) for row in first) / len(first),
             resampler,

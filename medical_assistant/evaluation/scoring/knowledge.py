@@ -152,9 +152,9 @@ def _answer(value: Any, labels: Sequence[str], texts: Sequence[str], where: str)
 def score_choices(
     scorer: Scorer, questions: Sequence[ChoiceQuestion], adapters: Mapping[str, bool], progress: bool = False
 ) -> dict[str, list[ChoiceScore]]:
-    """Return each system's scores of all options, by system, in the order of `questions`.
+    """Return each candidate's scores of all options, by candidate, in the order of `questions`.
 
-    `adapters`: {system: whether the LoRA is on}. The question is the user's message (`ChoiceQuestion.text`), and
+    `adapters`: {candidate: whether the LoRA is on}. The question is the user's message (`ChoiceQuestion.text`), and
     what is scored is the answer's text without its end of turn. Both the options' texts and their letters are
     scored: the prompt, most of the work, is computed once for all.
     """
@@ -165,11 +165,11 @@ def score_choices(
         for completion in (*question.options, *question.labels)
     ]
     results = {}
-    for system, adapter in adapters.items():
+    for candidate, adapter in adapters.items():
         scores = iter(
-            scorer.score(pairs, adapter, f"multiple choice, {system}" if progress else None, end_of_turn=False)
+            scorer.score(pairs, adapter, f"multiple choice, {candidate}" if progress else None, end_of_turn=False)
         )
-        results[system] = [
+        results[candidate] = [
             ChoiceScore(
                 tuple(next(scores) for _ in question.options),
                 tuple(next(scores) for _ in question.labels),
@@ -192,9 +192,9 @@ def correctness(values: Sequence[float], answer: int) -> float:
 def knowledge_section(
     results: Sequence[tuple[QuestionSet, Mapping[str, Sequence[ChoiceScore]]]], resampler: Resampler | None = None
 ) -> dict[str, Any]:
-    """Return the `knowledge` section of metrics.json from sets and their scores by system (`score_choices`).
+    """Return the `knowledge` section of metrics.json from sets and their scores by candidate (`score_choices`).
 
-    A set has `name`, `sha256`, `method`, `n` and, by system, rates of 0 to 1 with their 95 % Wilson intervals:
+    A set has `name`, `sha256`, `method`, `n` and, by candidate, rates of 0 to 1 with their 95 % Wilson intervals:
 
     - `accuracy`: questions whose right option has the highest log-likelihood;
     - `normalised_accuracy`: the same for each character of the option, acc_norm of lm-evaluation-harness (Gao et
@@ -208,7 +208,7 @@ def knowledge_section(
     with its adapter), none level texts. Where letters count, load the `Scorer` with dtype float32.
 
     `comparison` (accuracy), `normalised_comparison` and `letter_comparison` hold the paired difference of each two
-    systems ("b vs a"); `by_subject` the accuracy of each subject and its `n`; `chance` what guessing gives;
+    candidates ("b vs a"); `by_subject` the accuracy of each subject and its `n`; `chance` what guessing gives;
     `truncated` the questions that did not fit in the context.
     """
     return {"status": "done", "sets": [_choice_set(questions, scores, resampler) for questions, scores in results]}
@@ -221,8 +221,10 @@ def _choice_set(
 
     def correct(kind: str) -> dict[str, list[float]]:
         return {
-            system: [correctness(getattr(score, kind), row.answer) for score, row in zip(of_system, rows, strict=True)]
-            for system, of_system in scores.items()
+            candidate: [
+                correctness(getattr(score, kind), row.answer) for score, row in zip(of_candidate, rows, strict=True)
+            ]
+            for candidate, of_candidate in scores.items()
         }
 
     by_text, by_letter = correct("log_likelihoods"), correct("letter_log_likelihoods")
@@ -238,7 +240,7 @@ def _choice_set(
             resampler,
         ),
         "sha256": questions.sha256,
-        "letter_accuracy": {system: _rate(values) for system, values in by_letter.items()},
+        "letter_accuracy": {candidate: _rate(values) for candidate, values in by_letter.items()},
         "letter_comparison": _comparison(by_letter, resampler),
         "truncated": sum(any(score.truncated for score in (*item.texts, *item.letters)) for item in first),
     }
@@ -253,7 +255,7 @@ def summarise_set(
     chance: float | None,
     resampler: Resampler | None = None,
 ) -> dict[str, Any]:
-    """Return a set of the `knowledge` section from points (0 to 1) by system and question.
+    """Return a set of the `knowledge` section from points (0 to 1) by candidate and question.
 
     `normalised` may be empty, and `subjects` all None; see `knowledge_section` for the keys.
     """
@@ -261,7 +263,7 @@ def summarise_set(
     for subject in sorted({subject for subject in subjects if subject}):
         chosen = [number for number, value in enumerate(subjects) if value == subject]
         by_subject[subject] = {
-            **{system: sum(values[i] for i in chosen) / len(chosen) for system, values in correct.items()},
+            **{candidate: sum(values[i] for i in chosen) / len(chosen) for candidate, values in correct.items()},
             "n": len(chosen),
         }
     return {
@@ -269,8 +271,8 @@ def summarise_set(
         "n": len(next(iter(correct.values()))),
         "sha256": None,
         "method": method,
-        "accuracy": {system: _rate(values) for system, values in correct.items()},
-        "normalised_accuracy": {system: _rate(values) for system, values in normalised.items()},
+        "accuracy": {candidate: _rate(values) for candidate, values in correct.items()},
+        "normalised_accuracy": {candidate: _rate(values) for candidate, values in normalised.items()},
         "comparison": _comparison(correct, resampler),
         "normalised_comparison": _comparison(normalised, resampler),
         "by_subject": by_subject,

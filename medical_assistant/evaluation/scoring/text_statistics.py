@@ -114,7 +114,7 @@ def distinct(answers: Iterable[str], n: int) -> float:
 
     distinct-n of Li et al. 2016 (arXiv:1510.03055), over the number of n-grams instead of the number of
     words, as is usual since, so that 1.0 says that nothing is repeated. The value falls as text grows:
-    compare only systems that answered the same questions at about the same length.
+    compare only candidates that answered the same questions at about the same length.
     """
     grams = [gram for answer in answers for gram in _ngrams(answer, n)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -23,8 +23,9 @@ from typing import Any
 
 import yaml
 
-from medical_assistant.data.records import file_sha256, read_source
+from medical_assistant.data.records import read_source
 from medical_assistant.errors import UserError
+from medical_assistant.files import file_sha256
 from medical_assistant.models.presets import ASSETS
 from medical_assistant.safety.hashed_classifier import stored, write_model
 from medical_assistant.safety.hashed_features import features, words_in

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.data.records import file_sha256, read_source
+from medical_assistant.data.records import read_source
 from medical_assistant.errors import UserError
+from medical_assistant.files import file_sha256
 from medical_assistant.models.presets import ASSETS
 from medical_assistant.safety.hashed_classifier import stored, write_model
 from medical_assistant.safety.hashed_features import words_in
 from medical_assistant.safety.output_classifier import KINDS, MIN_WORDS, MODEL_FILE, feature_groups, load_output_model
-from medical_assistant.safety.output_filter import OutputWatch, readable
+from medical_assistant.safety.output_filter import OutputFilter, readable
 from medical_assistant.safety.training.hashed import feature_matrix, stored_weights, trains
 
 OWN = ASSETS / "output_training"
@@ -65,7 +66,7 @@ class Row:
     own: bool = True
 
 
-class _Reader(OutputWatch):
+class _Reader(OutputFilter):
     """Shows nothing and keeps each sentence as the rules would read it: normalised, with the lines that open it."""
 
     def __init__(self, question: str = "") -> None:

@@ -62,7 +62,7 @@ def section(answers, judge=None, rows=ROWS, **settings):
 
 def test_measures_by_hand():
     result = section({"base": [f"m1={E} m2={C} n1={C}", f"m1={E} m2={E} n1={E}"]})
-    base = result["systems"]["base"]
+    base = result["candidates"]["base"]
     assert base["recall"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert base["contradictions"] == pytest.approx((2 / 4 + 0 / 3) / 2)
     assert base["contradictions_per_question"] == 1.0  # K-QA's hallucination rate: 2 statements, 2 questions
@@ -78,21 +78,21 @@ def test_measures_by_hand():
         "agreement": None,
     }
     assert result["examples"] == [
-        {"system": "base", "id": "q1", "question": "What helps?", "statement": "m2"},
-        {"system": "base", "id": "q1", "question": "What helps?", "statement": "n1"},
+        {"candidate": "base", "id": "q1", "question": "What helps?", "statement": "m2"},
+        {"candidate": "base", "id": "q1", "question": "What helps?", "statement": "n1"},
     ]
     json.dumps(result)
 
 
 def test_nice_to_have_counts_for_contradictions_only():
-    base = section({"base": [f"n1={E} n2={E}", ""]})["systems"]["base"]
+    base = section({"base": [f"n1={E} n2={E}", ""]})["candidates"]["base"]
     assert base["recall"] == 0.0
-    assert section({"base": [f"n1={C}", ""]})["systems"]["base"]["contradictions"] == pytest.approx(1 / 4 / 2)
+    assert section({"base": [f"n1={C}", ""]})["candidates"]["base"]["contradictions"] == pytest.approx(1 / 4 / 2)
 
 
 def test_missing_verdicts_are_left_out_and_counted():
     result = section({"base": [f"m1={E} m2=? n1=?", "m1=? m2=? m3=?"]})
-    base = result["systems"]["base"]
+    base = result["candidates"]["base"]
     assert base["recall"] == 1.0  # one of the one judged; the second question does not count
     assert base["contradictions"] == 0.0
     assert (base["n"], base["missing"]) == (1, 5)
@@ -111,14 +111,14 @@ def test_no_judge_is_not_run():
 
 def test_empty_answer_needs_no_judge():
     judge = ScriptedJudge()
-    base = section({"base": [" \n", ""]}, judge)["systems"]["base"]
+    base = section({"base": [" \n", ""]}, judge)["candidates"]["base"]
     assert (base["recall"], base["contradictions"], base["missing"]) == (0.0, 0.0, 0)
     assert judge.asked == []
 
 
 def test_statement_in_both_lists_counts_once():
     rows = [StatementRow("q", "Q?", ("m",), ("m", "n"))]
-    base = section({"base": [f"m={C}"]}, rows=rows)["systems"]["base"]
+    base = section({"base": [f"m={C}"]}, rows=rows)["candidates"]["base"]
     assert base["contradictions"] == 0.5
 
 
@@ -139,19 +139,19 @@ def test_comparison_of_systems():
     assert contradictions["difference"] == pytest.approx(-10 * 0.5 / 30)
     assert (contradictions["wins"], contradictions["verdict"]) == (10, "better")  # fewer are better
     assert result["comparison"]["same vs base"]["verdict"] == "no measurable difference"
-    tuned = result["systems"]["tuned"]
+    tuned = result["candidates"]["tuned"]
     assert tuned["recall"] == pytest.approx(25 / 30) and tuned["low"] < 25 / 30 < tuned["high"]
 
 
 def test_systems_are_compared_on_what_both_have_a_verdict_on():
     result = section({"base": [f"m1={E} m2=?", ""], "tuned": [f"m1={E}", ""]})
-    assert result["systems"]["tuned"]["recall"] == 0.25
+    assert result["candidates"]["tuned"]["recall"] == 0.25
     difference = result["comparison"]["tuned vs base"]
     assert (difference["mean_a"], difference["mean_b"], difference["ties"]) == (0.5, 0.5, 2)
 
 
 def test_interval_of_a_rate_that_never_varies_is_not_a_point():
-    base = section({"base": ["x=entailed"] * 40}, rows=many(40))["systems"]["base"]
+    base = section({"base": ["x=entailed"] * 40}, rows=many(40))["candidates"]["base"]
     assert (base["contradictions"], base["contradictions_low"]) == pytest.approx((0.0, 0.0))
     assert base["contradictions_high"] == pytest.approx(proportion_interval(0, 40)[1]) and base["high"] > 0.05
 
@@ -159,7 +159,7 @@ def test_interval_of_a_rate_that_never_varies_is_not_a_point():
 def test_same_seed_same_interval():
     answers = {"base": [f"m1={E}" if i % 2 else "" for i in range(40)]}
     first, again, other = (
-        section(answers, rows=many(40), resampler=Resampler(1000, seed))["systems"]["base"] for seed in (1, 1, 2)
+        section(answers, rows=many(40), resampler=Resampler(1000, seed))["candidates"]["base"] for seed in (1, 1, 2)
     )
     assert first == again
     assert first["low"] == pytest.approx(other["low"], abs=0.02)
@@ -230,7 +230,7 @@ def test_verdicts_of_another_judge_are_not_taken(tmp_path: Path, change):
 def test_same_answer_of_two_systems_is_judged_once():
     judge = ScriptedJudge()
     result = section({"base": [f"m1={E}", "a=b"], "tuned": [f"m1={E}", "a=b"]}, judge)
-    assert len(judge.asked) == 7 and result["systems"]["base"] == result["systems"]["tuned"]
+    assert len(judge.asked) == 7 and result["candidates"]["base"] == result["candidates"]["tuned"]
 
 
 # agreement

@@ -104,15 +104,15 @@ def full(tmp_path_factory: pytest.TempPathFactory, rows: list, metrics: dict) ->
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """A report of three systems whose every text is an attack."""
-    rows = make_rows(systems=("base", "fine_tuned", "other-adapter"))
+    """A report of three candidates whose every text is an attack."""
+    rows = make_rows(candidates=("base", "fine_tuned", "other-adapter"))
     metrics = make_metrics(rows)
     for position, row in enumerate(rows):
         row["question"] = row["reference"] = PAYLOADS[position % len(PAYLOADS)]
-        for system in row["systems"].values():
-            system["answer"] = PAYLOADS[(position + 1) % len(PAYLOADS)] + system["answer"]
+        for candidate in row["candidates"].values():
+            candidate["answer"] = PAYLOADS[(position + 1) % len(PAYLOADS)] + candidate["answer"]
     payload = "".join(PAYLOADS[:5])
-    metrics["systems"]["fine_tuned"] |= {"label": payload, "adapter": payload}
+    metrics["candidates"]["fine_tuned"] |= {"label": payload, "adapter": payload}
     metrics["statements"]["judge"]["name"] = metrics["gate"]["checks"][0]["reason"] = payload
     metrics["knowledge"]["sets"][0]["name"] = metrics["settings"]["adapter"] = payload
     metrics["strata"]["method"] = metrics["confidence"]["label"] = payload
@@ -154,7 +154,7 @@ def test_what_did_not_run_says_so_with_its_reason(tmp_path: Path, rows: list) ->
 def test_a_report_of_almost_nothing(tmp_path: Path, rows: list) -> None:
     """Only what the contract requires; a section that is not there is one that did not run."""
     metrics = make_metrics(rows)
-    required = ("n", "systems", "scores", "relative_change", "data", "decoding", "versions", "bleu_signature")
+    required = ("n", "candidates", "scores", "relative_change", "data", "decoding", "versions", "bleu_signature")
     html, _ = report(tmp_path, [], {key: metrics[key] for key in required})
     page = Page(html)
     assert [text for tag, text in page.headings if tag == "h2"] == list(SECTIONS)
@@ -260,7 +260,7 @@ def test_escape_by_hand() -> None:
 
 def test_the_biggest_wins_and_losses_are_the_biggest(full: tuple[str, str], rows: list) -> None:
     changes = [
-        round(row["systems"]["fine_tuned"]["scores"]["rougeL"] - row["systems"]["base"]["scores"]["rougeL"], 9)
+        round(row["candidates"]["fine_tuned"]["scores"]["rougeL"] - row["candidates"]["base"]["scores"]["rougeL"], 9)
         for row in rows
     ]
     shown = {
@@ -281,11 +281,11 @@ def test_the_biggest_wins_and_losses_are_the_biggest(full: tuple[str, str], rows
 
 def test_gains_turn_a_metric_that_is_better_when_low() -> None:
     rows = [
-        {"systems": {"base": {"scores": {"repetition": 0.5}}, "b": {"scores": {"repetition": value}}}}
+        {"candidates": {"base": {"scores": {"repetition": 0.5}}, "b": {"scores": {"repetition": value}}}}
         for value in (0.1, 0.9, 0.5)
     ]
     assert [round(gain, 2) for gain, _, _ in gains(rows, ["base", "b"], "repetition")] == [0.4, 0.0, -0.4]
-    assert gains([{"systems": {"base": {}, "b": {"scores": {"rougeL": 1.0}}}}], ["base", "b"], "rougeL") == []
+    assert gains([{"candidates": {"base": {}, "b": {"scores": {"rougeL": 1.0}}}}], ["base", "b"], "rougeL") == []
 
 
 def test_three_systems_have_three_verdicts_and_three_columns(hostile: tuple[Path, str, str]) -> None:
@@ -308,8 +308,8 @@ def test_empty_answers_and_missing_scores(tmp_path: Path) -> None:
     rows = make_rows(25)
     metrics = make_metrics(rows)
     for row in rows:
-        row["systems"]["fine_tuned"] |= {"answer": "", "tokens": 0}
-        row["systems"]["base"]["scores"]["rougeL"] = None
+        row["candidates"]["fine_tuned"] |= {"answer": "", "tokens": 0}
+        row["candidates"]["base"]["scores"]["rougeL"] = None
     html, markdown = report(tmp_path, rows, metrics, {"fine-tuned": []})
     assert "Nothing was written." in html and "Nothing was written." in markdown
     assert Page(html).text.count("There are none.") == 2  # no win and no loss; ten at random all the same
@@ -321,8 +321,8 @@ def test_a_large_run_stays_small(tmp_path: Path) -> None:
     rows = make_rows(500)
     for row in rows:
         row["reference"] = row["question"] = "<&\">'" * 6000
-        for system in row["systems"].values():
-            system["answer"] = "\u75c5" * 30_000
+        for candidate in row["candidates"].values():
+            candidate["answer"] = "\u75c5" * 30_000
     html, markdown = report(tmp_path, rows, make_metrics(rows), {"fine-tuned": make_losses(steps=20_000)})
     assert len(html.encode()) < 1_000_000 and len(markdown.encode()) < 500_000
     assert html.count('<details class="example"') == 30

@@ -135,7 +135,7 @@ def test_large_sets_go_through_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def _per_item(generator: numpy.random.Generator, n: int = 500) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Two systems of equal quality: each question has its own difficulty, each answer its own noise."""
+    """Two candidates of equal quality: each question has its own difficulty, each answer its own noise."""
     difficulty = generator.normal(0.17, 0.08, n)
     return tuple(numpy.clip(difficulty + generator.normal(0, 0.04, n), 0, 1) for _ in range(2))  # type: ignore[return-value]
 
@@ -146,7 +146,7 @@ def test_null_base_against_base_shows_no_difference() -> None:
     for _ in range(100):
         a, b = _per_item(generator)
         quiet += paired_difference(a, b, 1, QUICK)["verdict"] == "no measurable difference"
-        # Any two systems whose labels are dealt by a coin for each question are equal too.
+        # Any two candidates whose labels are dealt by a coin for each question are equal too.
         b = b + 0.05
         swap = generator.random(500) < 0.5
         left, right = numpy.where(swap, b, a), numpy.where(swap, a, b)

@@ -18,12 +18,12 @@ TYPES = ("symptoms", "causes")
 
 
 def make_rows(n: int, effects: dict[str, float], seed: int = 0, noise: float = 0.04) -> list[dict[str, Any]]:
-    """Rows in which each system's ROUGE-L is the question's level, its own noise and its effect."""
+    """Rows in which each candidate's ROUGE-L is the question's level, its own noise and its effect."""
     generator = numpy.random.default_rng(seed)
     rows = []
     for number in range(n):
         level = generator.normal(0.3, 0.08)
-        systems = {
+        candidates = {
             name: {
                 "answer": f"rest and drink water {number}",
                 "tokens": 10,
@@ -43,7 +43,7 @@ def make_rows(n: int, effects: dict[str, float], seed: int = 0, noise: float = 0
                 "question": "word " * (3 + number % 9),
                 "reference": f"rest and drink much water {number}",
                 "question_type": TYPES[number % 4 == 0],
-                "systems": systems,
+                "candidates": candidates,
             }
         )
     return rows
@@ -52,8 +52,8 @@ def make_rows(n: int, effects: dict[str, float], seed: int = 0, noise: float = 0
 def test_two_systems_by_hand() -> None:
     rows = make_rows(40, {"base": 0.0, "fine_tuned": 0.0})
     for number, row in enumerate(rows):
-        row["systems"]["base"]["scores"]["rougeL"] = 0.2
-        row["systems"]["fine_tuned"]["scores"]["rougeL"] = 0.3 if number % 4 else 0.2
+        row["candidates"]["base"]["scores"]["rougeL"] = 0.2
+        row["candidates"]["fine_tuned"]["scores"]["rougeL"] = 0.3 if number % 4 else 0.2
     section = compare(rows, ["base", "fine_tuned"], BETTER, resamples=2_000)
     assert section["status"] == "done" and section["primary"] == "rougeL" and section["resamples"] == 2_000
     found = section["pairs"]["fine_tuned vs base"]["rougeL"]
@@ -81,7 +81,7 @@ def test_two_systems_by_hand() -> None:
 def test_metrics_beside_the_scores_and_corpus_metrics() -> None:
     rows = make_rows(25, {"base": 0.0, "fine_tuned": 0.0})
     for row in rows:
-        row["systems"]["fine_tuned"].update(answer=row["reference"], tokens=12, ended=False)
+        row["candidates"]["fine_tuned"].update(answer=row["reference"], tokens=12, ended=False)
     better = {**BETTER, "bleu": 1, "chrf": 1, "ended": 1, "mean_tokens": 0, "mean_seconds": -1, "bertscore_f1": 1}
     found = compare(rows, ["base", "fine_tuned"], better, resamples=500)["pairs"]["fine_tuned vs base"]
     assert list(found) == [metric for metric in better if metric != "bertscore_f1"]  # no row has that one
@@ -112,7 +112,7 @@ def test_an_effect_that_holm_takes_away_is_no_verdict() -> None:
     rows = make_rows(80, {"base": 0.0, "a": 0.0, "b": 0.0})
     for row, change in zip(rows, changes, strict=True):
         for name, value in {"base": 0.2, "a": 0.2 + change, "b": 0.2 + change}.items():
-            row["systems"][name]["scores"]["rougeL"] = value
+            row["candidates"][name]["scores"]["rougeL"] = value
     section = compare(rows, ["base", "a", "b"], BETTER, resamples=4_000)
     assert section["pairs"]["a vs base"]["rougeL"]["verdict"] == "better"
     assert section["pairs"]["a vs base"]["rougeL"]["p_value"] < 0.05 < section["holm"]["a vs base"]
@@ -126,7 +126,7 @@ def test_worse_and_lower_is_better() -> None:
         "fine_tuned is worse than base: ROUGE-L -0."
     )
     for row in rows:
-        row["systems"]["fine_tuned"]["scores"]["repetition"] = 0.0
+        row["candidates"]["fine_tuned"]["scores"]["repetition"] = 0.0
     section = compare(rows, ["base", "fine_tuned"], BETTER, "repetition", resamples=1_000)
     assert section["verdicts"]["fine_tuned vs base"]["verdict"] == "better"
     assert section["by_length"]["fine_tuned vs base"]["short"]["difference"] < 0
@@ -148,7 +148,7 @@ def test_few_questions_claim_nothing_anywhere(n: int) -> None:
 def test_identical_answers_show_no_difference() -> None:
     rows = make_rows(50, {"base": 0.0})
     for row in rows:
-        row["systems"]["fine_tuned"] = row["systems"]["base"]
+        row["candidates"]["fine_tuned"] = row["candidates"]["base"]
     section = compare(rows, ["base", "fine_tuned"], {**BETTER, "bleu": 1, "chrf": 1}, resamples=200)
     for metric, found in section["pairs"]["fine_tuned vs base"].items():
         assert (found["difference"], found["p_value"], found["ties"]) == (0, 1, 50)
@@ -186,10 +186,10 @@ def test_a_primary_metric_that_cannot_decide_is_refused() -> None:
 
 def test_a_system_without_a_row_is_left_out_pairwise() -> None:
     rows = make_rows(30, {"base": 0.0, "b": 0.1})
-    del rows[0]["systems"]["b"]
+    del rows[0]["candidates"]["b"]
     found = compare(rows, ["base", "b"], {"rougeL": 1, "chrf": 1}, resamples=200)["pairs"][pair_name("base", "b")]
     assert found["rougeL"]["n"] == found["chrf"]["n"] == 29
-    scores = [[row["systems"][name]["scores"]["rougeL"] for row in rows[1:]] for name in ("base", "b")]
+    scores = [[row["candidates"][name]["scores"]["rougeL"] for row in rows[1:]] for name in ("base", "b")]
     assert found["rougeL"] == paired_difference(*scores, 1, Resampler(200))
 
 
@@ -222,7 +222,7 @@ def test_500_questions_and_12_metrics_take_seconds() -> None:
     rows = make_rows(500, {"base": 0.0, "fine_tuned": 0.05})
     for row in rows:
         row["reference"] = " ".join(generator.choice(words, 70))
-        for one in row["systems"].values():
+        for one in row["candidates"].values():
             one["answer"] = " ".join(generator.choice(words, 70))
             one["scores"].update(zip(keys, generator.random(9).tolist(), strict=True))
     better = {"rougeL": 1, **dict.fromkeys(keys, 1), "bleu": 1, "chrf": 1}

@@ -71,7 +71,10 @@ def test_the_harness_scores_the_resident_model_off_and_on(scorer, monkeypatch) -
     assert options["apply_chat_template"] is True and options["system_instruction"] == SYSTEM_PROMPT
     assert part["name"] == "mmlu_anatomy" and part["n"] == 2 and part["chance"] == 0.25
     assert "0-shot" in part["method"] and len(part["sha256"]) == 64
-    assert {system: rate["accuracy"] for system, rate in part["accuracy"].items()} == {"base": 0.5, "fine_tuned": 1.0}
+    assert {candidate: rate["accuracy"] for candidate, rate in part["accuracy"].items()} == {
+        "base": 0.5,
+        "fine_tuned": 1.0,
+    }
     assert part["normalised_accuracy"]["fine_tuned"]["accuracy"] == 0.5
     assert part["comparison"]["fine_tuned vs base"]["wins"] == 1
     json.dumps(part)
@@ -105,7 +108,7 @@ def test_other_questions_for_one_system_are_refused(scorer, monkeypatch) -> None
         return {"samples": {"t": [sample(len(calls), 1.0)]}, "n-shot": {"t": 0}}
 
     fake_harness(monkeypatch, evaluate)
-    with pytest.raises(UserError, match="asked the systems other questions"):
+    with pytest.raises(UserError, match="asked the candidates other questions"):
         run_harness(scorer, {"base": False, "fine_tuned": True}, ["t"])
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from medical_assistant.data.records import file_sha256
 from medical_assistant.errors import UserError
 from medical_assistant.evaluation.scoring.knowledge import (
     ChoiceQuestion,
@@ -20,6 +19,7 @@ from medical_assistant.evaluation.scoring.knowledge import (
     score_choices,
 )
 from medical_assistant.evaluation.scoring.likelihood import CompletionScore
+from medical_assistant.files import file_sha256
 
 ROW = {"question": "What is inflamed in gout?", "options": {"A": "A joint", "B": "A lung"}, "answer": "A"}
 
@@ -164,8 +164,8 @@ def test_length_and_letters_are_scores_of_their_own() -> None:
 def test_every_two_systems_are_compared() -> None:
     rows = [question(0, number=n) for n in range(25)]
     good, bad = [scores(-1, -2, -2, -2)] * 25, [scores(-3, -2, -4, -4)] * 25
-    systems = {"base": bad, "a": good, "b": good}
-    (part,) = knowledge_section([(QuestionSet("s", "0", rows), systems)])["sets"]
+    candidates = {"base": bad, "a": good, "b": good}
+    (part,) = knowledge_section([(QuestionSet("s", "0", rows), candidates)])["sets"]
     assert list(part["comparison"]) == ["a vs base", "b vs base", "b vs a"]
     assert [row["verdict"] for row in part["comparison"].values()] == ["better", "better", "no measurable difference"]
 
@@ -189,8 +189,8 @@ def test_scores_are_those_of_each_option_alone(scorer) -> None:
     rows = [question(0), question(2, ("A joint", "A lung", "The heart"), number=1)]
     results = score_choices(scorer, rows, {"base": False, "fine_tuned": True})
     assert list(results) == ["base", "fine_tuned"]
-    for system, adapter in (("base", False), ("fine_tuned", True)):
-        for row, of_row in zip(rows, results[system], strict=True):
+    for candidate, adapter in (("base", False), ("fine_tuned", True)):
+        for row, of_row in zip(rows, results[candidate], strict=True):
             for option, label, text, letter in zip(row.options, row.labels, of_row.texts, of_row.letters, strict=True):
                 for completion, score in ((option, text), (label, letter)):
                     pair = (build_messages(row.text), completion)

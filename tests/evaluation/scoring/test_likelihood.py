@@ -174,10 +174,10 @@ def test_a_template_that_changes_the_question_is_refused(scorer, monkeypatch) ->
         scorer.score([(build_messages("Why?"), "Rest")], adapter=False)
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no system role') }}"])
+@pytest.mark.parametrize("template", ["{{ raise_exception('no candidate role') }}"])
 def test_a_template_that_refuses_the_chat_is_one_line(scorer, monkeypatch, template) -> None:
     monkeypatch.setattr(scorer.tokenizer, "chat_template", template)
-    with pytest.raises(UserError, match="no system role"):
+    with pytest.raises(UserError, match="no candidate role"):
         scorer.score([(build_messages("Why?"), "Rest")], adapter=False)
 
 

@@ -308,7 +308,9 @@ def test_bertscore_says_what_is_wrong_with_the_model(tiny_bert: str, tmp_path: P
 def test_the_package_is_found_beside_the_script_of_the_same_name() -> None:
     assert hasattr(import_evaluate(), "combine")
     code = "import sys; sys.path.insert(0, '.'); import evaluate as ours; assert hasattr(ours, 'EvaluateSettings'); "
-    code += "from medical_assistant.evaluation import metrics; assert hasattr(metrics.import_evaluate(), 'combine')"
+    code += (
+        "from medical_assistant.evaluation.scoring import metrics; assert hasattr(metrics.import_evaluate(), 'combine')"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from medical_assistant.data.records import file_sha256
 from medical_assistant.errors import UserError
+from medical_assistant.files import file_sha256
 from medical_assistant.safety.output_classifier import KINDS, MODEL_FILE, feature_groups, load_output_model
 from medical_assistant.safety.training import output as training
 from medical_assistant.safety.training.hashed import trains
