@@ -1,31 +1,40 @@
-# make run   chat on http://127.0.0.1:7860        make test  the whole default test suite (JOBS=2: in two processes)
-# make lint  ruff and mypy                        make audit vulnerabilities among the installed packages
-# make deploy SPACE=user/name  create or update a Space
-
 PYTHON ?= python3
 BIN := .venv/bin
-JOBS ?= 0
+COG := $(BIN)/cog -I . -p "import cog; from docs.generate import *" README.md docs/*.md
 
-.PHONY: run test lint audit deploy clean
+.PHONY: help run test test-slow lint docs audit deploy clean
 
-run: .venv/run.stamp
+help:  ## these lines
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
+
+run: .venv/run.stamp  ## chat on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-test: .venv/test.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: .venv/test.stamp  ## the test suite
+	$(BIN)/python -m pytest
 
-lint: .venv/test.stamp
+test-slow: .venv/test.stamp  ## what takes minutes: whole trainings, more browser flows
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/test.stamp  ## ruff, mypy, import contracts, generated documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(COG) --check --check-fail-msg "run make docs"
 
-audit: .venv/test.stamp
+docs: .venv/test.stamp  ## writes the generated parts of README.md and docs/ anew
+	$(COG) -r
+
+audit: .venv/test.stamp  ## known vulnerabilities among the installed packages
 	$(BIN)/python .ci/audit.py
 
-deploy: .venv/run.stamp
-	$(BIN)/python -m medical_assistant.publish.space $(SPACE)
+# SPACE=user/name, and if wanted HARDWARE=zero-a10g PRIVATE=1 MODEL=tinyllama-1.1b ADAPTER=user/adapter@revision
+deploy: .venv/run.stamp  ## creates or updates a Space: make deploy SPACE=user/name
+	$(BIN)/python -m medical_assistant.publish.space $(SPACE) $(if $(HARDWARE),--hardware $(HARDWARE)) \
+		$(if $(PRIVATE),--private) $(if $(MODEL),--model $(MODEL)) $(if $(ADAPTER),--adapter $(ADAPTER))
 
-clean:
+clean:  ## removes the environment
 	rm -rf .venv
 
 .venv/bin/python:

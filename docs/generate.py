@@ -1,0 +1,206 @@
+"""The parts of README.md and docs/*.md that come from code and committed results: `make docs` writes them anew.
+
+Cog (https://cog.readthedocs.io) runs the calls that stand in the Markdown between `[[[cog` and `]]]` and puts what they
+return up to `[[[end]]]`. `make lint` and tests/test_docs.py fail where the text is not what the call returns, so no
+figure, help text or file name in the documentation can be edited by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import runpy
+import tomllib
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BUNDLED = ROOT / "assets" / "adapters" / "smollm2-135m"
+PACKAGE = ROOT / "medical_assistant"
+
+
+def read(name: str) -> Any:
+    """Return the content of a file of benchmarks/results."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def purpose(path: Path) -> str:
+    """Return the first sentence of a module's or package's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split()).rstrip(".")
+
+
+def tree() -> str:
+    """Return every script, package and module with what it is for, as a fenced block."""
+    scripts = [(path.name, path) for path in sorted(ROOT.glob("*.py"))]
+    lines = [f"{name:<30} {purpose(path)}" for name, path in scripts]
+    lines.append(f"{'medical_assistant/':<30} {purpose(PACKAGE / '__init__.py')}")
+    lines += [f"  {path.name:<28} {purpose(path)}" for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"]
+    for folder in sorted(path.parent for path in PACKAGE.rglob("*/__init__.py")):
+        depth = len(folder.relative_to(PACKAGE).parts)
+        lines.append(f"{'  ' * depth + folder.name + '/':<30} {purpose(folder / '__init__.py')}")
+        for path in sorted(folder.glob("*.py")):
+            if path.stem != "__init__":
+                lines.append(f"{'  ' * (depth + 1) + path.name:<30} {purpose(path)}")
+    return "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```"
+
+
+def help_text(script: str) -> str:
+    """Return what `python script --help` prints, without the docstring above the options, as a fenced block."""
+    os.environ["COLUMNS"] = "110"
+    printed = io.StringIO()
+    main = runpy.run_path(str(ROOT / script), run_name="documentation")["main"]
+    try:
+        with redirect_stdout(printed):
+            main(["--help"])
+    except SystemExit:
+        pass
+    options = printed.getvalue().split("\noptions:\n", 1)[1].rstrip()
+    return f"```\n{options}\n```"
+
+
+def badge() -> str:
+    """Return the Colab badge; nothing while pyproject.toml does not know the repository's address."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    address = project.get("urls", {}).get("Repository", "").rstrip("/")
+    if not address.startswith("https://github.com/"):
+        return ""
+    notebook = f"{address.removeprefix('https://github.com/')}/blob/main/assets/medical_assistant_colab.ipynb"
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"[![Open in Colab]({image})](https://colab.research.google.com/github/{notebook})"
+
+
+def decode_table() -> str:
+    rows = read("decode")["rows"]
+    cells = [(row["name"], row["clients"], row["tokens_per_s"], f"{row['ratio']:.2f}") for row in rows]
+    return table(("who decodes", "clients", "tokens/s", "of bare"), cells)
+
+
+def training_table() -> str:
+    results = read("training")["results"]
+    first = results[0]["useful_tokens_per_second"]
+    cells = [
+        (
+            row["variant"],
+            f"{row['useful_tokens_per_second']:.0f}",
+            f"{row['useful_tokens_per_second'] / first:.2f}",
+            f"{row['peak_memory_gib']:.2f}",
+            f"{row['loss_after']:.3f}",
+        )
+        for row in results
+    ]
+    return table(("who trains", "useful tokens/s", "of notebook", "peak memory (GiB)", "loss after"), cells)
+
+
+def evaluation_table() -> str:
+    cells = [
+        (
+            row["way"],
+            f"{row['base_tokens_per_s']:.1f}",
+            f"{row['adapter_tokens_per_s']:.1f}",
+            f"{row['minutes']:.1f}",
+            f"{row['evaluate_is_faster_by']:.2f}",
+            f"{row['identical']:.0%}",
+        )
+        for row in read("evaluation")["rows"]
+    ]
+    head = ("who answers", "base tokens/s", "adapter tokens/s", "minutes", "of evaluate.py", "identical")
+    return table(head, cells)
+
+
+def load_table() -> str:
+    cells = [
+        (
+            row["users"],
+            row["lost"],
+            row["tokens_per_s"],
+            row["tokens_per_s_and_user"],
+            *row["first_text_s"].values(),
+            row["whole_answer_s"]["p95"],
+        )
+        for row in read("load")["rows"]
+    ]
+    head = ("users at once", "lost", "tokens/s", "tokens/s a user", "first text p50 (s)", "p95", "p99")
+    return table((*head, "whole answer p95 (s)"), cells)
+
+
+def memory_sentence() -> str:
+    found = read("memory")
+    page, model = ((found["mb_after_warm_up"][name], found["mb_at_the_end"][name]) for name in ("page", "model"))
+    return (
+        f"After {found['warm_up']} conversations of warm-up, {found['conversations']:,} more took the page's memory from "
+        f"{page[0]} to {page[1]} MB\nand the model's from {model[0]} to {model[1]} MB (`benchmarks/memory.py`)."
+    )
+
+
+def safety_table() -> str:
+    cells = [
+        (row["set"], row["split"], row["outcome"], row["n"], row["found"], row.get("baseline", "-"))
+        for row in read("safety")["rows"]
+    ]
+    return table(("set", "split", "outcome", "messages", "found", "baseline"), cells)
+
+
+def blind_totals() -> dict[str, int]:
+    """Return how many blind messages there are, and how many got the outcome "emergency", by kind."""
+    rows = [row for row in read("safety")["rows"] if row["split"] == "blind" and row["outcome"] == "emergency"]
+    totals = {}
+    for kind in ("emergencies", "others"):
+        chosen = [row for row in rows if row["set"].endswith(kind)]
+        totals[kind] = sum(row["n"] for row in chosen)
+        totals[f"{kind}_found"] = sum(row["found"] for row in chosen)
+    return totals
+
+
+def numbers_that_matter() -> str:
+    """Return the three lines of README's table: safety, answers, speed."""
+    blind = blind_totals()
+    recall = blind["emergencies_found"] / blind["emergencies"]
+    false_positive_rate = blind["others_found"] / blind["others"]
+    metrics = json.loads((BUNDLED / "metrics.json").read_text(encoding="utf-8"))
+    rouge = {name: scores["rougeL"] for name, scores in metrics["scores"].items()}
+    urges = {name: rates["urges_care_rate"] for name, rates in metrics["safety"]["candidates"].items()}
+    decode = {(row["name"], row["clients"]): row for row in read("decode")["rows"]}
+    page = decode["page, base", 1]
+    rows = [
+        (
+            "emergencies recognised before any model, on messages whose author never saw the rules",
+            f"{recall:.1%} of {blind['emergencies']}; {false_positive_rate:.1%} false alarms of {blind['others']}",
+            "[safety](docs/safety.md)",
+        ),
+        (
+            "ROUGE-L of the bundled 135M adapter against its base; it urges care in an emergency less often, "
+            "fails its gate, and most of its answers are wrong",
+            f"{rouge['base']:.3f} → {rouge['fine_tuned']:.3f}; {urges['base']:.0%} → {urges['fine_tuned']:.0%}",
+            "[evaluation](docs/evaluation.md)",
+        ),
+        (
+            "tokens/s in the page, two CPU cores, no GPU",
+            f"{page['tokens_per_s']:.0f}, {page['ratio']:.2f} of llama.cpp's own server",
+            "[benchmarks](docs/benchmarks.md)",
+        ),
+    ]
+    return table(("what", "measured", "how"), rows)
+
+
+def experiments_table() -> str:
+    from medical_assistant.training.sweep import table as sweep_table
+
+    return sweep_table(json.loads((ROOT / "assets/experiments/sweep.json").read_text(encoding="utf-8"))["experiments"])
+
+
+def bundled_results() -> str:
+    """Return the section of results of the bundled adapter's card."""
+    card = (BUNDLED / "README.md").read_text(encoding="utf-8")
+    return card.split("## Results\n", 1)[1].split("\n## ", 1)[0].strip()
