@@ -1,0 +1,192 @@
+"""Check the library's pages: their form, how easy they read, and every number and medicine against the sources at hand.
+
+    python benchmarks/library_check.py --sources DIR --json benchmarks/results/library_check.json
+    python benchmarks/library_check.py --pages assets/library/condition/gout.md --sources DIR
+
+DIR holds texts of the sources, as JSONL with an address and text: MedlinePlus topics (`url`, `text`, `text_2026`), NHS
+pages (`source_url` and lists of lines), MedQuAD (`url`, `answer`). A number with its unit, or the name of a medicine, is
+"supported" where a text at hand of a source that the statement cites has it, "unsupported" where those texts lack it, and
+"no text" where none of its sources is at hand. Exit status 1 where a page breaks a rule of form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from medical_assistant.errors import UserError, run_script  # noqa: E402
+from medical_assistant.evaluation.scoring.text_statistics import readability_grade  # noqa: E402
+from medical_assistant.library.pages import SECTIONS, Line, Page, Section, read_page  # noqa: E402
+
+MAX_WORDS = 20
+MAX_GRADE = 8.0
+WORDS = {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty".split()
+    )
+}
+UNITS = {
+    "day": "day", "days": "day", "week": "week", "weeks": "week", "month": "month", "months": "month",
+    "year": "year", "years": "year", "hour": "hour", "hours": "hour", "minute": "minute", "minutes": "minute",
+    "second": "second", "seconds": "second", "mg": "mg", "milligrams": "mg", "mcg": "mcg", "micrograms": "mcg",
+    "g": "g", "grams": "g", "kg": "kg", "kilograms": "kg", "ml": "ml", "litre": "litre", "litres": "litre",
+    "liter": "litre", "liters": "litre", "l": "litre", "cm": "cm", "centimetres": "cm", "%": "%", "percent": "%",
+    "per cent": "%", "°c": "°c", "°f": "°f", "c": "°c", "f": "°f", "mg/dl": "mg/dl", "mmol/l": "mmol/l",
+    "mmol/mol": "mmol/mol", "mmhg": "mmhg", "units": "unit", "unit": "unit", "times": "time", "doses": "dose",
+    "dose": "dose", "in": "in", "people": "people",
+}  # fmt: skip
+_NUMBER = re.compile(
+    r"(?<![\w.])(\d+(?:[.,]\d+)*)\s*(?:(?:to|or|and|-|\u2013)\s*(\d+(?:[.,]\d+)*)\s*)?"
+    r"(%|°\s?[CF]\b|mg/dL|mmol/L|mmol/mol|per cent|[A-Za-z]+)?",
+)
+_PRONOUN = re.compile(r"(?:It|They|This|These|Those|He|She)\b")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", type=Path, nargs="+", default=[ROOT / "assets" / "library"])
+    parser.add_argument("--sources", type=Path, help="folder with texts of the sources (JSONL)")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    given = parser.parse_args(argv)
+    paths = [path for place in given.pages for path in (sorted(place.rglob("*.md")) if place.is_dir() else [place])]
+    texts = read_texts(given.sources) if given.sources else {}
+    medicines = medicine_names(ROOT / "assets" / "library" / "medicine")
+    rows, faults = [], 0
+    for path in paths:
+        if path.name == "README.md":
+            continue
+        try:
+            row = check_page(read_page(path), texts, medicines)
+        except UserError as error:
+            row = {"page": path.stem, "form": [str(error)], "support": {}, "unsupported": []}
+        rows.append(row)
+        faults += len(row["form"])
+        for fault in row["form"]:
+            print(f"{row['page']}: {fault}")
+        for claim in row["unsupported"]:
+            print(f"{row['page']}: not in its sources at hand: {claim}")
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(row["support"])
+    kinds = Counter(row.get("kind", "unreadable") for row in rows)
+    print(f"{len(rows)} pages ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}), {faults} faults of form")
+    print(", ".join(f"{total[name]} {name}" for name in ("supported", "unsupported", "no text")))
+    if given.json:
+        result = {"pages": len(rows), "kinds": dict(kinds), "faults": faults, "support": dict(total), "rows": rows}
+        given.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 1 if faults else 0
+
+
+def check_page(page: Page, texts: dict[str, str], medicines: set[str]) -> dict[str, Any]:
+    """Return `page`, `kind`, `grade`, `form` (faults), `support` (counts) and `unsupported` (statements with what lacks)."""
+    support: Counter[str] = Counter()
+    unsupported = []
+    own_names = words_of(" ".join((page.title, *page.also_called)))
+    for section in page.sections:
+        for line in section.lines:
+            at_hand = [texts[page.sources[n].address] for n in line.sources if page.sources[n].address in texts]
+            claims = {*numbers_in(line.text), *(medicines & words_of(line.text) - own_names)}
+            found = {*numbers_in(" ".join(at_hand)), *words_of(" ".join(at_hand))} if at_hand else set()
+            bare = {number for number, _ in (claim for claim in found if isinstance(claim, tuple))}
+            for claim in claims:
+                held = claim in found or (isinstance(claim, tuple) and claim[1] == "" and claim[0] in bare)
+                support["supported" if held else "unsupported" if at_hand else "no text"] += 1
+                if at_hand and not held:
+                    unsupported.append(f"{' '.join(claim) if isinstance(claim, tuple) else claim}: {line.text}")
+    text = " ".join(sentence(line) for section in page.sections for line in section.lines)
+    grade = round(readability_grade(text), 1)
+    faults = [fault for section in page.sections for fault in section_faults(section)]
+    faults += order_faults(page)
+    if grade > MAX_GRADE:
+        faults.append(f"reads at grade {grade}: {MAX_GRADE:.0f} or lower is needed, so shorter words and sentences")
+    return {
+        "page": page.id,
+        "kind": page.kind,
+        "grade": grade,
+        "form": faults,
+        "support": dict(support),
+        "unsupported": unsupported,
+    }
+
+
+def sentence(line: Line) -> str:
+    return line.text if line.text[-1] in ".!?:" else f"{line.text}."
+
+
+def section_faults(section: Section) -> Iterator[str]:
+    for line in section.lines:
+        words = len(line.text.split())
+        if words > MAX_WORDS:
+            yield f"{section.heading}: {words} words, {MAX_WORDS} at most: {line.text}"
+        if not line.item and not line.leads and line.text[-1] not in ".!?":
+            yield f"{section.heading}: no full stop: {line.text}"
+        if not line.item and _PRONOUN.match(line.text):
+            yield f"{section.heading}: begins with a pronoun, name the subject: {line.text}"
+
+
+def order_faults(page: Page) -> Iterator[str]:
+    allowed = SECTIONS[page.kind]
+    headings = [section.heading for section in page.sections]
+    for heading in headings:
+        if heading not in allowed:
+            yield f"{page.kind} has no section {heading!r}: use {', '.join(allowed)}"
+    known = [allowed.index(heading) for heading in headings if heading in allowed]
+    if known != sorted(set(known)):
+        yield f"its sections are not in the order {', '.join(allowed)}"
+    if headings[:1] != [allowed[0]]:
+        yield f"its first section must be {allowed[0]!r}"
+
+
+def numbers_in(text: str) -> Iterator[tuple[str, str]]:
+    """Yield (number, unit) of a text: digits without separators, the unit in its plain form or ""."""
+    text = re.sub(r"\b(" + "|".join(WORDS) + r")\b", lambda word: WORDS[word[0].lower()], text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    for match in _NUMBER.finditer(text):
+        unit = UNITS.get(re.sub(r"\s", "", (match[3] or "").lower()), "")
+        for number in match.group(1, 2):
+            if number:
+                yield number.rstrip(".,"), unit
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"[a-z][a-z-]+", text.lower()))
+
+
+def medicine_names(folder: Path) -> set[str]:
+    """Return the one-word names of the library's medicines."""
+    names = (path.stem.replace("-", " ") for path in folder.glob("*.md"))
+    return {name for name in names if " " not in name}
+
+
+def read_texts(folder: Path) -> dict[str, str]:
+    """Return {address: text} of every JSONL file of `folder` that has both."""
+    texts: defaultdict[str, list[str]] = defaultdict(list)
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            address = row.get("url") or row.get("source_url")
+            if address:
+                texts[address].append(" ".join(strings(value) for key, value in row.items() if "url" not in key))
+    return {address: "\n".join(parts) for address, parts in texts.items()}
+
+
+def strings(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return " ".join(strings(part) for part in value) if isinstance(value, Iterable) else ""
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""Pages with sources, and the search that finds the section a question asks for."""

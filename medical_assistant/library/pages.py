@@ -1,0 +1,249 @@
+"""Library pages: Markdown files with front matter, fixed sections by kind, and a source for every statement.
+
+A page's file is `assets/library/<kind>/<name>.md`; its name is the page's id. The front matter holds `title`, `kind`,
+`also_called`, `sources` (`publisher`, `title`, `address`, `date`), `written` and `checked`. The body holds `## Heading`
+sections of paragraphs and lists. A statement (a sentence, or an item of a list) ends with the numbers of its sources,
+`[1]` or `[1, 3]`; only the line that leads into a list ends with a colon and needs none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medical_assistant.errors import UserError
+
+# The sections that a page of each kind may have, in their order. The first is required.
+SECTIONS = {
+    "condition": (
+        "In short",
+        "Signs",
+        "Causes",
+        "Who gets it",
+        "How it is found",
+        "Treatment",
+        "What you can do",
+        "Prevention",
+        "How long it lasts",
+        "Get help now",
+        "See someone soon",
+    ),
+    "symptom": (
+        "In short",
+        "Causes",
+        "What you can do",
+        "Treatment",
+        "Prevention",
+        "How long it lasts",
+        "Get help now",
+        "See someone soon",
+    ),
+    "medicine": (
+        "In short",
+        "Used for",
+        "Ask first if",
+        "How to take it",
+        "Side effects",
+        "Do not mix with",
+        "Pregnancy and breastfeeding",
+        "Missed dose",
+        "Too much",
+        "Limits",
+        "Get help now",
+    ),
+    "test": (
+        "What it measures",
+        "Normal values",
+        "High",
+        "Low",
+        "Getting ready",
+        "What happens",
+        "Who needs it",
+        "Get help now",
+        "See someone soon",
+    ),
+    "vaccine": (
+        "In short",
+        "Who should have it",
+        "When it is given",
+        "Side effects",
+        "Ask first if",
+        "Get help now",
+    ),
+    "first-aid": (
+        "In short",
+        "Get help now",
+        "What to do",
+        "Do not",
+        "See someone soon",
+    ),
+    "topic": (
+        "In short",
+        "What to know",
+        "What you can do",
+        "Prevention",
+        "Get help now",
+        "See someone soon",
+    ),
+}
+_HEADING = re.compile(r"## (.+)")
+_ITEM = re.compile(r"- (.+)")
+_STATEMENT = re.compile(r"(?P<text>.+?)\s*\[(?P<sources>\d+(?:,\s*\d+)*)\](?=\s|$)")
+_FIELDS = ("title", "kind", "also_called", "sources", "written", "checked")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a statement comes from. `address` is http(s); `date` is that page's own date, empty if it has none."""
+
+    publisher: str
+    title: str
+    address: str
+    date: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One statement as it is shown: `text` without its source numbers, `sources` as indices into the page's sources.
+
+    `item`: it stands in a list. `leads`: it leads into the list that follows, and is not shown without it.
+    """
+
+    text: str
+    sources: tuple[int, ...] = ()
+    item: bool = False
+    leads: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    heading: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    id: str
+    title: str
+    kind: str
+    also_called: tuple[str, ...]
+    sources: tuple[Source, ...]
+    sections: tuple[Section, ...]
+    written: str = ""
+    checked: str = ""
+    license: str = ""
+    path: str = field(default="", compare=False)
+
+    def section(self, heading: str) -> Section | None:
+        """Return the section under `heading`, None where the page has none."""
+        return next((section for section in self.sections if section.heading == heading), None)
+
+
+def read_library(folder: Path) -> list[Page]:
+    """Return the pages under `folder`, by id. Raises `UserError` as `read_page`, and where two pages have one id."""
+    pages = [read_page(path) for path in sorted(folder.rglob("*.md")) if path.name != "README.md"]
+    seen: dict[str, str] = {}
+    for page in pages:
+        if page.id in seen:
+            raise UserError(f"{page.path} and {seen[page.id]} have the same name: rename one.")
+        seen[page.id] = page.path
+    return pages
+
+
+def read_page(path: Path) -> Page:
+    """Return the page of a file in the project's Markdown form.
+
+    Raises `UserError` with file and line for what is missing or in another form; a page without sources is refused.
+    """
+    text = path.read_text(encoding="utf-8")
+    parts = text.split("---\n", 2)
+    if len(parts) != 3 or parts[0]:
+        raise UserError(f"{path} has no front matter: begin it with a line '---', the fields, and '---'.")
+    try:
+        matter = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: its front matter is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(matter, dict) or set(matter) != set(_FIELDS):
+        raise UserError(f"{path}: the front matter must have just the fields {', '.join(_FIELDS)}.")
+    kind = str(matter["kind"])
+    if kind not in SECTIONS:
+        raise UserError(f"{path}: unknown kind {kind!r}: use one of {', '.join(SECTIONS)}.")
+    first_line = parts[1].count("\n") + 3
+    return Page(
+        id=path.stem,
+        title=str(matter["title"]),
+        kind=kind,
+        also_called=tuple(str(name) for name in matter["also_called"] or ()),
+        sources=_sources(matter["sources"], path),
+        sections=tuple(_sections(parts[2], path, first_line, len(matter["sources"] or ()))),
+        written=str(matter["written"]),
+        checked=str(matter["checked"]),
+        path=str(path),
+    )
+
+
+def _sources(entries: Any, path: Path) -> tuple[Source, ...]:
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} has no sources: a page must say where its statements come from.")
+    found = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not {"publisher", "title", "address"} <= set(entry):
+            raise UserError(f"{path}: a source needs publisher, title and address.")
+        if not re.match(r"https?://", str(entry["address"])):
+            raise UserError(f"{path}: {entry['address']!r} is not a web address: use http:// or https://.")
+        found.append(
+            Source(
+                str(entry["publisher"]), str(entry["title"]), str(entry["address"]), str(entry.get("date", "") or "")
+            )
+        )
+    return tuple(found)
+
+
+def _sections(body: str, path: Path, first_line: int, n_sources: int) -> Iterator[Section]:
+    heading, lines = "", list[Line]()
+    for number, text in enumerate(body.split("\n"), first_line):
+        text = text.strip()
+        if not text:
+            continue
+        if match := _HEADING.fullmatch(text):
+            if heading:
+                yield _section(heading, lines, path)
+            heading, lines = match[1], []
+        elif not heading:
+            raise UserError(f"{path}, line {number}: text before the first '## ' heading.")
+        else:
+            lines += _lines(text, f"{path}, line {number}", n_sources)
+    if not heading:
+        raise UserError(f"{path} has no sections: write '## ' headings.")
+    yield _section(heading, lines, path)
+
+
+def _section(heading: str, lines: list[Line], path: Path) -> Section:
+    for line, following in zip(lines, [*lines[1:], None], strict=True):
+        if line.leads and (following is None or not following.item):
+            raise UserError(f"{path}, section {heading}: {line.text!r} leads into no list.")
+    if not lines:
+        raise UserError(f"{path}: section {heading} is empty.")
+    return Section(heading, tuple(lines))
+
+
+def _lines(text: str, where: str, n_sources: int) -> Iterator[Line]:
+    item = _ITEM.fullmatch(text)
+    text = item[1] if item else text
+    if text.endswith(":") and not item:
+        yield Line(text, leads=True)
+        return
+    end = 0
+    for match in _STATEMENT.finditer(text):
+        numbers = tuple(int(number) - 1 for number in match["sources"].split(","))
+        if not all(0 <= number < n_sources for number in numbers):
+            raise UserError(f"{where}: {match.group()!r} names a source that the page does not have.")
+        yield Line(match["text"].strip(), numbers, item is not None)
+        end = match.end()
+    if text[end:].strip():
+        raise UserError(f"{where}: {text[end:].strip()!r} has no source: end it with its number, such as [1].")
