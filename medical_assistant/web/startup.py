@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # For the Hub to send an adapter. The base needs some seconds after that: the page is there within a minute.
 PATIENCE_S = 45.0
-_LOG_EVERY_S = 10.0
+_SILENT_S = 5.0  # before the log says what the start waits for
 
 
 def bundled_folder(model: str) -> Path:
@@ -50,12 +50,14 @@ def load_model(
         return load_engine(model, found, engine), notice
     except UserError as error:
         problem = error
-    bundled = bundled_folder(model)
+    bundled, sentence = bundled_folder(model), str(problem)
     if isinstance(problem, HubUnavailable) and bundled.is_dir():
-        reason = str(problem).rstrip(".")
+        reason = sentence.rstrip(".")
         try:
             loaded = load_engine(model, os.path.relpath(bundled), engine)
-            return loaded, _said(f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter.")
+            sentence = f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter."
+            logger.warning("%s", sentence)
+            return loaded, sentence
         except UserError as error:
             logger.warning("%s", error)
     try:
@@ -63,7 +65,7 @@ def load_model(
     except UserError:
         raise problem from None  # the base does not load either: the adapter was not the cause
     logger.warning("%s Serving the base model alone.", problem)
-    return base, str(problem)
+    return base, sentence
 
 
 def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
@@ -71,10 +73,10 @@ def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
 
     A Hub repository becomes `user/name@commit`, now in the cache; a folder, and what is neither, stays as it is.
     A download that takes longer than `patience_s` goes on in the background for the next start.
-    Raises as `hub_pull.find_adapter`.
+    Raises as `hub.pull.pull_adapter`.
     """
     from medical_assistant.hub.errors import HubUnavailable
-    from medical_assistant.hub.pull import cached_commit, find_adapter, split_revision
+    from medical_assistant.hub.pull import cached_commit, pull_adapter, split_revision
 
     if Path(adapter).is_dir():
         return adapter, None
@@ -83,44 +85,38 @@ def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
         known = cached_commit(adapter)  # before the download notes a new one
     except UserError:  # load_engine says what is wrong with it
         return adapter, None
-    # A thread that may be left behind: huggingface_hub can wait for ever on a line that gives a byte now and then.
-    pull: Future[PulledAdapter] = Future()
-    threading.Thread(target=_pull, args=(pull, adapter), name="pull", daemon=True).start()
-    waited_s = 0.0
-    while not pull.done() and waited_s < patience_s:
-        step_s = min(_LOG_EVERY_S, patience_s - waited_s)
-        wait([pull], step_s)
-        waited_s += step_s
-        if not pull.done():
-            logger.info("Waiting for the Hub to send %s: %.0f s of at most %.0f s", adapter, waited_s, patience_s)
+    pull = _start_pull(adapter)
+    if not wait([pull], min(_SILENT_S, patience_s)).done:
+        logger.info("Waiting for the Hub to send %s, %.0f s at most", adapter, patience_s)
+        wait([pull], max(patience_s - _SILENT_S, 0.0))
     if pull.done():
-        found = pull.result()
-        reason = found.notice
+        found, reason = pull.result(), pull.result().notice
     else:
         reason = f"The Hub has not sent {name} in {patience_s:.0f} s"
         try:
             if known is None:
                 raise HubUnavailable(f"{adapter} is not in the cache.")
-            found = find_adapter(name, known, cached_only=True)
+            found = pull_adapter(name, known, cached_only=True)
         except HubUnavailable as error:
             raise HubUnavailable(f"{reason}, the download goes on: start again in some minutes.") from error
     sentence = None
     if reason is not None:
-        sentence = _said(
-            f"Serving {name} at its cached revision {found.commit[:12]}, perhaps not the newest ({reason})."
-        )
+        sentence = f"Serving {name} at its cached revision {found.commit[:12]}, perhaps not the newest ({reason})."
+        logger.warning("%s", sentence)
     return f"{name}@{found.commit}", sentence
 
 
-def _pull(pull: Future[PulledAdapter], adapter: str) -> None:
-    from medical_assistant.hub.pull import find_adapter
+def _start_pull(adapter: str) -> Future[PulledAdapter]:
+    """A daemon thread, which may be left behind: huggingface_hub can wait for ever on a very slow connection."""
+    from medical_assistant.hub.pull import pull_adapter
 
-    try:
-        pull.set_result(find_adapter(adapter))
-    except Exception as error:  # it belongs to whoever waits
-        pull.set_exception(error)
+    pull: Future[PulledAdapter] = Future()
 
+    def run() -> None:
+        try:
+            pull.set_result(pull_adapter(adapter))
+        except Exception as error:  # it belongs to whoever waits
+            pull.set_exception(error)
 
-def _said(sentence: str) -> str:
-    logger.warning("%s", sentence)
-    return sentence
+    threading.Thread(target=run, name="pull", daemon=True).start()
+    return pull

@@ -43,7 +43,7 @@ class HubServer:
         self.tokens = {WRITE_TOKEN: ("alice", True), READ_TOKEN: ("alice", False), OTHER_TOKEN: ("bob", True)}
         self.objects: dict[str, bytes] = {}  # Git LFS store: SHA-256 -> content
         self.requests: list[str] = []
-        self.more_routes: list[Route] = []  # such as tests/hub_jobs.py brings
+        self.more_routes: list[Route] = []  # such as tests/support/hub_jobs.py brings
         self.paid_plan = True  # False: a Gradio Space on cpu-basic gets 402, as for free accounts
         self.token_seen_by_cdn = False  # a client must not send its token to the storage host
         self.failures: list[tuple[str, int, str]] = []  # (part of the path, status, body)
@@ -142,10 +142,9 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubS
     huggingface_hub reads the environment once, at import: children get the variables, this process
     the constants. Its waits before a retry are skipped.
     """
+    import tenacity.nap
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
-
-    from medical_assistant.hub import errors as hub_errors
 
     hub, home = HubServer(), tmp_path / "hf_home"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
@@ -169,7 +168,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubS
         "AGENT_HARNESSES_PATH": str(home / "agents.json"),
     }.items():
         monkeypatch.setattr(constants, name, value)
-    for module in (_http, file_download, hub_errors):
+    for module in (_http, file_download, tenacity.nap):
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None))
     _http.close_session()  # the client of an earlier test holds connections and proxies
     yield hub
