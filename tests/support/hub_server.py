@@ -16,7 +16,9 @@ the fixture sets HF_HUB_DISABLE_XET=1. Downloads use Xet only where a server off
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -176,8 +178,21 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubS
     hub.stop()
 
 
-def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base", **training: Any) -> Path:
+def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base") -> Path:
     """Return `folder` with a complete adapter: sound files, one 2 x 4 matrix, nothing that can be served."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _toy_files(folder.name, seed, base_model).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@functools.cache
+def _toy_files(name: str, seed: int, base_model: str) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as parent:
+        return read_folder(_make_toy_adapter(Path(parent) / name, seed, base_model))
+
+
+def _make_toy_adapter(folder: Path, seed: int, base_model: str) -> Path:
     import gguf
     import numpy as np
     from safetensors.numpy import save_file
@@ -201,7 +216,7 @@ def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base
     contents = {
         "adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": base_model, "r": 2},
         "prompt.json": prompt_contract("{{ messages }}", {"bos_token": "<s>", "eos_token": "</s>"}),
-        "training.json": {"experiment": "baseline", "settings": {"seed": seed, "lora_rank": 2}, **training},
+        "training.json": {"experiment": "baseline", "settings": {"seed": seed, "lora_rank": 2}},
         "metrics.json": {
             "n": 200,
             "systems": {
