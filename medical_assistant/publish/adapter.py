@@ -15,7 +15,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from medical_assistant.errors import AdapterError, UserError, run_script
 from medical_assistant.evaluation.gate import GateError, require_gate
@@ -85,29 +84,16 @@ def finish_publishing(folder: Path, repository: str | None = None, gate: Path | 
     """
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}: give the --output of a training run.")
-    goal = _read(folder / PENDING, optional=repository is not None)
-    return publish_adapter(
-        folder,
-        repository or goal["repository"],
-        private=goal.get("private", False),
-        merged=goal.get("merged", False),
-        gate=gate,
-    )
-
-
-def _read(path: Path, optional: bool) -> dict[str, Any]:
-    """The goal in publish.json, {} where there is none and that is allowed."""
-    if not path.exists():
-        if optional:
-            return {}
-        raise UserError(f"No push of {path.parent} is due: give --push-to-hub user/name to publish it.")
+    pending = folder / PENDING
     try:
-        goal = read_json(path)
-        if not isinstance(goal.get("repository"), str):
-            raise UserError(f"{path} names no repository.")
+        goal = read_json(pending) if pending.exists() else {}
     except UserError as error:
-        raise UserError(f"{path} is broken: remove it, and give --push-to-hub user/name.") from error
-    return goal
+        raise UserError(f"{pending} is broken: remove it, and give --push-to-hub user/name.") from error
+    name = repository or goal.get("repository")
+    if not name:
+        raise UserError(f"No push of {folder} is due: give --push-to-hub user/name to publish it.")
+    private, merged = bool(goal.get("private")), bool(goal.get("merged"))
+    return publish_adapter(folder, str(name), private=private, merged=merged, gate=gate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,14 +50,12 @@ def load_model(
         return load_engine(model, found, engine), notice
     except UserError as error:
         problem = error
-    bundled, sentence = bundled_folder(model), str(problem)
+    bundled = bundled_folder(model)
     if isinstance(problem, HubUnavailable) and bundled.is_dir():
-        reason = sentence.rstrip(".")
+        reason = str(problem).rstrip(".")
         try:
             loaded = load_engine(model, os.path.relpath(bundled), engine)
-            sentence = f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter."
-            logger.warning("%s", sentence)
-            return loaded, sentence
+            return loaded, _log(f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter.")
         except UserError as error:
             logger.warning("%s", error)
     try:
@@ -65,7 +63,7 @@ def load_model(
     except UserError:
         raise problem from None  # the base does not load either: the adapter was not the cause
     logger.warning("%s Serving the base model alone.", problem)
-    return base, sentence
+    return base, str(problem)
 
 
 def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
@@ -82,10 +80,19 @@ def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
         return adapter, None
     try:
         name, _ = split_revision(adapter)
-        known = cached_commit(adapter)  # before the download notes a new one
     except UserError:  # load_engine says what is wrong with it
         return adapter, None
-    pull = _start_pull(adapter)
+    known = cached_commit(adapter)  # before the download notes a new one
+    pull: Future[PulledAdapter] = Future()
+
+    def run() -> None:
+        try:
+            pull.set_result(pull_adapter(adapter))
+        except Exception as error:  # it belongs to whoever waits
+            pull.set_exception(error)
+
+    # A thread that may be left behind: huggingface_hub can wait for ever on a very slow connection.
+    threading.Thread(target=run, name="pull", daemon=True).start()
     if not wait([pull], min(_SILENT_S, patience_s)).done:
         logger.info("Waiting for the Hub to send %s, %.0f s at most", adapter, patience_s)
         wait([pull], max(patience_s - _SILENT_S, 0.0))
@@ -99,24 +106,12 @@ def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
             found = pull_adapter(name, known, cached_only=True)
         except HubUnavailable as error:
             raise HubUnavailable(f"{reason}, the download goes on: start again in some minutes.") from error
-    sentence = None
-    if reason is not None:
-        sentence = f"Serving {name} at its cached revision {found.commit[:12]}, perhaps not the newest ({reason})."
-        logger.warning("%s", sentence)
-    return f"{name}@{found.commit}", sentence
+    if reason is None:
+        return f"{name}@{found.commit}", None
+    sentence = f"Serving {name} at its cached revision {found.commit[:12]}, perhaps not the newest ({reason})."
+    return f"{name}@{found.commit}", _log(sentence)
 
 
-def _start_pull(adapter: str) -> Future[PulledAdapter]:
-    """A daemon thread, which may be left behind: huggingface_hub can wait for ever on a very slow connection."""
-    from medical_assistant.hub.pull import pull_adapter
-
-    pull: Future[PulledAdapter] = Future()
-
-    def run() -> None:
-        try:
-            pull.set_result(pull_adapter(adapter))
-        except Exception as error:  # it belongs to whoever waits
-            pull.set_exception(error)
-
-    threading.Thread(target=run, name="pull", daemon=True).start()
-    return pull
+def _log(sentence: str) -> str:
+    logger.warning("%s", sentence)
+    return sentence

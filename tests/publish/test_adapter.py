@@ -160,10 +160,12 @@ def test_nothing_is_due(hub_server: HubServer, toy_adapter: Path, signed_in: Non
     assert "metrics.json" in hub_server.repositories["models", NAME].files()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '"x"', "\xff"])
+@pytest.mark.parametrize("content", ["", "[]", '"x"', "\xff"])
 def test_broken_note(hub_server: HubServer, toy_adapter: Path, signed_in: None, content: str) -> None:
     (toy_adapter / PENDING).write_text(content, encoding="latin-1")
     assert "is broken" in failure_of(finish_publishing, toy_adapter)
+    (toy_adapter / PENDING).write_text("{}")
+    assert "give --push-to-hub" in failure_of(finish_publishing, toy_adapter)
     assert hub_server.requests == []
 
 

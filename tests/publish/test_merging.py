@@ -201,7 +201,8 @@ def test_a_gguf_of_another_model_is_refused_and_nothing_stays(
     adapter: Path, base: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(adapter, tmp_path / "run", ignore=shutil.ignore_patterns("merged"))
-    other = find_preset("smollm2-135m").embedded_gguf()
+    monkeypatch.setattr("tests.support.tiny_llama.WIDE", 208)
+    other = Path(make_base(tmp_path / "other").repository) / "base.gguf"
     monkeypatch.setattr(merging, "check_merge", lambda preset, gguf_type: other)
     with pytest.raises(UserError, match="differs from the merged model in blk.0"):
         merge_adapter(folder, base)
