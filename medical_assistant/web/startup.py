@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # For the Hub to send an adapter. The base needs some seconds after that: the page is there within a minute.
-PATIENCE_S = 45.0
+HUB_TIMEOUT_S = 45.0
 _SILENT_S = 5.0  # before the log says what the start waits for
 
 
@@ -29,11 +29,11 @@ def bundled_folder(model: str) -> Path:
 
 
 def load_model(
-    model: str, adapter: str | None, engine: str, patience_s: float = PATIENCE_S
+    model: str, adapter: str | None, engine: str, timeout_s: float = HUB_TIMEOUT_S
 ) -> tuple[Engine, str | None]:
     """Return the running engine, and None or the sentence for the page that says why it is not as asked for.
 
-    Where an adapter cannot be had from the Hub now (no connection, no answer in `patience_s`, 429, 5xx, a broken
+    Where an adapter cannot be had from the Hub now (no connection, no answer in `timeout_s`, 429, 5xx, a broken
     transfer, a full disk), its cached revision serves, else the adapter bundled with the model, else the base alone.
     An adapter that is wrong (no such name, no permission, another base or prompt, broken as it was published) has no
     substitute: the base alone serves, so that a typing error does not look like an answer of the adapter.
@@ -46,7 +46,7 @@ def load_model(
     if adapter is None:
         return load_engine(model, None, engine), "No adapter was chosen: start with --adapter to add one."
     try:
-        found, notice = find_in_time(adapter, patience_s)
+        found, notice = find_in_time(adapter, timeout_s)
         return load_engine(model, found, engine), notice
     except UserError as error:
         problem = error
@@ -66,11 +66,11 @@ def load_model(
     return base, str(problem)
 
 
-def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
+def find_in_time(adapter: str, timeout_s: float) -> tuple[str, str | None]:
     """Return what `load_engine` takes for `adapter`, and None or a sentence on the revision that was found.
 
     A Hub repository becomes `user/name@commit`, now in the cache; a folder, and what is neither, stays as it is.
-    A download that takes longer than `patience_s` goes on in the background for the next start.
+    A download that takes longer than `timeout_s` goes on in the background for the next start.
     Raises as `hub.pull.pull_adapter`.
     """
     from medical_assistant.hub.errors import HubUnavailable
@@ -93,13 +93,13 @@ def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
 
     # A thread that may be left behind: huggingface_hub can wait for ever on a very slow connection.
     threading.Thread(target=run, name="pull", daemon=True).start()
-    if not wait([pull], min(_SILENT_S, patience_s)).done:
-        logger.info("Waiting for the Hub to send %s, %.0f s at most", adapter, patience_s)
-        wait([pull], max(patience_s - _SILENT_S, 0.0))
+    if not wait([pull], min(_SILENT_S, timeout_s)).done:
+        logger.info("Waiting for the Hub to send %s, %.0f s at most", adapter, timeout_s)
+        wait([pull], max(timeout_s - _SILENT_S, 0.0))
     if pull.done():
         found, reason = pull.result(), pull.result().notice
     else:
-        reason = f"The Hub has not sent {name} in {patience_s:.0f} s"
+        reason = f"The Hub has not sent {name} in {timeout_s:.0f} s"
         try:
             if known is None:
                 raise HubUnavailable(f"{adapter} is not in the cache.")

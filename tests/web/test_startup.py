@@ -142,7 +142,7 @@ def test_a_hub_without_end_is_waited_for_in_vain_only_so_long(
     caplog.set_level("INFO")
     with slow_server() as address:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        engine, problem = load_model(MODEL, NAME, "auto", patience_s=0.6)  # the server never ends its answer
+        engine, problem = load_model(MODEL, NAME, "auto", timeout_s=0.6)  # the server never ends its answer
     assert (
         problem is not None
         and "has not sent alice/adapter in 1 s" in problem
@@ -159,7 +159,7 @@ def test_a_download_without_end_leaves_the_cached_revision_in_use(
     publish_newer(published, tmp_path / "newer")
     with slow_server() as address:
         published.cdn = address
-        engine, problem = load_model(MODEL, NAME, "auto", patience_s=0.6)
+        engine, problem = load_model(MODEL, NAME, "auto", timeout_s=0.6)
     assert engine.info.adapter_revision == cached
     assert problem is not None and cached[:12] in problem and "has not sent alice/adapter in 1 s" in problem
 
