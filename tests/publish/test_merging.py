@@ -252,7 +252,7 @@ def test_the_cards_peft_snippet_runs_on_what_was_published(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The code block of the card on the Hub, pasted; only the base, which is on no Hub here, is filled in, and the answer is short."""
+    """The code block of the card on the Hub, pasted; the base, which is on no Hub, is filled in, the answer short."""
     folder = shutil.copytree(adapter, tmp_path / "run", ignore=shutil.ignore_patterns("merged"))
     (folder / "training.json").write_text("{}")
     publish_adapter(folder, "alice/medical")
