@@ -320,7 +320,7 @@ def cached_adapter(tmp_path_factory):
     hub.add_repository("alice/adapter", read_folder(make_adapter(tmp_path_factory.mktemp("adapter") / "random")))
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": ""}
     environment = {**os.environ, **environment, "NO_PROXY": "127.0.0.1"}
-    pull = "from medical_assistant.hub.push import pull_adapter; pull_adapter('alice/adapter')"
+    pull = "from medical_assistant.hub.pull import pull_adapter; pull_adapter('alice/adapter')"
     subprocess.run([sys.executable, "-c", pull], cwd=ROOT, env=environment, check=True, timeout=60)
     hub.stop()
     return environment

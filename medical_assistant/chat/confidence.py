@@ -222,9 +222,9 @@ def find_calibration(info: EngineInfo) -> Calibration | None:
         return None
     folder = Path(info.adapter)
     if not folder.is_dir():
-        from medical_assistant.hub.push import pull_adapter
+        from medical_assistant.hub.resolve import resolve_adapter
 
-        folder, _ = pull_adapter(info.adapter.partition("@")[0], info.adapter_revision)
+        folder = resolve_adapter(f"{info.adapter.partition('@')[0]}@{info.adapter_revision}").folder
     calibration = load_calibration(folder, info.adapter_revision)
     if calibration is not None and calibration.engine not in (None, info.engine):
         logger.warning("Confidence is not shown: it was measured with %s, not %s.", calibration.engine, info.engine)

@@ -11,7 +11,8 @@ from typing import Any
 from medical_assistant.engines.base import Answer, Engine, EngineInfo, Options, Token
 from medical_assistant.engines.threads import usable_cores
 from medical_assistant.errors import EngineError, UserError
-from medical_assistant.models.adapter import Adapter, load_adapter
+from medical_assistant.hub.resolve import open_adapter
+from medical_assistant.models.adapter import Adapter
 from medical_assistant.models.chat_templates import find_chat_template
 from medical_assistant.models.gguf_check import check_gguf
 from medical_assistant.models.presets import Preset, find_preset
@@ -46,7 +47,7 @@ def load_engine(
     name = choose_engine(preset) if engine == "auto" else engine
     if name not in ENGINES:
         raise UserError(f"Unknown engine {engine!r}: use one of {', '.join(ENGINES)}.")
-    checked: Adapter | None = load_adapter(adapter, preset) if adapter is not None else None
+    checked: Adapter | None = open_adapter(adapter, preset) if adapter is not None else None
     if name == "llama_cpp":
         from medical_assistant.engines.eight_bit import EightBitBatches, slow_in_batches
         from medical_assistant.engines.llama_cpp import LlamaCppEngine
@@ -100,7 +101,7 @@ def choose_engine(preset: Preset) -> str:
 def find_gguf(preset: Preset) -> Path:
     """Return the path of the preset's GGUF: given, embedded in a wheel, or downloaded from the Hub.
 
-    Raises `EngineError` without one; Hub failures are `UserError`s of `medical_assistant.hub.push`.
+    Raises `EngineError` without one; Hub failures are `UserError`s of `medical_assistant.hub.pull`.
     """
     if preset.gguf is not None and preset.repository == preset.gguf:
         return Path(preset.gguf)
@@ -108,7 +109,7 @@ def find_gguf(preset: Preset) -> Path:
     if embedded is not None:
         return embedded
     if preset.gguf is not None and preset.gguf_repository is not None:
-        from medical_assistant.hub.push import pull_file
+        from medical_assistant.hub.pull import pull_file
 
         return pull_file(preset.gguf_repository, preset.gguf, preset.gguf_revision)
     if preset.install:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medical_assistant.errors import UserError
-from medical_assistant.models.adapter import load_adapter
+from medical_assistant.hub.resolve import open_adapter
 from medical_assistant.models.presets import find_preset, load_presets
 
 BASE, FINE_TUNED = "base", "fine_tuned"
@@ -55,7 +55,7 @@ def check_candidates(candidates: Sequence[Candidate]) -> dict[str, str | None]:
     revisions: dict[str, str | None] = {}
     for candidate in candidates:
         preset = find_preset(candidate.model)
-        revisions[candidate.key] = load_adapter(candidate.adapter, preset).revision if candidate.adapter else None
+        revisions[candidate.key] = open_adapter(candidate.adapter, preset).revision if candidate.adapter else None
     return revisions
 
 

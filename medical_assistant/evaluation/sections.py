@@ -16,7 +16,7 @@ from medical_assistant.evaluation.run import SAFETY, STATEMENTS, Run
 from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference
 from medical_assistant.evaluation.scoring.comparison import compare, pair_name
 from medical_assistant.evaluation.scoring.metrics import METRICS, bert_scores, corpus_scores
-from medical_assistant.models.adapter import load_adapter
+from medical_assistant.hub.resolve import open_adapter
 from medical_assistant.models.presets import find_preset
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _open_scorer(group: Sequence[Candidate]) -> Iterator[Scorer]:
 
     preset = find_preset(group[0].model)
     adapter = next((candidate.adapter for candidate in group if candidate.adapter), None)
-    scorer = Scorer(preset, load_adapter(adapter, preset) if adapter else None)
+    scorer = Scorer(preset, open_adapter(adapter, preset) if adapter else None)
     try:
         yield scorer
     finally:

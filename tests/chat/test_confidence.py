@@ -287,12 +287,13 @@ def test_a_published_calibration_is_found_by_the_hash_of_the_weights(
     hub_server: HubServer, toy_adapter: Path, signed_in: None
 ):
     """On the Hub the adapter's revision is a commit, which cannot be known before the file is in it."""
-    from medical_assistant.hub.push import pull_adapter, push_adapter
+    from medical_assistant.hub.pull import pull_adapter
+    from medical_assistant.hub.push import push_adapter
     from medical_assistant.models.adapter import weights_hash
 
     write(toy_adapter, adapter_revision=weights_hash(toy_adapter))
     push_adapter(toy_adapter, "alice/adapter")
-    _, commit = pull_adapter("alice/adapter")
+    commit = pull_adapter("alice/adapter").commit
     hub_server.requests.clear()
     found = find_calibration(EngineInfo("stub", "m", "alice/adapter@main", commit))
     assert found is not None and found.adapter_revision == weights_hash(toy_adapter) != commit

@@ -82,7 +82,7 @@ def test_missing_wheel_says_how_to_install_it(installed):
 
 
 def test_gguf_of_the_hub_is_pulled_at_its_revision(monkeypatch):
-    from medical_assistant.hub.push import push as hub
+    from medical_assistant.hub import pull as hub
 
     asked = []
     monkeypatch.setattr(hub, "pull_file", lambda *arguments: asked.append(arguments) or Path("/cache/x.gguf"))

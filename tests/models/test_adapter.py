@@ -251,10 +251,3 @@ def test_broken_json_is_one_line(toy_adapter, name, content):
     with pytest.raises(AdapterError, match=f"{name} ") as caught:
         load_adapter(toy_adapter, TOY)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("folder", ["~/adapter", "/nowhere/adapter", "../adapter", "adapter", "a/b/c"])
-def test_what_is_no_folder_and_no_repository_is_not_asked_for(hub_server, folder):
-    with pytest.raises(AdapterError, match="There is no adapter folder"):
-        load_adapter(folder, TOY)
-    assert hub_server.requests == []

@@ -175,7 +175,7 @@ def small_disk(tmp_path: Path) -> Path:
 PULL = """
 import sys
 from medical_assistant.errors import run_script
-from medical_assistant.hub.push import pull_adapter
+from medical_assistant.hub.pull import pull_adapter
 run_script(lambda argv: print(pull_adapter(argv[0])[1]))
 """
 
