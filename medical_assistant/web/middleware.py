@@ -1,4 +1,4 @@
-"""What stands before Gradio's own server: closed paths, bodies, other sites, security headers."""
+"""Security middleware around Gradio's own server: closed paths, bodies, other sites, security headers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medical_assistant.web.limits import LimitError
-from medical_assistant.web.login import ATTEMPTS_PER_MINUTE, Login, PasswordLogin, is_cross_origin
+from medical_assistant.web.login import ATTEMPTS_PER_MINUTE, Login, PasswordLogin
 
 MAX_BODY_BYTES = 1_000_000  # the rules must see an emergency after 200 answers of 1,000 tokens too
 
@@ -34,8 +34,8 @@ OPEN_FOLDERS = (
     "/assets/", "/static/",  # Gradio's own
     "/gradio_api/heartbeat/", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/",
 )  # fmt: skip
-# Servers decode a path once; what could still climb out of a folder after that has no business here.
-_CLIMBS = re.compile(r"\.\.|[\\%\x00-\x1f]")
+# Servers decode a path once; what could still lead out of a folder after that is closed.
+_TRAVERSAL = re.compile(r"\.\.|[\\%\x00-\x1f]")
 
 # Directives of https://www.w3.org/TR/CSP3/. 'unsafe-eval': Gradio makes the templates of gr.HTML with `Function`.
 # Inline scripts run by their hash alone. 'self' covers a WebSocket to the same host; a bare `ws:` would be any host.
@@ -167,7 +167,17 @@ def _check_json(body: bytes | bytearray) -> None:
 def is_open(path: str, root_path: str = "") -> bool:
     """Say whether `path`, as the server decoded it, is one that the page or a client library needs."""
     path = _without_root(path, root_path)
-    return not _CLIMBS.search(path) and (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS))
+    return not _TRAVERSAL.search(path) and (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS))
+
+
+def is_cross_origin(headers: Mapping[str, str]) -> bool:
+    """Say whether a page of another host made the request (RFC 6454, 7). Programs and plain links name no origin."""
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    # A page elsewhere cannot set the second one without a preflight, which is refused for want of it.
+    hosts = {headers.get("host"), headers.get("x-forwarded-host", "").split(",")[0].strip()}
+    return origin.partition("://")[2] not in hosts - {None, ""}
 
 
 def _without_root(path: str, root_path: str) -> str:
@@ -202,11 +212,7 @@ def _with_headers(send: Send) -> Send:
 
 def content_security_policy(page: bytes = b"") -> str:
     """Return the policy's text for `page`: of inline scripts only those that the server itself wrote there may run."""
-    return CONTENT_SECURITY_POLICY.format(script_hashes="".join(f" '{name}'" for name in _script_hashes(page)))
-
-
-def _script_hashes(page: bytes) -> Iterable[str]:
     # A browser reads \r\n as \n before it hashes (HTML standard, 13.2.3.5).
     scripts = _INLINE_SCRIPT.findall(page.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
-    for script in dict.fromkeys(scripts):
-        yield "sha256-" + base64.b64encode(hashlib.sha256(script).digest()).decode()
+    hashes = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in dict.fromkeys(scripts))
+    return CONTENT_SECURITY_POLICY.format(script_hashes="".join(f" 'sha256-{name}'" for name in hashes))
