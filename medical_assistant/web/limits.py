@@ -86,7 +86,7 @@ class ClientLimits:
             self._latest_s = now_s
         if set_back:
             self.reset()  # the earlier times would lock clients out until the clock has caught up
-        self._forget_clients()
+        self._forget_clients(now_s, self._rate.key_for(client))
         if not self._window.hit(self._rate, client):
             wait_s = self._window.get_window_stats(self._rate, client).reset_time - now_s
             wait_s = min(max(1, math.ceil(wait_s)), math.ceil(WINDOW_S))
@@ -94,14 +94,20 @@ class ClientLimits:
                 f"The limit is {_count(self.per_minute, 'question')} a minute: ask again in {_count(wait_s, 'second')}."
             )
 
-    def _forget_clients(self) -> None:
-        """Make room for one more: `limits` 5.8 keeps an entry, empty after a minute, of every client for ever."""
-        known = list(self._storage.events)
-        if len(known) >= self._max_clients:
-            idle = [key for key in known if not self._storage.events.get(key)]
-            for key in idle or known[:1]:
-                with self._storage.locks[key]:  # its timer may be at work on this entry
+    def _forget_clients(self, now_s: float, newest: str) -> None:
+        """Forget whoever asked nothing for a minute, and the earliest where there is no room for `newest`.
+
+        `limits` 5.8 forgets the questions itself, but keeps an empty entry of every client for ever.
+        """
+        events = self._storage.events  # by client, the latest question first
+        for key in list(events):
+            with self._storage.locks[key]:  # its timer and other threads work on the same entry
+                if not events.get(key) or events[key][0].expiry <= now_s:
                     self._storage.clear(key)
+        if newest not in events and len(events) >= self._max_clients:
+            earliest = next(iter(events))
+            with self._storage.locks[earliest]:
+                self._storage.clear(earliest)
 
 
 def _count(number: int, noun: str) -> str:
