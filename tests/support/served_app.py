@@ -6,12 +6,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+import httpx
 import pytest
 
 from medical_assistant.web.limits import ClientLimits
 from medical_assistant.web.requests import RequestTracker
 from tests.support.stub_engine import StubEngine, default_script
+
+# All is on this machine, and reading the certificates of others takes 30 ms of CPU for each request.
+LOCAL = {"verify": False, "trust_env": False}
+request = partial(httpx.request, **LOCAL)
 
 
 @dataclass

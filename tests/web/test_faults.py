@@ -278,22 +278,22 @@ def served(page: Served) -> Served:
 def question_data(url: str) -> list[str]:
     """Return the values of a question for the endpoint, those that it does not name at their defaults."""
     given = {"message": QUESTION, "model": "Base"}
-    parameters = httpx.get(f"{url}/gradio_api/info").json()["named_endpoints"]["/chat"]["parameters"]
+    parameters = request("GET", f"{url}/gradio_api/info").json()["named_endpoints"]["/chat"]["parameters"]
     return [given.get(entry["parameter_name"], entry["parameter_default"]) for entry in parameters]
 
 
 def ask_by_queue(url: str) -> str:
     """Ask as the page and gradio_client do; return the path of the stream."""
-    named = {entry.get("api_name"): entry["id"] for entry in httpx.get(f"{url}/config").json()["dependencies"]}
+    named = {entry.get("api_name"): entry["id"] for entry in request("GET", f"{url}/config").json()["dependencies"]}
     session = secrets.token_hex(8)
     question = {"data": question_data(url), "fn_index": named["chat"], "session_hash": session}
-    httpx.post(f"{url}/gradio_api/queue/join", json=question).raise_for_status()
+    request("POST", f"{url}/gradio_api/queue/join", json=question).raise_for_status()
     return f"/gradio_api/queue/data?session_hash={session}"
 
 
 def ask_by_call(url: str) -> str:
     """Ask as curl does; return the path of the stream."""
-    asked = httpx.post(f"{url}/gradio_api/call/chat", json={"data": question_data(url)})
+    asked = request("POST", f"{url}/gradio_api/call/chat", json={"data": question_data(url)})
     return f"/gradio_api/call/chat/{asked.json()['event_id']}"
 
 
@@ -355,7 +355,7 @@ def test_clocks_that_jump_change_nothing(served: Served, monkeypatch: pytest.Mon
         with httpx.stream("GET", served.url + path, timeout=20) as stream:
             assert " ".join(f"word{number}" for number in range(100)) in "".join(stream.iter_text())
         assert time.monotonic() - started_s < 10
-    assert httpx.get(f"{served.url}/healthz").json() == {"status": "ready"}
+    assert request("GET", f"{served.url}/healthz").json() == {"status": "ready"}
     assert 0 <= first_text_s(answers) - before_s < 10
     assert engine.finished == 2 and answers.running == 0
 
