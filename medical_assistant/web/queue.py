@@ -52,14 +52,9 @@ def _about(wait_s: float | None) -> str:
 class Ticket:
     """One question in the queue. `started_s` is None while it waits."""
 
-    queue: AnswerQueue
     client: str
     slots: int
     started_s: float | None = None
-
-    def wait(self, limit_s: float) -> Place | None:
-        """Return None as soon as the model is free for this question, its place after `limit_s` seconds without."""
-        return self.queue.wait(self, limit_s)
 
 
 class AnswerQueue:
@@ -101,7 +96,7 @@ class AnswerQueue:
 
         Raises `QueueFull` where too many wait.
         """
-        ticket = Ticket(self, client, min(slots, self.slots))
+        ticket = Ticket(client, min(slots, self.slots))
         with self._changed:
             if self.is_full:
                 raise QueueFull(BUSY)
@@ -117,7 +112,7 @@ class AnswerQueue:
                 self._start_next()
 
     def wait(self, ticket: Ticket, limit_s: float) -> Place | None:
-        """As `Ticket.wait`."""
+        """Return None as soon as the model is free for the question, its place after `limit_s` seconds without."""
         with self._changed:
             self._changed.wait_for(lambda: ticket.started_s is not None, limit_s)
             return None if ticket.started_s is not None else self._place(ticket)

@@ -176,7 +176,7 @@ class RequestTracker:
 
     def _wait(self, ticket: Ticket, update: Update) -> Iterator[Update]:
         """Yield `update` with the place in the queue until the model is free for it."""
-        while place := ticket.wait(WAIT_UPDATE_S):
+        while place := self.queue.wait(ticket, WAIT_UPDATE_S):
             if self.ending:
                 raise UserError(ENDING)
             text = place.text()

@@ -30,10 +30,10 @@ class Questions:
         del self.tickets[name]
 
     def running(self):
-        return "".join(name for name, ticket in self.tickets.items() if ticket.wait(0) is None)
+        return "".join(name for name, ticket in self.tickets.items() if self.queue.wait(ticket, 0) is None)
 
     def place(self, name):
-        return self.tickets[name].wait(0)
+        return self.queue.wait(self.tickets[name], 0)
 
 
 def test_first_come_first_served():
@@ -126,12 +126,12 @@ def test_a_free_model_is_announced_at_once():
         with queue.join("b") as ticket:
 
             def wait():
-                assert ticket.wait(1e6) is None
+                assert queue.wait(ticket, 1e6) is None
                 announced.set()
 
             thread = threading.Thread(target=wait, daemon=True)
             thread.start()
-            assert ticket.wait(0.05) == Place(0, None) and not announced.is_set()
+            assert queue.wait(ticket, 0.05) == Place(0, None) and not announced.is_set()
             first.close()
             thread.join()
     assert announced.is_set()
@@ -143,7 +143,7 @@ def test_everybody_is_served_and_never_more_than_the_slots(asked, slots, chance:
     for number, (client, needed) in enumerate(asked):
         questions.join(number, client, needed)
     while questions.tickets:
-        running = [name for name, ticket in questions.tickets.items() if ticket.wait(0) is None]
+        running = [name for name, ticket in questions.tickets.items() if questions.queue.wait(ticket, 0) is None]
         assert running and sum(questions.tickets[name].slots for name in running) <= slots
         questions.leave(chance.choice(running))
     assert questions.queue.running == questions.queue.waiting == 0
