@@ -1,56 +1,88 @@
-"""The real page behind the real Gradio server, around a stub engine: one for all tests of a session that can share."""
+"""The app with a scripted engine, served once for all tests of the page, the server and the API."""
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import httpx
 import pytest
 
-from medical_assistant.web.limits import ClientLimits
-from medical_assistant.web.requests import RequestTracker
 from tests.support.stub_engine import StubEngine, default_script
 
 # All is on this machine, and reading the certificates of others takes 30 ms of CPU for each request.
-LOCAL = {"verify": False, "trust_env": False}
+LOCAL: dict[str, Any] = {"verify": False, "trust_env": False}
 request = partial(httpx.request, **LOCAL)
 
 
 @dataclass
 class ServedApp:
+    """`page`: the gr.Blocks. A test may change `engine` and `assistant`: `served_app` sets both back."""
+
     engine: StubEngine
-    tracker: RequestTracker
-    url: str
+    assistant: Any
+    tracker: Any
+    page: Any
+
+    @property
+    def url(self) -> str:
+        """The address, without a slash at the end."""
+        return self.page.local_url.rstrip("/")
+
+    def reset(self) -> None:
+        """Wait for what still runs and set everything back."""
+        wait_until(lambda: self.engine.running == 0)
+        self.engine.reset()
+        self.engine.script, self.engine.delay_s, self.engine.context_tokens = default_script, 0.0, 2048
+        self.engine.info = StubEngine().info
+        self.assistant.problem = self.assistant.calibration = None
 
 
 @contextmanager
-def serve(login=None) -> Iterator[ServedApp]:
-    """Yield the app, with `login` where given, on a free port of this machine."""
+def serve(engine: StubEngine, problem: str | None = None, queue: Any = None, login: Any = None) -> Iterator[ServedApp]:
+    """Serve the page with `engine`, and `login` where given, for as long as the block runs."""
+    pytest.importorskip("gradio")
     from medical_assistant.chat.assistant import Assistant, load_examples
-    from medical_assistant.web import page, server
+    from medical_assistant.web import server
+    from medical_assistant.web.page import build_page, launch_options
+    from medical_assistant.web.requests import RequestTracker
 
-    engine, tracker = StubEngine(), RequestTracker(ClientLimits(concurrent=10, per_minute=1000))
-    blocks = page.build_page(Assistant(engine), load_examples(), tracker)
+    server.keep_text_out_of_errors()
+    tracker, assistant = RequestTracker(queue=queue), Assistant(engine, problem)
+    page = build_page(assistant, load_examples(), tracker)
     if login:
-        login.add_button(blocks)
-    port = free_port()
-    blocks.launch(
+        login.add_button(page)
+    page.launch(
         server_name="127.0.0.1",
-        server_port=port,
+        server_port=free_port(),
         prevent_thread_lock=True,
         quiet=True,
         app_kwargs=server.app_kwargs(engine, tracker, metrics=True, login=login),
-        **page.launch_options(),
+        **launch_options(),
         **(login.launch_options() if login else {}),
     )
     try:
-        yield ServedApp(engine, tracker, f"http://127.0.0.1:{port}")
+        yield ServedApp(engine, assistant, tracker, page)
     finally:
-        blocks.close()
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def shared_app() -> Iterator[ServedApp]:
+    with serve(StubEngine()) as app:
+        yield app
+
+
+@pytest.fixture
+def served_app(shared_app: ServedApp) -> ServedApp:
+    """The app that all tests of a process share, as it is after its start."""
+    shared_app.reset()
+    return shared_app
 
 
 def free_port() -> int:
@@ -59,17 +91,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def one_served_app() -> Iterator[ServedApp]:
-    pytest.importorskip("gradio")
-    with serve() as app:
-        yield app
-
-
-@pytest.fixture
-def served(one_served_app: ServedApp) -> ServedApp:
-    """The session's app, its engine as new: `served.engine.script` and `delay_s` are the test's to set."""
-    engine = one_served_app.engine
-    engine.script, engine.delay_s = default_script, 0.0
-    engine.reset()
-    return one_served_app
+def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
+    """Wait for what happens in this process; the page has its own waiting."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        time.sleep(0.02)

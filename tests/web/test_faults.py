@@ -37,8 +37,10 @@ from medical_assistant.web import requests
 from medical_assistant.web.requests import RequestTracker
 from tests.support.hub_server import HubServer, read_folder
 from tests.support.paths import ROOT
-from tests.support.served_app import LOCAL, ServedApp, request
+from tests.support.served_app import LOCAL, ServedApp, request, wait_until
 from tests.support.stub_engine import endless
+
+pytest_plugins = ("tests.support.served_app",)
 
 NAME = "alice/adapter"
 MODEL = "smollm2-135m"
@@ -63,10 +65,14 @@ QUESTION = "Tell me all about vitamins"
 LONG = Options(max_new_tokens=1000, temperature=1.5)  # hot: it does not end early
 
 
+def answer(engine: Engine, options: Options | None = None) -> Iterator[Reply]:
+    return Assistant(engine).answer(QUESTION, [], "Base", options or Options())
+
+
 def ask_until(engine: Engine, harm: Callable[[], None], after: int = 3) -> Reply:
     """Return the last reply of an answer that `harm` meets once there are `after` updates with text."""
     texts = 0
-    for reply in Assistant(engine).answer(QUESTION, [], "Base", LONG):
+    for reply in answer(engine, LONG):
         texts += bool(reply.text)
         if texts == after:
             harm()
@@ -84,7 +90,7 @@ def test_an_engine_that_hangs_or_is_killed_is_said_and_answers_the_next_message(
     assert reply.failed and reply.text and words in reply.notes[-1] and "restarting: ask again" in reply.notes[-1]
     with pytest.raises(ProcessLookupError):  # not left behind, stopped
         os.kill(child, 0)
-    replies = list(Assistant(engine).answer(QUESTION, [], "Base", Options(max_new_tokens=8)))
+    replies = list(answer(engine, Options(max_new_tokens=8)))
     assert replies[-1].text and not replies[-1].failed
     assert engine.restarts == restarts + 1 and engine.child_pid() != child
 
@@ -93,7 +99,7 @@ def test_an_engine_that_hangs_while_nobody_asks_is_restarted_unseen(engine: Llam
     child = engine._child.process
     os.kill(child.pid, signal.SIGSTOP)
     child.wait(10)
-    replies = list(Assistant(engine).answer(QUESTION, [], "Base", Options(max_new_tokens=8)))
+    replies = list(answer(engine, Options(max_new_tokens=8)))
     assert replies[-1].text and not replies[-1].failed
 
 
@@ -118,7 +124,7 @@ def silent_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[L
 def test_an_engine_that_computes_nothing_any_more_is_restarted(silent_engine: LlamaCppEngine) -> None:
     child = silent_engine.child_pid()
     for _ in range(2):
-        reply = list(Assistant(silent_engine).answer(QUESTION, [], "Base"))[-1]
+        reply = list(answer(silent_engine))[-1]
         assert reply.failed and reply.text == "Half" and "gave no sign of life" in reply.notes[-1]
     assert silent_engine.restarts == 1 and silent_engine.child_pid() != child
 
@@ -133,7 +139,7 @@ def test_an_answer_that_waits_behind_others_does_not_end_them(silent_engine: Lla
 
     reader = threading.Thread(target=read)
     reader.start()
-    reply = list(Assistant(silent_engine).answer(QUESTION, [], "Base"))[-1]
+    reply = list(answer(silent_engine))[-1]
     assert reply.failed and "busy with other answers: ask again in a minute" in reply.notes[-1]
     ended.set()
     reader.join(5)
@@ -238,10 +244,10 @@ def test_results_that_do_not_fit_leave_the_earlier_ones(small_disk: Path) -> Non
 
 
 @pytest.fixture
-def endless_app(served: ServedApp) -> ServedApp:
+def endless_app(served_app: ServedApp) -> ServedApp:
     """The served app around an engine whose answers have no end."""
-    served.engine.script, served.engine.delay_s = endless, 0.01
-    return served
+    served_app.engine.script, served_app.engine.delay_s = endless, 0.01
+    return served_app
 
 
 @functools.cache
@@ -279,12 +285,6 @@ def listen(url: str, path: str, updates: int) -> socket.socket:
     return connection
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Return once it is so; the test's own limit ends what never comes."""
-    while not condition():
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("ask", [ask_by_queue, ask_by_call])
 def test_a_cut_connection_frees_the_engine(endless_app: ServedApp, ask: Callable[[str], str], reset: bool) -> None:
@@ -312,17 +312,17 @@ def test_who_is_cut_off_while_waiting_is_not_answered(endless_app: ServedApp, mo
     assert len(endless_app.engine.requests) == queue.slots
 
 
-def test_clocks_that_jump_change_nothing(served: ServedApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clocks_that_jump_change_nothing(served_app: ServedApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the day jumps by hours to and fro, at every look at it, for Gradio and the server too."""
-    engine, tracker = served.engine, served.tracker
+    engine, tracker = served_app.engine, served_app.tracker
     jumps, real = itertools.cycle([-40_000.0, 3.0, 90_000.0, -7.0]), time.time
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
     engine.script = lambda messages, options: (f"word{number} " for number in range(100))
     before_s = first_text_s(tracker)
     for ask in (ask_by_queue, ask_by_call):
-        with httpx.stream("GET", served.url + ask(served.url), timeout=100, **LOCAL) as stream:
+        with httpx.stream("GET", served_app.url + ask(served_app.url), timeout=100, **LOCAL) as stream:
             assert " ".join(f"word{number}" for number in range(100)) in "".join(stream.iter_text())
-    assert request("GET", f"{served.url}/healthz").json() == {"status": "ready"}
+    assert request("GET", f"{served_app.url}/healthz").json() == {"status": "ready"}
     assert 0 <= first_text_s(tracker) - before_s < 1000  # no hours
     assert engine.finished == 2 and tracker.running == 0
 

@@ -22,6 +22,7 @@ from medical_assistant.web import login
 from medical_assistant.web.login import PasswordLogin, hash_password, load_login, main, matches, read_passwords
 from tests.support.paths import ROOT
 from tests.support.served_app import LOCAL, ServedApp, free_port, request, serve
+from tests.support.stub_engine import StubEngine
 
 PASSWORD = "correct horse battery"
 
@@ -228,7 +229,7 @@ pytest.importorskip("gradio")
 def guarded(cheap_hash):
     """The real page, which asks for a password."""
     passwords = cheap_login(cheap_hash)
-    with serve(passwords) as app:
+    with serve(StubEngine(), login=passwords) as app:
         yield app.url, passwords
 
 
@@ -397,7 +398,7 @@ def space(monkeypatch):
             monkeypatch.setattr(oauth, name, value)
     # On a Space it changes the modules of the process where a file changes: not of this one.
     monkeypatch.setattr("gradio.http_server.watchfn_spaces", lambda reloader: None)
-    with serve(load_login("huggingface")) as app:
+    with serve(StubEngine(), login=load_login("huggingface")) as app:
         yield app
     provider.shutdown()
     provider.server_close()

@@ -32,8 +32,16 @@ def tracker():
     return RequestTracker(ClientLimits())
 
 
+def answer(engine, message=QUESTION):
+    return Assistant(engine).answer(message, [], "Base")
+
+
+def answer_both(engine, message=QUESTION):
+    return Assistant(engine).answer_both(message)
+
+
 def ask(tracker, engine, message=QUESTION, client=CLIENT):
-    return list(tracker.watch(Assistant(engine).answer(message, [], "Base"), client))
+    return list(tracker.watch(answer(engine, message), client))
 
 
 def requests(tracker):
@@ -62,7 +70,7 @@ def test_an_emergency_is_answered_past_every_limit():
     engine.reset()
     tracker.ending = True
     assert "emergency number" in ask(tracker, engine, EMERGENCY)[-1].text
-    both = list(tracker.watch(Assistant(engine).answer_both(EMERGENCY), CLIENT))
+    both = list(tracker.watch(answer_both(engine, EMERGENCY), CLIENT))
     assert all("emergency number" in reply.text for reply in both[-1])
     assert requests(tracker) == {"answered": 1, "emergency": 2} and engine.requests == []
 
@@ -103,7 +111,7 @@ def test_closing_stops_the_model_and_frees_the_clients_place():
         RequestTracker(ClientLimits(concurrent=1)),
         StubEngine(lambda messages, options: repeat("A word. ")),
     )
-    with closing(tracker.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)) as updates:
+    with closing(tracker.watch(answer(engine), CLIENT)) as updates:
         while not next(updates).text:
             pass
         with pytest.raises(LimitError, match="1 answer at a time"):
@@ -115,7 +123,7 @@ def test_closing_stops_the_model_and_frees_the_clients_place():
 
 
 def test_a_comparison_is_one_answer(tracker):
-    updates = list(tracker.watch(Assistant(StubEngine()).answer_both(QUESTION), CLIENT))
+    updates = list(tracker.watch(answer_both(StubEngine()), CLIENT))
     assert [reply.text.split()[3] for reply in updates[-1]] in (["fine-tuned", "base"], ["base"])
     assert requests(tracker) == {"answered": 1}
 
@@ -125,12 +133,12 @@ def test_a_question_waits_its_turn_and_is_told_its_place(monkeypatch):
     tracker, engine = RequestTracker(queue=AnswerQueue(slots=2)), StubEngine()
     with ExitStack() as others:
         others.enter_context(tracker.queue.join("another", slots=2))
-        single = tracker.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
-        both = tracker.watch(Assistant(engine).answer_both(QUESTION), CLIENT)
+        single = tracker.watch(answer(engine), CLIENT)
+        both = tracker.watch(answer_both(engine), CLIENT)
         assert "You are next" in next(single).waiting
         assert all("One question is before yours" in reply.waiting for reply in next(both))
         assert engine.requests == [] and (tracker.queue.running, tracker.queue.waiting) == (1, 2)
-        list(tracker.watch(Assistant(engine).answer(EMERGENCY, [], "Base"), CLIENT))  # does not wait
+        list(tracker.watch(answer(engine, EMERGENCY), CLIENT))  # does not wait
     assert [list(single)[-1].waiting, *(reply.waiting for reply in list(both)[-1])] == ["", "", ""]
     assert requests(tracker) == {"emergency": 1, "answered": 2} and len(engine.requests) == 3
     assert tracker.queue.running == tracker.queue.waiting == tracker.running == 0
@@ -140,11 +148,11 @@ def test_who_leaves_while_waiting_never_reaches_the_model(monkeypatch):
     monkeypatch.setattr("medical_assistant.web.requests.WAIT_UPDATE_S", 0.01)
     tracker, engine = RequestTracker(queue=AnswerQueue(slots=1)), StubEngine()
     with tracker.queue.join("another"):
-        waiting = tracker.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
+        waiting = tracker.watch(answer(engine), CLIENT)
         next(waiting)
         waiting.close()
         assert tracker.queue.waiting == 0
-        waiting = tracker.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
+        waiting = tracker.watch(answer(engine), CLIENT)
         next(waiting)
         tracker.ending = True
         with pytest.raises(UserError, match="restarting"):
@@ -300,7 +308,7 @@ def test_at_the_end_no_answer_begins_and_running_ones_are_awaited(tracker, monke
 
 def test_the_end_does_not_wait_for_ever(tracker):
     engine = StubEngine(endless)
-    with closing(tracker.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)) as updates:
+    with closing(tracker.watch(answer(engine), CLIENT)) as updates:
         next(updates)
         assert tracker.end(0.1) is False
 

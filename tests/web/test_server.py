@@ -33,6 +33,8 @@ from tests.support.paths import ROOT
 from tests.support.served_app import request
 from tests.support.stub_engine import StubEngine, endless
 
+pytest_plugins = ("tests.support.served_app",)
+
 PAGE = (
     "<script>window.a = 1;</script><script type='module' src='./assets/x.js'></script><SCRIPT data-x>\nb()\n</SCRIPT >"
 )
@@ -285,8 +287,8 @@ def test_metrics_are_served_only_where_they_are_switched_on():
 # Around Gradio itself
 
 
-def test_gradios_page_may_run_its_scripts_and_load_what_it_names(served):
-    response = request("GET", served.url)
+def test_gradios_page_may_run_its_scripts_and_load_what_it_names(served_app):
+    response = request("GET", served_app.url)
     hashes = [value for value in directives(response)["script-src"] if value.startswith("'sha256")]
     assert len(hashes) == len(re.findall(r"<script(?![^>]*\ssrc=)", response.text)) > 0
     assert not re.search(r"<[^>]*\son\w+=", response.text)  # inline handlers would need a hash of their own
@@ -294,26 +296,26 @@ def test_gradios_page_may_run_its_scripts_and_load_what_it_names(served):
     names |= {"/static/js/iframeResizer.contentWindow.min.js", "/theme.css", "/favicon.ico", "/gradio_api/info"}
     assert len(names) >= 6
     for name in names:
-        assert request("GET", served.url + name).status_code == 200, name
+        assert request("GET", served_app.url + name).status_code == 200, name
 
 
-def test_gradio_serves_no_file_takes_no_upload_and_answers_programs(served):
+def test_gradio_serves_no_file_takes_no_upload_and_answers_programs(served_app):
     gradio_client = pytest.importorskip("gradio_client")
     for path in ("/gradio_api/file=/etc/passwd", "/gradio_api/file=app.py", "/static/..%2f..%2f..%2froutes.py"):
-        assert request("GET", served.url + path).status_code == 404
-    assert request("POST", f"{served.url}/gradio_api/upload", files={"files": b"x"}).status_code == 404
-    assert request("GET", f"{served.url}/healthz").json() == {"status": "ready"}
-    assert "requests_total" in request("GET", f"{served.url}/metrics").text
-    asked = gradio_client.Client(served.url, verbose=False).submit("What is anaemia?", "Base", api_name="/chat")
+        assert request("GET", served_app.url + path).status_code == 404
+    assert request("POST", f"{served_app.url}/gradio_api/upload", files={"files": b"x"}).status_code == 404
+    assert request("GET", f"{served_app.url}/healthz").json() == {"status": "ready"}
+    assert "requests_total" in request("GET", f"{served_app.url}/metrics").text
+    asked = gradio_client.Client(served_app.url, verbose=False).submit("What is anaemia?", "Base", api_name="/chat")
     assert "base answer" in asked.result(timeout=20)
 
 
-def test_gradios_preflights_and_compressed_files_have_the_headers(served):
+def test_gradios_preflights_and_compressed_files_have_the_headers(served_app):
     preflight = {"origin": "https://outside.example", "access-control-request-method": "POST"}
-    script = re.search(r'src="\.(/assets/[^"]+)"', request("GET", served.url).text)[1]
-    compressed = request("GET", served.url + script, headers={"accept-encoding": "br, gzip"})
+    script = re.search(r'src="\.(/assets/[^"]+)"', request("GET", served_app.url).text)[1]
+    compressed = request("GET", served_app.url + script, headers={"accept-encoding": "br, gzip"})
     assert compressed.headers["content-encoding"] in ("br", "gzip")
-    for response in (request("OPTIONS", f"{served.url}/gradio_api/queue/join", headers=preflight), compressed):
+    for response in (request("OPTIONS", f"{served_app.url}/gradio_api/queue/join", headers=preflight), compressed):
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
