@@ -159,7 +159,7 @@ class HubLogin:
 
     @staticmethod
     async def ask_to_sign_in(request: Any, error: Any) -> Any:
-        """Answer a stranger whom Gradio refused: the page gets one with the link, all else the error as it is."""
+        """Answer who has not signed in: the page is one with the link, all else gets the error as it is."""
         from starlette.responses import HTMLResponse, JSONResponse
 
         if request.scope["path"] in ("/", f"{request.scope.get('root_path', '')}/"):
