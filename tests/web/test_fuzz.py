@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from medical_assistant.chat.assistant import Assistant, load_examples
 from medical_assistant.web import server
-from medical_assistant.web.log_privacy import keep_text_out_of_errors
 from medical_assistant.web.page import build_page, launch_options
 from medical_assistant.web.requests import RequestTracker
 from tests.support.stub_engine import StubEngine
@@ -31,7 +30,7 @@ MESSAGES = st.text(max_size=200) | st.sampled_from(
 
 @pytest.fixture(scope="module")
 def api():
-    keep_text_out_of_errors()
+    server.keep_text_out_of_errors()
     engine, answers = StubEngine(), RequestTracker()
     page = build_page(Assistant(engine), load_examples(), answers)
     with closing(socket.socket()) as listener:
