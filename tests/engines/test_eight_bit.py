@@ -9,8 +9,9 @@ import gguf
 import numpy
 import pytest
 
+from medical_assistant.engines.base import Options
 from medical_assistant.engines.eight_bit import EightBitBatches, slow_in_batches, write_eight_bit
-from medical_assistant.engines.load import Options, load_engine
+from medical_assistant.engines.load import load_engine
 from medical_assistant.errors import AdapterError
 from medical_assistant.prompts import build_messages
 from tests.support.paths import ROOT

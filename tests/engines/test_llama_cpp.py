@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from medical_assistant.engines.llama_cpp import MAX_RESTARTS, LlamaCppEngine
-from medical_assistant.engines.load import Options, Token, load_engine
-from medical_assistant.engines.threads import choose_threads, usable_cores
+from medical_assistant.engines.base import Options, Token
+from medical_assistant.engines.llama_cpp import MAX_RESTARTS, LlamaCppEngine, choose_threads, usable_cores
+from medical_assistant.engines.load import load_engine
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.models.adapter import load_adapter
 from medical_assistant.models.presets import find_preset

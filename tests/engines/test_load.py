@@ -82,10 +82,10 @@ def test_missing_wheel_says_how_to_install_it(installed):
 
 
 def test_gguf_of_the_hub_is_pulled_at_its_revision(monkeypatch):
-    from medical_assistant.hub.push import push as hub
-
     asked = []
-    monkeypatch.setattr(hub, "pull_file", lambda *arguments: asked.append(arguments) or Path("/cache/x.gguf"))
+    monkeypatch.setattr(
+        "medical_assistant.hub.push.pull_file", lambda *arguments: asked.append(arguments) or Path("/cache/x.gguf")
+    )
     assert engines.find_gguf(HUB_GGUF) == Path("/cache/x.gguf")
     assert asked == [("other/x-GGUF", "x.gguf", "abc")]
     with pytest.raises(EngineError, match="no GGUF"):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from medical_assistant.engines.load import Options, Token, load_engine
+from medical_assistant.engines.base import Options, Token
+from medical_assistant.engines.load import load_engine
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.models.adapter import Adapter
+from medical_assistant.models.loading import compute_dtype
 from medical_assistant.models.presets import ASSETS, find_preset
 from medical_assistant.prompts import build_messages, prompt_contract
 from tests.support.adapter_fixture import make_adapter
@@ -159,7 +161,7 @@ def test_batch_with_a_question_that_is_too_long(engine):
 
 
 def test_entropy_by_hand():
-    from medical_assistant.engines.transformers_batch import entropy
+    from medical_assistant.engines.transformers import entropy
 
     even, sure = torch.zeros(1, 4), torch.tensor([[0.0, float("-inf"), float("-inf"), float("-inf")]])
     assert entropy(even).item() == pytest.approx(math.log(4)) and entropy(sure).item() == pytest.approx(0.0)
@@ -179,7 +181,7 @@ def test_seed_and_temperature(engine):
 
 
 def test_nucleus_and_temperature_follow_their_definitions():
-    from medical_assistant.engines.transformers_batch import choose
+    from medical_assistant.engines.transformers import choose
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     generator = torch.Generator().manual_seed(0)
@@ -323,7 +325,7 @@ def test_nf4(make_engine, adapter):
 
 def test_zero_gpu_decorates_the_generation_only(make_engine, model_folder, monkeypatch):
     """The package `spaces` is replaced: off a Space its decorator does nothing."""
-    from medical_assistant.engines.load import transformers as module
+    from medical_assistant.engines import transformers as module
 
     made = []
 
@@ -336,13 +338,13 @@ def test_zero_gpu_decorates_the_generation_only(make_engine, model_folder, monke
     load = module.load_weights
     asked = []
 
-    def load_on_cpu(preset, adapter, device, dtype, quantize, zero_gpu):
-        asked.append((device, dtype))
-        return load(preset, adapter, "cpu", torch.float32, quantize, zero_gpu)
+    def load_on_cpu(preset, adapter, device, dtype, quantize):
+        asked.append((device, compute_dtype(dtype, decoding=True), quantize))
+        return load(preset, adapter, "cpu", "float32", quantize)
 
     monkeypatch.setattr(module, "load_weights", load_on_cpu)
     engine = make_engine(dtype="auto")
-    assert asked == [("cuda", torch.bfloat16)]
+    assert asked == [("cuda", torch.bfloat16, "auto")]
     ((name, duration),) = made
     assert name == "_generate"
     assert 15 < duration([1] * 100, Options(max_new_tokens=256)) < 60
