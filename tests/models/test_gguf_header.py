@@ -17,6 +17,7 @@ from medical_assistant.models.gguf_header import HeaderReader, find_fault
 from medical_assistant.models.presets import find_preset
 from tests.support.paths import ROOT
 from tests.support.timing import cpu_s
+from tests.support.tiny_llama import save_gguf
 
 BUNDLED = ROOT / "assets" / "adapters" / "smollm2-135m" / "adapter.gguf"
 F32 = 0
@@ -34,10 +35,7 @@ def write_gguf(path: Path, tensors: dict[str, numpy.ndarray], kind: str | None =
     writer.add_array("general.tags", ["a", "b"])
     for name, values in tensors.items():
         writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    save_gguf(writer)
     return path
 
 

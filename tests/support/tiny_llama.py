@@ -102,6 +102,11 @@ def write_base_gguf(path: Path, model) -> None:
         if values.ndim == 2 and values.shape[1] % 32 == 0:
             kind = gguf.GGMLQuantizationType.Q4_1
         writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
+    save_gguf(writer)
+
+
+def save_gguf(writer) -> None:
+    """Write all that a `gguf.GGUFWriter` holds."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
