@@ -18,14 +18,10 @@ from typing import Any, NamedTuple
 import gguf
 import numpy
 
-# The largest models have some thousand tensors and some sixty keys; Gemma 3's tokenizer has 780,000 strings.
-MAX_TENSORS, MAX_KEYS, MAX_STRINGS = 65_536, 4_096, 2_000_000
+MAX_STRINGS = 2_000_000  # Gemma 3's tokenizer has 780,000
 MAX_NAME_BYTES, MAX_DIMENSIONS = 63, 4  # GGML_MAX_NAME (with its final zero) and GGML_MAX_DIMS of ggml.h
-MIN_ALIGNMENT, MAX_ALIGNMENT = 8, 65_536
-MEMORY_BYTES, CPU_S = 512 * 2**20, 60
 PRODUCTS_ONLY = ("Q8_1", "Q8_K")  # types of intermediate results, which ggml writes to no file
-
-_FIXED = struct.Struct("<4sIQQ")  # magic, version, tensors, keys
+MEMORY_BYTES, CPU_S = 512 * 2**20, 60
 _U64 = struct.Struct("<Q")
 
 
@@ -39,21 +35,12 @@ class HeaderReader(gguf.GGUFReader):
     """gguf-py's reader of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, but for the content.
 
     Raises `ValueError`, or what numpy raises, also for what gguf-py lets pass: a value that reaches beyond the end of
-    the file, which numpy cuts short; big endian; more than the limits above; tensors that are not whole, not aligned,
-    lie in one another, or have more elements than 64 bits count. Arrays are stepped over, and tensors stay on the disk:
-    gguf-py needs 2.5 s for the 49,000 tokens of SmolLM2, this 0.02 s.
+    the file, which numpy cuts short; big endian; tensors that are not whole, not aligned, lie in one another, or that
+    ggml does not take. Arrays are stepped over, and tensors stay on the disk: gguf-py needs 2.5 s for the 49,000
+    tokens of SmolLM2, this 0.02 s. How much there can be of anything is limited by the file and by `limit_resources`.
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            start = file.read(_FIXED.size)
-        if not start.startswith(b"GGUF") or len(start) < _FIXED.size:
-            raise ValueError("it does not begin with GGUF and its counts")
-        _, version, tensors, keys = _FIXED.unpack(start)
-        if version not in (2, 3):
-            raise ValueError(f"its version is {version}, not 2 or 3")
-        if tensors > MAX_TENSORS or keys > MAX_KEYS:
-            raise ValueError(f"it claims {tensors} tensors and {keys} keys")
         self.infos: list[TensorInfo] = []
         self._strings = 0
         super().__init__(path)
@@ -93,8 +80,8 @@ class HeaderReader(gguf.GGUFReader):
     def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
         """Check every tensor and its place, where gguf-py maps its data."""
         alignment, end = int(self.alignment), 0
-        if not MIN_ALIGNMENT <= alignment <= MAX_ALIGNMENT:
-            raise ValueError(f"its alignment is {alignment}")
+        if self.byte_order != "I" or alignment % 8:
+            raise ValueError(f"its bytes are in the order of another machine, or its alignment is {alignment}")
         for field in sorted(fields, key=lambda field: int(field.parts[5][0])):
             _, _, _, shape, kind, offsets = field.parts
             info = TensorInfo(field.name, tuple(shape.tolist()), gguf.GGMLQuantizationType(int(kind[0])))
