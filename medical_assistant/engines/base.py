@@ -29,7 +29,7 @@ class Options:
 class Token:
     """New text and the natural-log probability the model gave it (of the token, at temperature 1).
 
-    The text is empty while a character is not complete, and in a sign of life (probability 1) while a
+    The text is empty while a character is not complete, and in a keep-alive token (probability 1) while a
     long prompt is read. The probability is NaN where a remote server sends none.
     """
 

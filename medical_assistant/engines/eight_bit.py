@@ -92,8 +92,8 @@ class EightBitBatches:
 def write_eight_bit(source: Path, path: Path, lora: Path | None = None) -> Path:
     """Return `path`: `source` with every quantised matrix as Q8_0, one tensor in memory at a time.
 
-    `lora`, an adapter as `lora_gguf` writes it, is added to the matrices that it is for: W + alpha / rank * B A (Hu et
-    al. 2021, arXiv:2106.09685). Metadata, tokenizer and what is not quantised are copied as they are. Q8_0: blocks of
+    `lora`, as `models.gguf_lora` writes it, is added to the matrices that it is for: W + alpha / rank * B A (Hu et al.
+    2021, arXiv:2106.09685). Metadata, tokenizer and what is not quantised are copied as they are. Q8_0: blocks of
     32 weights with one float16 scale (llama.cpp, ggml-common.h, `block_q8_0`).
 
     Raises `AdapterError` when the adapter has a matrix that the source lacks.

@@ -131,7 +131,7 @@ class LlamaCppEngine:
         try:
             # All slots together make at least a token a second: a large model on two cores makes a few.
             answer = child.client.chat(payload, max(READ_TIMEOUT_S, float(self._parallel * payload["max_tokens"])))
-            child.heard_s = time.monotonic()
+            child.last_output_s = time.monotonic()
             return answer
         except ConnectionLost as error:
             raise self._explain(child, error) from error
@@ -145,7 +145,7 @@ class LlamaCppEngine:
                         token = next(tokens)
                     except StopIteration as end:
                         return str(end.value)
-                    child.heard_s = time.monotonic()
+                    child.last_output_s = time.monotonic()
                     yield token
         except ConnectionLost as error:
             raise self._explain(child, error) from error
@@ -192,7 +192,7 @@ class LlamaCppEngine:
         if self._closed:
             return EngineError("The engine was closed while it answered.")
         if isinstance(error, NoAnswer):
-            child.give_up()
+            child.kill_if_silent()
         try:
             status = child.process.wait(timeout=1.0)  # the socket closes a moment before the process ends
         except subprocess.TimeoutExpired:

@@ -147,7 +147,7 @@ class TransformersEngine:
         generator = torch.Generator(self._device).manual_seed(options.seed)
         for start in range(0, len(prompt), PREFILL_TOKENS):
             if start:
-                yield Token("", 0.0)  # a sign of life, and a chance to stop
+                yield Token("", 0.0)  # keeps the stream alive, and is a chance to stop
             logits = self._forward(prompt[start : start + PREFILL_TOKENS], cache, options.adapter)
         answer: list[int] = []
         shown = pending = 0  # answer[:shown] is on the page; answer[pending:] is decoded as one text
