@@ -11,8 +11,8 @@ from typing import Any
 
 from medical_assistant.data.records import Record, read_records
 from medical_assistant.engines.base import Options
+from medical_assistant.engines.llama_cpp import usable_cores
 from medical_assistant.engines.load import load_batch_engine
-from medical_assistant.engines.threads import usable_cores
 from medical_assistant.evaluation.answers import (
     PREDICTIONS,
     AnswerStore,

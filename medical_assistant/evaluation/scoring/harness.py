@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medical_assistant.engines.transformers import TEMPLATE_ARGUMENTS
 from medical_assistant.errors import UserError
 from medical_assistant.evaluation.scoring.knowledge import summarise_set
+from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS
 from medical_assistant.prompts import SYSTEM_PROMPT
 
 if TYPE_CHECKING:
