@@ -73,8 +73,7 @@ def test_mistake_10_figures_of_the_bundled_adapter_come_from_its_artefacts() -> 
 
 
 def test_mistake_10_the_committed_report_is_of_the_committed_metrics() -> None:
-    from medical_assistant.evaluation.report.report import build_sections
-    from medical_assistant.evaluation.report.report_markdown import render_markdown
+    from medical_assistant.evaluation.report.write import build_view, render
     from medical_assistant.models.adapter import weights_hash
 
     metrics = json.loads((REPORT / "metrics.json").read_text(encoding="utf-8"))
@@ -83,9 +82,11 @@ def test_mistake_10_the_committed_report_is_of_the_committed_metrics() -> None:
     losses = json.loads((ADAPTER / "training.json").read_text(encoding="utf-8"))["history"]
     report = (REPORT / "report.md").read_text(encoding="utf-8")
     checked = 0
-    for section in build_sections(metrics, [], {"fine-tuned": losses}):
-        if section.id not in WITH_ROWS:
-            assert render_markdown(metrics, [section]).split("\n\n", 2)[2] in report, section.title
+    view = build_view(metrics, [], {"fine-tuned": losses})
+    for section in view["sections"]:
+        if section["id"] not in WITH_ROWS:
+            text = render("report.md", view | {"sections": [section]})
+            assert text.split("\n\n", 2)[2] in report, section["title"]
             checked += 1
     assert checked > 10
     html = (REPORT / "report.html").read_bytes()
