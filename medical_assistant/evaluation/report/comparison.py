@@ -167,9 +167,10 @@ def training_losses(run: Evaluation, _: Found) -> Part:
 def distribution(run: Evaluation, _: Found) -> Part:
     """How the primary metric is spread over the questions."""
     values, rows = [], []
-    for key, label in zip(run.labels, run.columns, strict=True):
+    for key, label in run.labels.items():
         found = [fmt.dig(row, "candidates", key, "scores", run.primary) for row in run.rows]
         known = sorted(filter(fmt.is_number, found))
+        label = fmt.capital(label)
         values.append((label, known))
         if known:
             spread = [known[round(part * (len(known) - 1))] for part in (0, 0.25, 0.5, 0.75, 1)]
@@ -186,24 +187,15 @@ def distribution(run: Evaluation, _: Found) -> Part:
 
 def effect(run: Evaluation, found: Found) -> Part:
     """The difference by type of question and by its length: a forest plot for each pair."""
-    bounds = fmt.dig(found, "length_bounds")
     drawn: list[Part] = []
     for place, (pair, differences) in enumerate(fmt.dig(found, "pairs").items(), 1):
-        lengths = fmt.dig(found, "by_length", pair)
-        groups = {
-            "": {"all questions": differences.get(run.primary)},
-            "By type": {group.replace("_", " "): d for group, d in fmt.dig(found, "by_type", pair).items()},
-            "By length": {_length(group, bounds.get(group)): difference for group, difference in lengths.items()},
-        }
+        groups = [("", "all questions", differences.get(run.primary))]
+        groups += [("By type", kind.replace("_", " "), by) for kind, by in fmt.dig(found, "by_type", pair).items()]
+        for length, by in fmt.dig(found, "by_length", pair).items():
+            words = " to ".join(map(str, sorted(set(fmt.dig(found, "length_bounds", length)))))
+            groups.append(("By length", f"{length} ({words} words)" if words else length, by))
         drawn += difference_chart(run, f"effect-{place}", pair, groups)
-    return {"charts": drawn} if drawn else {"not_run": "The comparison holds no difference."}
-
-
-def _length(group: str, bounds: list[int] | None) -> str:
-    if not bounds:
-        return group
-    least, most = bounds
-    return f"{group} ({least} to {most} words)" if least < most else f"{group} ({least} words)"
+    return {"charts": drawn, "not_run": "" if drawn else "The comparison holds no difference."}
 
 
 def strata(run: Evaluation, found: Found) -> Part:
@@ -221,7 +213,7 @@ def strata(run: Evaluation, found: Found) -> Part:
         for pair, difference in (pairs or {}).items():
             by_pair.setdefault(pair, {})[group] = (difference or {}).get(metric, difference)
     for place, (pair, differences) in enumerate(by_pair.items(), 1):
-        drawn += difference_chart(run, f"strata-{place}", pair, {"": differences})
+        drawn += difference_chart(run, f"strata-{place}", pair, [("", *item) for item in differences.items()])
         absent = [group for group, difference in differences.items() if not difference]
         notes += [f"Too few {' and '.join(absent)} questions to compare."] if absent else []
     nearest = {key: value for key, value in fmt.dig(found, "nearest").items() if fmt.is_number(value)}
@@ -232,6 +224,6 @@ def strata(run: Evaluation, found: Found) -> Part:
     return {
         "told": [told + str(found.get("method") or "")],
         "charts": drawn,
-        "tables": [table(caption, ("Questions", *run.columns), rows)] if rows else [],
+        "tables": [table(caption, ("Questions", *map(fmt.capital, run.labels.values())), rows)] if rows else [],
         "notes": notes,
     }

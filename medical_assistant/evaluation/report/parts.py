@@ -11,7 +11,7 @@ from medical_assistant.evaluation.report import format as fmt
 
 Part = dict[str, Any]
 DIFFERENCE = ("Difference", "95 % interval", "p", "Wins / ties / losses", "Verdict")
-SIDES = {"higher": "right of the line is better", "lower": "left of the line is better"}
+SIDES = {"higher": "right of the line", "lower": "left of the line", "neither": "neither side"}
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,6 @@ class Evaluation:
         return {key: str(fmt.dig(found, "label") or key) for key, found in self.metrics["candidates"].items()}
 
     @property
-    def columns(self) -> list[str]:
-        return [fmt.capital(label) for label in self.labels.values()]
-
-    @property
     def primary(self) -> str:
         """The key of the metric that decides the verdict."""
         return str(fmt.dig(self.metrics, "comparison", "primary") or "rougeL")
@@ -39,6 +35,10 @@ class Evaluation:
     @property
     def metric(self) -> str:
         return fmt.metric_name(self.primary)
+
+    def place(self, key: str) -> int:
+        """Return which series of the charts a candidate is."""
+        return [*self.labels, key].index(key)
 
     def pair_labels(self, pair: str) -> tuple[str, str]:
         """Return the labels of b and a in "b vs a"."""
@@ -51,11 +51,7 @@ class Evaluation:
 
 
 def table(
-    caption: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    words: Sequence[int] = (0,),
-    verdict: bool = False,
+    caption: str, columns: Sequence[str], rows: list[list[str]], words: Sequence[int] = (0,), verdict: bool = False
 ) -> Part:
     """Return a table whose first cell names its row. `words` are the columns that are not numbers.
 
@@ -77,64 +73,65 @@ def difference_table(caption: str, first: str, differences: Iterable[tuple[str, 
     return [table(caption, (first, *DIFFERENCE), rows, verdict=True)] if rows else []
 
 
-def difference_chart(run: Evaluation, id: str, pair: str, groups: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    """Return one forest plot of `groups` (heading -> {label: Difference or None}), none without a difference."""
-    metric, b = run.primary, pair.partition(" vs ")[0]
-    series = list(run.labels).index(b) if b in run.labels else 1
+def difference_chart(run: Evaluation, id: str, pair: str, differences: Iterable[tuple[str, str, Any]]) -> list[Part]:
+    """Return one forest plot of `differences` (heading, label, Difference or None), none without a difference."""
+    series = run.place(pair.partition(" vs ")[0])
     drawn: list[Part] = []
     rows = []
-    for heading, differences in groups.items():
-        known = {label: found for label, found in differences.items() if fmt.is_number(fmt.dig(found, "difference"))}
-        drawn += [{"label": heading}] if heading and known else []
-        for label, found in known.items():
-            value, low, high = (found.get(key) for key in ("difference", "low", "high"))
-            difference, bounds, _, record, verdict = fmt.difference_cells(metric, found)
-            text = f"{difference} ({bounds})" if low is not None else difference
-            estimate = {"label": f"{label} \u00b7 {found['n']}", "value": value, "low": low, "high": high, "text": text}
-            drawn.append(estimate | {"series": series, "hollow": low is None or low <= 0 <= high})
-            rows.append([label, f"{found['n']:,}", difference, bounds, record, verdict])
+    for heading, label, found in differences:
+        if not fmt.is_number(fmt.dig(found, "difference")):
+            continue
+        value, low, high = (found.get(key) for key in ("difference", "low", "high"))
+        difference, bounds, _, record, verdict = fmt.difference_cells(run.primary, found)
+        rows.append([label, f"{found['n']:,}", difference, bounds, record, verdict])
+        if heading and {"label": heading} not in drawn:
+            drawn.append({"label": heading})
+        estimate = {"label": f"{label} \u00b7 {found['n']}", "value": value, "low": low, "high": high, "series": series}
+        estimate |= {"text": f"{difference} ({bounds})" if low is not None else difference}
+        drawn.append(estimate | {"hollow": low is None or low <= 0 <= high})
     if not rows:
         return []
-    title, side = f"{run.pair_title(pair)}: difference in {run.metric}", SIDES.get(fmt.direction(metric))
-    side = side or "neither side is better"
+    title, side = f"{run.pair_title(pair)}: difference in {run.metric}", SIDES[fmt.direction(run.primary)]
     measurable, unclaimed = (
         sum(not row.get("hollow", True) for row in drawn),
         sum(row[3] == "not claimed" for row in rows),
     )
-    sentence = (
-        f"{measurable} of {fmt.counted(len(rows), 'difference')} {'is' if measurable == 1 else 'are'} measurable; "
-    )
-    sentence += f"{side}."
+    are, have = "is" if measurable == 1 else "are", "has" if unclaimed == 1 else "have"
+    sentence = f"{measurable} of {fmt.counted(len(rows), 'difference')} {are} measurable; {side} is better."
     if unclaimed:
-        sentence += f" {unclaimed} {'has' if unclaimed == 1 else 'have'} too few questions for an interval."
-    axis = f"Difference in {run.metric} ({side})"
-    svg = charts.intervals(id, drawn, axis, line=0.0, percent=metric in fmt.PERCENT)
+        sentence += f" {unclaimed} {have} too few questions for an interval."
+    axis, percent = f"Difference in {run.metric} ({side} is better)", run.primary in fmt.PERCENT
     columns = ("Group", "Questions", *(name for name in DIFFERENCE if name != "p"))
+    svg = charts.intervals(id, drawn, axis, line=0.0, percent=percent)
     return [chart(id, title, sentence, svg, table(title, columns, rows, verdict=True))]
 
 
 def measures_chart(
-    run: Evaluation, id: str, title: str, axis: str, measures: Mapping[str, Mapping[str, Any]], *more: str
+    run: Evaluation, id: str, title: str, axis: str, measures: Iterable[tuple[Any, ...]], *more: str
 ) -> list[Part]:
     """Return one chart of parts (0-1) by measure and candidate, none without any.
 
-    A measure maps a candidate to a dict of `value`, `low`, `high`, maybe `mark` (chance) and `more`, the cells of the
-    columns `more`.
+    `measures` are tuples: measure, candidate, (value, low, high), chance or None, and the cells of the columns `more`.
     """
     drawn: list[Part] = []
-    rows, told = [], []
-    for name, values in measures.items():
-        known = {key: found for key, found in values.items() if fmt.is_number(found["value"])}
-        drawn += [{"label": name}] if known else []
-        for key, found in known.items():
-            value, label = fmt.percent(found["value"]), fmt.capital(run.labels[key])
-            bounds = fmt.interval(fmt.PART, found["low"], found["high"], sign=False)
-            text = f"{value} ({bounds})" if fmt.is_number(found["low"]) else value
-            drawn.append({**found, "label": label, "text": text, "series": list(run.labels).index(key)})
-            rows.append([name, label, value, bounds, *found.get("more", ())])
-        parts = ", ".join(f"{run.labels[key]} {fmt.percent(found['value'])}" for key, found in known.items())
-        told += [f"{name}: {parts}."] if known else []
+    rows: list[list[str]] = []
+    told: dict[str, list[str]] = {}
+    for measure, key, (value, low, high), chance, *cells in measures:
+        if not fmt.is_number(value):
+            continue
+        if measure not in told:
+            drawn.append({"label": measure})
+        label, shown, bounds = (
+            fmt.capital(run.labels[key]),
+            fmt.percent(value),
+            fmt.interval(fmt.PART, low, high, False),
+        )
+        told.setdefault(measure, []).append(f"{run.labels[key]} {shown}")
+        rows.append([measure, label, shown, bounds, *cells])
+        estimate = {"label": label, "value": value, "low": low, "high": high, "mark": chance, "series": run.place(key)}
+        drawn.append(estimate | {"text": f"{shown} ({bounds})" if fmt.is_number(low) else shown})
     if not rows:
         return []
+    sentence = " ".join(f"{measure}: {', '.join(values)}." for measure, values in told.items())
     figures = table(title, ("Measure", "Candidate", "Value", "95 % interval", *more), rows, words=(0, 1))
-    return [chart(id, title, " ".join(told), charts.intervals(id, drawn, axis, percent=True), figures)]
+    return [chart(id, title, sentence, charts.intervals(id, drawn, axis, percent=True), figures)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,8 @@ def build_view(
             missing = str(found.get("reason") or "No reason was given.")
         parts = PARTS[id](run, found) if not missing or id == "verdict" else {}
         told = [texts["intro"].format(**known)] if "intro" in texts else []
-        parts = {
-            **NOTHING,
-            "not_run": missing,
-            **parts,
-            "told": told + [text for text in parts.get("told", ()) if text],
-        }
-        sections.append({"id": id, "title": texts["title"], **parts})
+        told += [text for text in parts.pop("told", ()) if text]
+        sections.append({"id": id, "title": texts["title"], **NOTHING, "not_run": missing, "told": told, **parts})
     reference, *others = run.labels.values()
     title = f"{fmt.capital(', '.join(others))} against {reference}" if others else f"{fmt.capital(reference)} alone"
     names = []
@@ -109,52 +104,47 @@ def render(name: str, view: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=FILTERS["markdown"] if name.endswith(".md") else None,
+        finalize=escape if name.endswith(".md") else None,
     )
     environment.filters |= FILTERS
     css = Markup((FOLDER / "report.css").read_text(encoding="utf-8"))
     text = environment.get_template(f"{name}.jinja").render(view, css=css)
     # Answers may hold control characters, or half of a surrogate pair, which UTF-8 cannot write.
-    return charts.printable(text).lstrip()
+    text = charts.printable(text).lstrip()
+    return re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text
 
 
-def escape(text: str) -> str:
+def escape(text: Any) -> Markup:
     """Return `text` on one line as Markdown that shows just that, within a line or a table cell."""
-    text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return LINK_START.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", SPECIAL.sub(r"\\\1", text))
-
-
-def escape_line(text: str) -> str:
-    """Return `text` as `escape` does, and so that it begins no list, heading or quotation."""
-    text = escape(text)
-    start = LINE_START.match(text)
-    if not start:
+    if isinstance(text, Markup):
         return text
+    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return Markup(LINK_START.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", SPECIAL.sub(r"\\\1", line)))
+
+
+def escape_line(text: str) -> Markup:
+    """Return `text` as `escape` does, and so that it begins no list, heading or quotation."""
+    line = str(escape(text))
+    start = LINE_START.match(line)
+    if not start:
+        return Markup(line)
     # A number makes a list by the mark behind it; everything else by itself.
-    return f"{start[0]}\\{text[start.end() :]}" if start[0].isdigit() else f"\\{text}"
+    return Markup(f"{start[0]}\\{line[start.end() :]}" if start[0].isdigit() else f"\\{line}")
 
 
-def _quotation(text: str) -> str:
-    return "\n>\n".join(f"> {escape_line(line)}" for line in text.splitlines() if line.strip())
+def _quotation(text: str) -> Markup:
+    return Markup("\n>\n".join(f"> {escape_line(line)}" for line in text.splitlines() if line.strip()))
 
 
-def _fenced(text: str) -> str:
+def _fenced(text: str) -> Markup:
     """Return a block of code between fences longer than any in it."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}bash\n{text}\n{fence}"
+    return Markup(f"{fence}bash\n{text}\n{fence}")
 
 
-def _summary(text: str) -> str:
+def _summary(text: str) -> Markup:
     """Return the summary of a folded part, which GitHub reads as HTML, and another reader perhaps as Markdown."""
-    return html.escape(" ".join(text.split())).replace("[", "&#91;").replace("`", "&#96;")
+    return Markup(html.escape(" ".join(text.split())).replace("[", "&#91;").replace("`", "&#96;"))
 
 
-def _markup(function: Callable[[str], str]) -> Callable[[Any], Markup]:
-    """Return a filter whose text no template escapes again."""
-    return lambda value: value if isinstance(value, Markup) else Markup(function(value))
-
-
-FILTERS = {
-    "markdown": _markup(escape), "line": _markup(escape_line), "quotation": _markup(_quotation),
-    "fenced": _markup(_fenced), "summary": _markup(_summary),
-}  # fmt: skip
+FILTERS = {"markdown": escape, "line": escape_line, "quotation": _quotation, "fenced": _fenced, "summary": _summary}
