@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medical_assistant.evaluation.report import format as fmt
-from medical_assistant.evaluation.report.parts import Evaluation, Part
+from medical_assistant.evaluation.report.evaluation import Evaluation
 
 EACH = 10
 LONGEST_CHARACTERS = 5100  # of reference and answers of one example together, so that the page stays under 1 MB
@@ -30,10 +30,10 @@ def gains(rows: Sequence[Mapping[str, Any]], candidates: Sequence[str], metric: 
     return sorted(found, key=lambda gain: (-gain[0], gain[1]))
 
 
-def answers(run: Evaluation, _: Mapping[str, Any]) -> Part:
-    """The ten biggest wins and losses by the primary metric, and ten of all rows by the run's seed."""
+def example_groups(run: Evaluation) -> list[dict[str, Any]]:
+    """Return the ten biggest wins and losses by the primary metric, and ten of all rows by the run's seed."""
     if not run.rows:
-        return {"not_run": "There are no answers."}
+        return []
     ranked, reference = gains(run.rows, list(run.labels), run.primary), next(iter(run.labels.values()))
     # A row stands once in each group, by its largest gain or loss.
     wins = list(dict.fromkeys(position for gain, position in ranked if gain > 0))[:EACH]
@@ -48,10 +48,10 @@ def answers(run: Evaluation, _: Mapping[str, Any]) -> Part:
     ):
         sentence = f"{fmt.counted(len(chosen))} {told}" if chosen else "There are none."
         groups.append({"title": title, "told": sentence, "examples": [_example(run, run.rows[i]) for i in chosen]})
-    return {"groups": groups}
+    return groups
 
 
-def _example(run: Evaluation, row: Mapping[str, Any]) -> Part:
+def _example(run: Evaluation, row: Mapping[str, Any]) -> dict[str, Any]:
     reference, *others = run.labels
     longest = LONGEST_CHARACTERS // (len(run.labels) + 1)
     base, differences = fmt.dig(row, "candidates", reference, "scores", run.primary), []
@@ -83,7 +83,7 @@ def _facts(run: Evaluation, answer: Mapping[str, Any]) -> str:
     return " \u00b7 ".join(parts)
 
 
-def _text(label: str, text: Any, longest: int, facts: str = "") -> Part:
+def _text(label: str, text: Any, longest: int, facts: str = "") -> dict[str, Any]:
     """Return a text for a reader, with a `note` of what was cut."""
     text, note = str(text or "").strip(), ""
     if len(text) > longest:

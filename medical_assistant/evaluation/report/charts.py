@@ -109,25 +109,20 @@ def intervals(
 
 @matplotlib.rc_context(STYLE)
 def part_curve(
-    name: str,
-    labels: tuple[str, str, str],
-    points: Sequence[tuple[float, float]],
-    reference: tuple[str, float, float] | None,
-    sizes: Sequence[float] = (),
+    name: str, labels: Sequence[str], entries: Sequence[Mapping[str, Any]], keys: Sequence[str], dashed: Sequence[Any]
 ) -> str:
-    """Return SVG: a curve of two parts (0-1) with a dashed `reference` (its name, its heights at 0 and at 1).
+    """Return SVG: a curve of two parts (0-1) with a dashed reference line.
 
-    `labels` name x, y and the curve; `sizes` are the weights of its points, drawn as dots of that area.
+    `labels` name x, y and the curve; `keys` are those of x, of y and maybe of a weight in `entries`: it makes points
+    dots of that area. `dashed` are the name of the reference and its heights at 0 and at 1.
     """
     axes = _axes(3.2, *labels[:2])
-    x, y = [point[0] for point in points], [point[1] for point in points]
+    x, y, *weights = ([entry[key] for entry in entries] for key in keys)
     axes.plot(x, y, color=SERIES[1], linewidth=2, label=labels[2])
-    if sizes:
+    for sizes in weights:
         areas = [20 + 140 * size / max(sizes) for size in sizes]
         axes.scatter(x, y, areas, SERIES[1], edgecolors=PAPER, zorder=3)
-    if reference:
-        name_of, *heights = reference
-        axes.plot([0, 1], heights, color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)), label=name_of)
+    axes.plot([0, 1], dashed[1:], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)), label=dashed[0])
     axes.set(xlim=(0, 1), ylim=(0, 1))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))

@@ -83,8 +83,10 @@ def p_value(value: Any, equals: str = "") -> str:
     return "< 0.001" if value < 0.001 else f"{equals}{value:.3f}"
 
 
-def difference_cells(metric: str, found: Mapping[str, Any]) -> list[str]:
+def difference_cells(metric: str, found: Mapping[str, Any] | None) -> list[str]:
     """Return a Difference as cells: its value, 95 % interval, p, wins / ties / losses of b, and the verdict."""
+    if not found:
+        return ["not compared", DASH, DASH, DASH, "not compared"]
     bounds = interval(metric, found.get("low"), found.get("high"))
     record = " / ".join(str(found.get(key, DASH)) for key in ("wins", "ties", "losses"))
     verdict = str(found.get("verdict") or "no better side")

@@ -8,34 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.evaluation.report.parts import Evaluation, Part, table
 from medical_assistant.evaluation.settings import EvaluateSettings
 
-WHOLE = ("candidates", "data", "decoding", "hardware", "versions", "settings", "seconds", "judge")
-SINGLE = (
-    "n",
-    "git_commit",
-    "bleu_signature",
-    "chrf_signature",
-    "resamples",
-    "seed",
-    "primary",
-    "file",
-    "sha256",
-    "method",
-)
-
-
-def reproduce(run: Evaluation, _: Mapping[str, Any]) -> Part:
-    """Every setting, hash and version, with the command that gives these figures again."""
-    command, commit = reproduce_command(run.metrics.get("settings")), run.metrics.get("git_commit")
-    told = "The command is not known: the run recorded no settings."
-    if command:
-        told = f"In the project's folder{f' at commit {commit}' if commit else ''}, with the same data and versions. "
-        told += "Settings that are not named have their defaults; files are named by the last part of their path."
-    rows = [[name, _shown(value)] for name, value in _settings(run.metrics)]
-    listed = table("Settings, hashes and versions", ("Setting", "Value"), rows, words=(0, 1))
-    return {"told": [told], "command": command, "tables": [listed]}
+WHOLE = {"candidates", "data", "decoding", "hardware", "versions", "settings", "seconds", "judge"}
+SINGLE = {"git_commit", "bleu_signature", "chrf_signature", "resamples", "seed", "primary", "file", "sha256", "method"}
 
 
 def reproduce_command(settings: Any) -> str:
@@ -58,14 +34,17 @@ def reproduce_command(settings: Any) -> str:
     return shlex.join(words)
 
 
-def _settings(found: Any, *path: str) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each setting in metrics.json: what stands in `WHOLE`, or is named in `SINGLE`."""
+def settings_of(found: Any, *path: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each setting, hash and version in metrics.json.
+
+    That is what stands in `WHOLE`, or is named in `SINGLE`.
+    """
     items = found.items() if isinstance(found, Mapping) else [(entry.get("name", ""), entry) for entry in found]
     for key, value in items:
         if isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
-            yield from _settings(value, *path, str(key))
-        elif value is not None and (key in SINGLE or set(path) & set(WHOLE)):
-            yield ": ".join((*path, str(key))), value
+            yield from settings_of(value, *path, str(key))
+        elif value is not None and (key in SINGLE or WHOLE & set(path)):
+            yield ": ".join((*path, str(key))), _shown(value)
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,6 @@
 """The report of an evaluation: one page for a browser (report.html), one for the model card (report.md).
 
-`build_view` turns metrics.json and the rows of predictions.jsonl into one plain dict of text; two templates of
-assets/evaluation write it down.
+What it says stands once, in assets/evaluation/report.jinja. report.html.jinja and report.md.jinja include it.
 """
 
 from __future__ import annotations
@@ -12,31 +11,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
-from medical_assistant.evaluation.report import charts, checks, comparison
+from medical_assistant.evaluation.report import charts
 from medical_assistant.evaluation.report import format as fmt
-from medical_assistant.evaluation.report.answers import answers
-from medical_assistant.evaluation.report.parts import Evaluation
-from medical_assistant.evaluation.report.reproduce import reproduce
+from medical_assistant.evaluation.report.answers import example_groups
+from medical_assistant.evaluation.report.evaluation import Evaluation
+from medical_assistant.evaluation.report.reproduce import reproduce_command, settings_of
 from medical_assistant.files import write_whole
 from medical_assistant.models.presets import ASSETS
 
 FOLDER = ASSETS / "evaluation"
 FILES = ("report.html", "report.md")
-PARTS = {
-    "verdict": comparison.verdict, "figures": comparison.key_figures, "scores": comparison.scores,
-    "losses": comparison.training_losses, "distribution": comparison.distribution, "effect": comparison.effect,
-    "strata": comparison.strata, "knowledge": checks.knowledge, "safety": checks.safety,
-    "statements": checks.statements, "confidence": checks.confidence, "gate": checks.gate, "answers": answers,
-    "settings": reproduce,
-}  # fmt: skip
-NOTHING = dict.fromkeys(("verdicts", "figures", "charts", "tables", "notes", "groups"), ()) | {
-    "command": "",
-    "list": None,
+FUNCTIONS = (
+    fmt.capital, fmt.change, fmt.counted, fmt.difference_cells, fmt.direction, fmt.interval, fmt.is_number,
+    fmt.metric_name, fmt.number, fmt.p_value, fmt.percent, fmt.score,
+)  # fmt: skip
+VERDICTS = {  # the comparison's verdict: the word for a reader, its tone
+    "better": ("Better", "good"),
+    "worse": ("Worse", "bad"),
+    "no measurable difference": ("No measurable difference", "even"),
+    "too few questions": ("Too few questions to say", "even"),
 }
+NO_VERDICT = ("No verdict", "even")
 # What means something in Markdown wherever it stands, and what only where a line starts. "&" and "<" become entities.
 SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 LINE_START = re.compile(r"[-+=:#>]|\d+(?=[.)])")
@@ -55,44 +53,23 @@ def write_report(
     `history` of its training.json; None leaves out the loss curves. A section that did not run stands in both files
     with its reason. report.html loads nothing from anywhere and runs no script. Equal arguments make equal files.
     """
-    view = build_view(metrics, rows, losses)
+    view = build_view(Evaluation(metrics, rows, losses or {}))
     for name in FILES:
         write_whole(folder / name, render(name, view))
     return folder / FILES[0]
 
 
-def build_view(
-    metrics: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    losses: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> dict[str, Any]:
-    """Return what the templates write: `title`, `subtitle`, and `sections` with their `id` and `title`.
-
-    A section may have: not_run (the reason why it has no figures), told (paragraphs), command, verdicts, figures,
-    charts, tables, notes, list, groups (of examples). Everything in them is text for a reader, or SVG.
-    """
-    run = Evaluation(metrics, rows, losses or {})
-    known = {"n": fmt.counted(metrics["n"], "held-back question"), "metric": run.metric}
-    sections = []
-    for id, texts in yaml.safe_load((FOLDER / "report.yaml").read_text(encoding="utf-8")).items():
-        found = metrics.get(texts["of"]) or {} if "of" in texts else {}
-        missing = ""
-        if "of" in texts and not found:
-            missing = texts.get("missing", "This evaluation was not asked for it.")
-        elif found.get("status", "done") != "done":
-            missing = str(found.get("reason") or "No reason was given.")
-        parts = PARTS[id](run, found) if not missing or id == "verdict" else {}
-        told = [texts["intro"].format(**known)] if "intro" in texts else []
-        told += [text for text in parts.pop("told", ()) if text]
-        sections.append({"id": id, "title": texts["title"], **NOTHING, "not_run": missing, "told": told, **parts})
-    reference, *others = run.labels.values()
-    title = f"{fmt.capital(', '.join(others))} against {reference}" if others else f"{fmt.capital(reference)} alone"
-    names = []
-    for key, label in run.labels.items():
-        model, adapter = (metrics["candidates"][key].get(name) for name in ("model", "adapter"))
-        names.append(label + (f" ({model}{f' with {adapter}' if adapter else ''})" if model else ""))
-    subtitle = f"{fmt.capital(known['n'])}, the same for every candidate, answered greedily. "
-    return {"title": title, "subtitle": f"{subtitle}Candidates: {'; '.join(names)}.", "sections": sections}
+def build_view(run: Evaluation) -> dict[str, Any]:
+    """Return what the templates read: metrics.json, and beside it what is computed, once for both files."""
+    return {
+        "metrics": run.metrics,
+        "run": run,
+        "losses": run.training_losses(),
+        "spread": run.spread(),
+        "groups": example_groups(run),
+        "command": reproduce_command(run.metrics.get("settings")),
+        "settings": list(settings_of(run.metrics)),
+    }
 
 
 def render(name: str, view: Mapping[str, Any]) -> str:
@@ -101,17 +78,26 @@ def render(name: str, view: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=ChainableUndefined,  # a part that metrics.json lacks
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=escape if name.endswith(".md") else None,
     )
-    environment.filters |= FILTERS
+    environment.filters |= {"markdown": escape, "line": escape_line, "quotation": _quotation, "fenced": _fenced}
+    environment.filters |= {"summary": _summary, "lines": _lines, "capital": fmt.capital}
+    environment.globals |= {function.__name__: function for function in FUNCTIONS}
+    environment.globals |= {"charts": charts, "missing": _missing, "VERDICTS": VERDICTS, "NO_VERDICT": NO_VERDICT}
     css = Markup((FOLDER / "report.css").read_text(encoding="utf-8"))
-    text = environment.get_template(f"{name}.jinja").render(view, css=css)
     # Answers may hold control characters, or half of a surrogate pair, which UTF-8 cannot write.
-    text = charts.printable(text).lstrip()
-    return re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text
+    text = charts.printable(environment.get_template(f"{name}.jinja").render(view, css=css))
+    return text.strip() + "\n" if name.endswith(".html") else re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
+
+
+def _missing(found: Any, reason: str = "This evaluation was not asked for it.") -> str:
+    """Return why a section of metrics.json has no figures, "" where it has."""
+    if not found:
+        return reason
+    return "" if found.get("status", "done") == "done" else str(found.get("reason") or "No reason was given.")
 
 
 def escape(text: Any) -> Markup:
@@ -122,9 +108,9 @@ def escape(text: Any) -> Markup:
     return Markup(LINK_START.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", SPECIAL.sub(r"\\\1", line)))
 
 
-def escape_line(text: str) -> Markup:
+def escape_line(text: Any) -> Markup:
     """Return `text` as `escape` does, and so that it begins no list, heading or quotation."""
-    line = str(escape(text))
+    line = " ".join(str(escape(text)).split())
     start = LINE_START.match(line)
     if not start:
         return Markup(line)
@@ -136,6 +122,11 @@ def _quotation(text: str) -> Markup:
     return Markup("\n>\n".join(f"> {escape_line(line)}" for line in text.splitlines() if line.strip()))
 
 
+def _lines(text: str) -> Markup:
+    """Return the lines of a table without the empty ones between them."""
+    return Markup("\n".join(line for line in str(text).splitlines() if line.strip()))
+
+
 def _fenced(text: str) -> Markup:
     """Return a block of code between fences longer than any in it."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
@@ -145,6 +136,3 @@ def _fenced(text: str) -> Markup:
 def _summary(text: str) -> Markup:
     """Return the summary of a folded part, which GitHub reads as HTML, and another reader perhaps as Markdown."""
     return Markup(html.escape(" ".join(text.split())).replace("[", "&#91;").replace("`", "&#96;"))
-
-
-FILTERS = {"markdown": escape, "line": escape_line, "quotation": _quotation, "fenced": _fenced, "summary": _summary}

@@ -37,14 +37,14 @@ ROWS = [
 
 
 def draw(name: str = "x", label: str = "base") -> dict[str, str]:
-    words = (label, label, "measured")
+    words, entries = (label, label, "measured"), [{"x": 0.15, "y": 0.0, "n": 3}, {"x": 0.5, "y": 0.6, "n": 2}]
     return {
         "losses": charts.loss_curves(name, {label: HISTORY}, {}),
         "several": charts.loss_curves(name, {label: HISTORY, "other": HISTORY[:3]}, {label: 2}),
         "histogram": charts.histogram(name, [(label, [0.1, 0.2, 0.2]), ("other", [0.3])], label),
         "intervals": charts.intervals(name, [estimate(label, 0.4, 0.3, 0.5, label), *ROWS], label, line=0.0),
-        "curve": charts.part_curve(name, words, [(0.5, 0.2), (1.0, 0.4)], ("all", 0.4, 0.4)),
-        "dots": charts.part_curve(name, words, [(0.15, 0.0)], None, [3]),
+        "curve": charts.part_curve(name, words, entries, ["x", "y"], ["all", 0.4, 0.4]),
+        "dots": charts.part_curve(name, words, entries, ["x", "y", "n"], ["even", 0, 1]),
     }
 
 
@@ -118,7 +118,7 @@ def test_little_to_draw() -> None:
         charts.histogram("x", [], "x"),
         charts.intervals("x", [], "x"),
         charts.intervals("x", [estimate("a", None, None, None)], "x", line=0.0),
-        charts.part_curve("x", ("x", "y", "curve"), [], None),
+        charts.part_curve("x", ("x", "y", "curve"), [], ["x", "y"], ["all", None, None]),
     ):
         assert ElementTree.fromstring(svg).tag.endswith("svg") and "nan" not in svg.lower()
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.evaluation.report.answers import answers, gains
+from medical_assistant.evaluation.report.answers import example_groups, gains
+from medical_assistant.evaluation.report.evaluation import Evaluation
 from medical_assistant.evaluation.report.format import PART, change, counted, interval, number, p_value, percent
-from medical_assistant.evaluation.report.parts import Evaluation
 from medical_assistant.evaluation.report.reproduce import reproduce_command
 from medical_assistant.evaluation.report.write import escape, escape_line, write_report
 from tests.support.report_fixture import PAYLOADS, make_losses, make_metrics, make_rows
@@ -325,7 +325,7 @@ def test_equal_figures_make_equal_files(tmp_path: Path, full: tuple[str, str]) -
 def test_random_answers_are_drawn_by_the_seed(rows: list, metrics: dict) -> None:
     def drawn(seed: int) -> list[str]:
         run = Evaluation(metrics | {"decoding": metrics["decoding"] | {"seed": seed}}, rows, {})
-        group = answers(run, {})["groups"][-1]
+        group = example_groups(run)[-1]
         assert f"with seed {seed};" in group["told"]
         return [example["question"]["text"] for example in group["examples"]]
 
