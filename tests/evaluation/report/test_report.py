@@ -163,6 +163,7 @@ def test_the_figures_are_those_of_metrics_json(full: tuple[str, str], metrics: d
         )
         assert f"ahead in {found['wins']}, level in {found['ties']} and behind in {found['losses']}" in text
         assert "25 questions. The judge is a language model, judge-model." in text
+        assert "No verdict: base 1, fine-tuned 1." in text and "an unknown number" not in text
         assert "1 of 2 checks passed" in text
         assert "\u22120.150 nats a token" in text and "(95 % interval \u22120.190 to \u22120.110)" in text
     table = re.search(r"<caption><span>Fine-tuned against base, every metric.*?</table>", html, re.DOTALL)
