@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from medical_assistant.evaluation.report import charts
@@ -17,7 +18,8 @@ SIDES = {"higher": "right of the line", "lower": "left of the line", "neither": 
 class Evaluation:
     """`metrics` is metrics.json, `rows` those of predictions.jsonl, `losses` the loss history of each run.
 
-    A chart is a dict of `svg`, `sentence` (what it says) and `rows`, its figures as cells of a table: [] without any.
+    A chart is a dict of `svg` (a function that draws it), `sentence` (what it says) and `rows`, its figures as cells of
+    a table: [] without any.
     """
 
     metrics: Mapping[str, Any]
@@ -105,7 +107,7 @@ class Evaluation:
             elif training:
                 rows.append([*cells, fmt.DASH, fmt.DASH, fmt.DASH])
         series = {label: place for place, label in enumerate(self.labels.values())}
-        svg = charts.loss_curves("losses", self.losses, series) if rows else ""
+        svg = partial(charts.loss_curves, "losses", self.losses, series)
         return {"svg": svg, "sentence": " ".join(told) or "Only training losses were logged.", "rows": rows}
 
     def spread(self) -> dict[str, Any]:
@@ -120,7 +122,7 @@ class Evaluation:
                 cells = [fmt.score(self.primary, value) for value in (sum(known) / len(known), *quarters)]
                 rows.append([fmt.capital(label), f"{len(known):,}", *cells])
         told = [f"{row[0]}: mean {row[2]}, the middle half from {row[4]} to {row[6]}." for row in rows]
-        svg = charts.histogram("spread", values, self.metric) if rows else ""
+        svg = partial(charts.histogram, "spread", values, self.metric)
         return {"svg": svg, "sentence": " ".join(told), "rows": rows}
 
     def groups(self, pair: str) -> list[tuple[str, str, Any]]:
@@ -166,7 +168,7 @@ class Evaluation:
         sentence = f"{clear} of {n} {'is' if clear == 1 else 'are'} measurable; {side} is better."
         sentence += f" {wide} {'has' if wide == 1 else 'have'} too few questions for an interval." if wide else ""
         axis, percent = f"Difference in {self.metric} ({side} is better)", self.primary in fmt.PERCENT
-        svg = charts.intervals(id, drawn, axis, line=0.0, percent=percent) if rows else ""
+        svg = partial(charts.intervals, id, drawn, axis, line=0.0, percent=percent)
         return {"svg": svg, "sentence": sentence, "rows": rows}
 
     def measures_chart(self, id: str, axis: str, measures: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
@@ -189,5 +191,5 @@ class Evaluation:
                 drawn.append(estimate | {"mark": chance, "text": f"{shown} ({bounds})" if low is not None else shown})
             parts = ", ".join(f"{self.labels[key]} {fmt.percent(found[key][measure])}" for key in known)
             told += [f"{name}: {parts}."] if known else []
-        svg = charts.intervals(id, drawn, axis, percent=True) if rows else ""
+        svg = partial(charts.intervals, id, drawn, axis, percent=True)
         return {"svg": svg, "sentence": " ".join(told), "rows": rows}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,20 @@ def build_view(run: Evaluation) -> dict[str, Any]:
 
 
 def render(name: str, view: Mapping[str, Any]) -> str:
-    """Return report.html or report.md, the `name`. Answers are text of models: whatever a template does not say itself
-    is escaped, and the page's policy forbids scripts and everything that would have to be loaded."""
+    """Return report.html or report.md, the `name`.
+
+    Answers are text of models: whatever a template does not say itself is escaped, and the page's policy forbids
+    scripts and everything that would have to be loaded.
+    """
+    css = Markup((FOLDER / "report.css").read_text(encoding="utf-8"))
+    text = _environment(name).get_template(f"{name}.jinja").render(view, css=css)
+    # Answers may hold control characters, or half of a surrogate pair, which UTF-8 cannot write.
+    text = charts.printable(text).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", text) if name.endswith(".md") else text
+
+
+@cache
+def _environment(name: str) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -86,11 +99,9 @@ def render(name: str, view: Mapping[str, Any]) -> str:
     environment.filters |= {"markdown": escape, "line": escape_line, "quotation": _quotation, "fenced": _fenced}
     environment.filters |= {"summary": _summary, "lines": _lines, "capital": fmt.capital}
     environment.globals |= {function.__name__: function for function in FUNCTIONS}
-    environment.globals |= {"charts": charts, "missing": _missing, "VERDICTS": VERDICTS, "NO_VERDICT": NO_VERDICT}
-    css = Markup((FOLDER / "report.css").read_text(encoding="utf-8"))
-    # Answers may hold control characters, or half of a surrogate pair, which UTF-8 cannot write.
-    text = charts.printable(environment.get_template(f"{name}.jinja").render(view, css=css))
-    return text.strip() + "\n" if name.endswith(".html") else re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
+    environment.globals |= {"charts": charts, "missing": _missing, "partial": partial}
+    environment.globals |= {"VERDICTS": VERDICTS, "NO_VERDICT": NO_VERDICT}
+    return environment
 
 
 def _missing(found: Any, reason: str = "This evaluation was not asked for it.") -> str:
