@@ -12,11 +12,12 @@ import io
 import json
 import os
 import runpy
-import tomllib
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -139,8 +140,8 @@ def memory_sentence() -> str:
     found = read("memory")
     page, model = ((found["mb_after_warm_up"][name], found["mb_at_the_end"][name]) for name in ("page", "model"))
     return (
-        f"After {found['warm_up']} conversations of warm-up, {found['conversations']:,} more took the page's memory from "
-        f"{page[0]} to {page[1]} MB\nand the model's from {model[0]} to {model[1]} MB (`benchmarks/memory.py`)."
+        f"After {found['warm_up']} conversations of warm-up, {found['conversations']:,} more took the page's memory\n"
+        f"from {page[0]} to {page[1]} MB and the model's from {model[0]} to {model[1]} MB (`benchmarks/memory.py`)."
     )
 
 

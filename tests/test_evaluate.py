@@ -121,7 +121,7 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def write_report(folder: Path, *arguments: object) -> None:
         (folder / "report.md").write_text("# A report\n", encoding="utf-8")
 
-    monkeypatch.setattr("medical_assistant.evaluation.report.report.write_report", write_report)
+    monkeypatch.setattr("medical_assistant.evaluation.report.write.write_report", write_report)
 
 
 def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def write_reports(run: Run, metrics: Mapping[str, Any], rows: Sequence[Mapping[s
 
     Without `show_references` the reference answers stay out of them: their licence may not allow to publish them.
     """
-    from medical_assistant.evaluation.report.report import write_report
+    from medical_assistant.evaluation.report.write import write_report
 
     folders = {candidate.label: Path(candidate.adapter) for candidate in run.candidates if candidate.adapter}
     losses = {label: read_json(folder / "training.json").get("history") or [] for label, folder in folders.items()}
