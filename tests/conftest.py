@@ -12,7 +12,7 @@ from hypothesis import settings
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
-pytest_plugins = ("tests.support.hub_server", "tests.support.hub_jobs")
+pytest_plugins = ("tests.support.hub_server",)
 
 
 @pytest.fixture

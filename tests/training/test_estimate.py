@@ -6,7 +6,6 @@ from medical_assistant.errors import UserError
 from medical_assistant.models.loading import load_config
 from medical_assistant.models.presets import find_preset, load_presets
 from medical_assistant.training import estimate
-from medical_assistant.training.arguments import lora_config
 from tests.support.training_fixture import make_settings
 
 # Total and rank-16 attention-only trainable parameters. Totals are those of the models' cards and safetensors;
@@ -22,7 +21,7 @@ KNOWN = {
 
 def parameters(name: str, **values):
     settings = make_settings(find_preset(name), values.pop("cuda_memory_gib", None), model=name, **values)
-    return estimate.count_parameters(load_config(find_preset(name)), lora_config(settings)), settings
+    return estimate.count_parameters(load_config(find_preset(name)), settings.lora), settings
 
 
 @pytest.mark.parametrize("name", list(KNOWN))
@@ -41,7 +40,7 @@ def test_dora_adds_a_magnitude_for_each_output() -> None:
 @pytest.mark.parametrize("size", [16, 24, 80])
 def test_presets_fit_their_device_at_full_length(name: str, size: int) -> None:
     found, settings = parameters(name, cuda_memory_gib=0.93 * size, lora_target_modules="all-linear", lora_r=32)
-    tokens = settings.per_device_train_batch_size * settings.max_length
+    tokens = settings.trainer.per_device_train_batch_size * settings.settings.max_length
     assert estimate.estimate_memory(found, settings, tokens, cuda=True, bits=16) < 0.93 * size
 
 
@@ -57,7 +56,7 @@ def test_more_of_anything_needs_more_memory() -> None:
 
 def check(memory_gib: float, **values) -> None:
     found, settings = parameters("llama-3.1-8b", **values)
-    lengths = [settings.max_length] * 8
+    lengths = [settings.settings.max_length] * 8
     cuda = values.get("cuda_memory_gib") is not None
     need = estimate.estimate_memory(found, settings, estimate.longest_batch(lengths, settings), cuda, 16)
     estimate.check_fit(estimate.Estimate(found, 1, need, memory_gib, None), settings, lengths, cuda, 16)

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
 
-from medical_assistant.training.plots import COLOURS
+from medical_assistant.plotting import COLOURS
 
-# Drawn colour -> variable of assets/evaluation/report.css. The series are Okabe and Ito's (training.plots).
+# Drawn colour -> variable of assets/evaluation/report.css. The series are Okabe and Ito's (plotting.py).
 INK, MUTED, GRID, PAPER = "#111213", "#515253", "#d1d2d3", "#fdfeff"
 SERIES = COLOURS[:6]
 VARIABLES = {
