@@ -9,7 +9,9 @@
 Reads the folder of data_prep.py. Writes the adapter folder: adapter_config.json, adapter_model.safetensors (PEFT),
 adapter.gguf (llama.cpp), prompt.json, training.json (settings, data, versions, losses), loss.png and README.md (model
 card). With --experiment all: one such folder for each experiment, report.md, and the best one again as OUTPUT/best.
-Ctrl-C, SIGTERM and a crash leave a checkpoint; the same command with --resume goes on from it.
+Options are fields of TRL's SFTConfig and PEFT's LoraConfig under their names, and ours for what they lack. What the
+command line gives wins over --config FILE, that over the experiment, that over the defaults; options without a text
+have TRL's own default. Ctrl-C, SIGTERM and a crash leave a checkpoint; the same command with --resume goes on from it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from medical_assistant.training.settings import (
     OPTIONS,
     Run,
     TrainSettings,
+    check_folders,
     own_settings,
     plan_runs,
 )
@@ -47,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a kernel that a CPU does not need
     preset = find_preset(asked.model)
+    check_folders(asked)  # before what takes seconds to import
 
     import torch
     from accelerate import PartialState

@@ -18,8 +18,8 @@ Settings = TypeVar("Settings")
 
 
 class Option(NamedTuple):
-    """One setting: `kind` is int, float, str, bool, Path, tuple (of words) or dict; without `help` it has no default
-    of ours. The default `dataclasses.MISSING` makes it required."""
+    """One setting: `kind` is int, float, str, bool, Path or tuple (of words); with the default `dataclasses.MISSING` it
+    is required."""
 
     kind: type
     default: Any
@@ -82,9 +82,10 @@ def read_options(options: Mapping[str, Option], argv: Sequence[str] | None, desc
             raise UserError(f"Unexpected {name!r}: settings are given as --name value.")
         known = [word for action in parser._actions for word in action.option_strings]
         raise UserError(f"Unknown option {name}: {did_you_mean(name, known, 'see --help.')}")
-    given = vars(found)
+    # Settings are frozen: a tuple, not argparse's list.
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+    config: Any = given.pop("config")
     given.pop("debug")
-    config = given.pop("config")
     values = convert_values(f"--config {config}", read_yaml(config, "--config"), options) if config else {}
     return {**values, **given}
 
@@ -144,13 +145,7 @@ def _convert(where: str, value: Any, option: Option) -> Any:
     raise UserError(f"{where} must be {_WANTED.get(kind, kind.__name__)}, not {value!r}.")
 
 
-_WANTED: dict[Any, str] = {
-    tuple: "a list of words",
-    dict: "a mapping",
-    int: "a whole number",
-    float: "a number",
-    Path: "a path",
-}
+_WANTED: dict[Any, str] = {tuple: "a list of words", int: "a whole number", float: "a number", Path: "a path"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -179,31 +174,13 @@ def _add_option(parser: argparse.ArgumentParser, name: str, option: Option) -> N
     if kind is bool:
         parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     elif kind is tuple:
-        parser.add_argument(flag(name), action=_Tuple, nargs="+", default=argparse.SUPPRESS, help=text)
+        parser.add_argument(flag(name), nargs="+", default=argparse.SUPPRESS, help=text)
     else:
-        metavar = None if choices else "YAML" if kind is dict else kind.__name__.upper()
         parser.add_argument(
             flag(name),
-            type=_mapping if kind is dict else kind,
+            type=kind,
             default=argparse.SUPPRESS,
             choices=choices,
-            metavar=metavar,
+            metavar=None if choices else kind.__name__.upper(),
             help=text,
         )
-
-
-def _mapping(text: str) -> dict[Any, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(text) from error
-    if not isinstance(content, dict):
-        raise ValueError(text)
-    return content
-
-
-class _Tuple(argparse.Action):
-    """Several words after one option, as a tuple: settings are frozen."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        setattr(namespace, self.dest, tuple(values))

@@ -93,8 +93,8 @@ MORE_TRAINER = {
         float: "adam_beta1 adam_beta2 adam_epsilon max_grad_norm",
         int: "dataloader_num_workers dataloader_prefetch_factor ddp_bucket_cap_mb ddp_timeout torch_empty_cache_steps",
         bool: "activation_offloading disable_tqdm full_determinism logging_first_step tf32",
-        str: "optim_args packing_strategy project run_name torch_compile_backend torch_compile_mode",
-        dict: "gradient_checkpointing_kwargs liger_kernel_config lr_scheduler_kwargs",
+        str: "gradient_checkpointing_kwargs optim_args packing_strategy project run_name torch_compile_backend "
+        "torch_compile_mode",
     }.items()
     for name in names.split()
 }
@@ -227,6 +227,13 @@ def load_experiments(path: Path = ASSETS / "experiments.yaml") -> dict[str, dict
     return experiments
 
 
+def check_folders(settings: TrainSettings) -> Path:
+    """Return the output folder. Raises `UserError` when it or the data folder was not given."""
+    if settings.data is None or settings.output is None:
+        raise UserError(f"--{'data' if settings.data is None else 'output'} is missing: give the folder.")
+    return settings.output
+
+
 def plan_runs(given: Mapping[str, Any], preset: Preset, cuda_memory_gib: float | None) -> list[Run]:
     """Return the runs that `given` (of `read_options`) asks for: one, or with `experiment="all"` one an experiment.
 
@@ -235,12 +242,11 @@ def plan_runs(given: Mapping[str, Any], preset: Preset, cuda_memory_gib: float |
     Raises `UserError` for an unknown experiment, a missing folder or a value out of range.
     """
     settings = own_settings(given)
-    if settings.data is None or settings.output is None:
-        raise UserError(f"--{'data' if settings.data is None else 'output'} is missing: give the folder.")
+    output = check_folders(settings)
     experiments = load_experiments(settings.experiments)
     if settings.experiment == ALL_EXPERIMENTS:
         return [
-            _plan_run({**given, "experiment": name, "output": settings.output / name}, row, preset, cuda_memory_gib)
+            _plan_run({**given, "experiment": name, "output": output / name}, row, preset, cuda_memory_gib)
             for name, row in experiments.items()
         ]
     if settings.experiment not in experiments:

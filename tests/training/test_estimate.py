@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from medical_assistant.errors import UserError
@@ -19,9 +21,16 @@ KNOWN = {
 }
 
 
+@functools.cache
+def count(name: str, targets: str, rank: int, dora: bool) -> estimate.Parameters:
+    run = make_settings(model=name, lora_target_modules=targets, lora_r=rank, use_dora=dora)
+    return estimate.count_parameters(load_config(find_preset(name)), run.lora)
+
+
 def parameters(name: str, **values):
     settings = make_settings(find_preset(name), values.pop("cuda_memory_gib", None), model=name, **values)
-    return estimate.count_parameters(load_config(find_preset(name)), settings.lora), settings
+    lora = values.get("lora_target_modules", "attention"), settings.lora.r, settings.lora.use_dora
+    return count(name, *lora), settings
 
 
 @pytest.mark.parametrize("name", list(KNOWN))
