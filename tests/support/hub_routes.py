@@ -134,7 +134,7 @@ def _download(request: Request, content: bytes, headers: dict[str, str]) -> Repl
 
 def api(request: Request) -> Reply:
     """The Hub itself."""
-    for method, pattern, serve in (*ROUTES, *request.hub.more_routes):
+    for method, pattern, serve in ROUTES:
         match = re.fullmatch(pattern, request.path)
         if match and method == request.method.replace("HEAD", "GET"):
             reply = serve(request, *(group and unquote(group) for group in match.groups()))

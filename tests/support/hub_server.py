@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.hub_routes import LARGE_FILES, Reply, Repository, Request, Route, api, storage
+from tests.support.hub_routes import LARGE_FILES, Reply, Repository, Request, api, storage
 
 DROP = 0  # a "status" of fail_next: the connection closes without an answer
 LOSE_ANSWER = -1  # the request is carried out, then the connection closes
@@ -45,7 +45,6 @@ class HubServer:
         self.tokens = {WRITE_TOKEN: ("alice", True), READ_TOKEN: ("alice", False), OTHER_TOKEN: ("bob", True)}
         self.objects: dict[str, bytes] = {}  # Git LFS store: SHA-256 -> content
         self.requests: list[str] = []
-        self.more_routes: list[Route] = []  # such as tests/support/hub_jobs.py brings
         self.paid_plan = True  # False: a Gradio Space on cpu-basic gets 402, as for free accounts
         self.token_seen_by_cdn = False  # a client must not send its token to the storage host
         self.failures: list[tuple[str, int, str]] = []  # (part of the path, status, body)

@@ -11,7 +11,7 @@ import pytest
 
 from medical_assistant.evaluation.report import charts
 from medical_assistant.models.presets import ASSETS
-from medical_assistant.training.plots import COLOURS
+from medical_assistant.plotting import COLOURS
 
 HISTORY = [
     {"step": 10, "loss": 2.9},

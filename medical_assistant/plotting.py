@@ -1,13 +1,21 @@
-"""Loss curves as an image."""
+"""Loss curves as an image, and the colours of every plot."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/): told apart in every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Return (steps, values) of the entries of a training.json's `history` that have a finite value under `key`."""
+    found = [(entry["step"], entry[key]) for entry in history if key in entry and "step" in entry]
+    found = [(step, value) for step, value in found if value is not None and math.isfinite(value)]
+    return [step for step, _ in found], [value for _, value in found]
 
 
 def write_loss_plot(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
@@ -29,9 +37,9 @@ def write_loss_plot(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: 
         colour = COLOURS[number % len(COLOURS)]
         # Batches of similar length make the training loss jump: of several runs it is a background.
         name = f"_{label}" if several else "training"  # matplotlib leaves names with _ out of the legend
-        axes.plot(*_points(history, "loss"), color=colour, linewidth=1, alpha=0.2 if several else 0.55, label=name)
+        axes.plot(*points(history, "loss"), color=colour, linewidth=1, alpha=0.2 if several else 0.55, label=name)
         name = label if several else "validation"
-        axes.plot(*_points(history, "eval_loss"), color=colour, linewidth=2.2, marker="o", label=name)
+        axes.plot(*points(history, "eval_loss"), color=colour, linewidth=2.2, marker="o", label=name)
     title = None if several else f"Loss, {next(iter(histories), '')}"
     axes.set_title(title or "Validation loss (strong) and training loss (faint)", loc="left")
     axes.grid(alpha=0.3)
@@ -41,8 +49,3 @@ def write_loss_plot(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     # Without the date and version that matplotlib adds, equal losses make equal bytes.
     figure.savefig(path, format="png", metadata={"Software": None})
     return path
-
-
-def _points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    found = [(entry["step"], entry[key]) for entry in history if key in entry and "step" in entry]
-    return [step for step, _ in found], [value for _, value in found]

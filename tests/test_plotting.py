@@ -9,7 +9,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from medical_assistant.training.plots import COLOURS, write_loss_plot
+from medical_assistant.plotting import COLOURS, write_loss_plot
 
 HISTORY = [
     {"step": 10, "epoch": 0.1, "loss": 2.9},
