@@ -88,17 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         engine, problem = loading.result()
     try:
-        answers = RequestTracker(limits, keys)
+        tracker = RequestTracker(limits, keys)
         assistant = Assistant(engine, problem, read_calibration(engine))
-        demo = page.build_page(assistant, load_examples(), answers=answers)
+        demo = page.build_page(assistant, load_examples(), tracker)
         if login:
             login.add_button(demo)
         keep_text_out_of_errors()
-        server.end_on_sigterm(engine, answers)
+        server.end_on_sigterm(engine, tracker)
         demo.launch(
             server_name=settings.host,
             server_port=port,
-            app_kwargs=server.app_kwargs(engine, answers, settings.metrics, login),
+            app_kwargs=server.app_kwargs(engine, tracker, settings.metrics, login),
             **page.launch_options(),
             **(login.launch_options() if login else {}),
         )

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from medical_assistant.chat.assistant import BASE, RULES_LABEL, Assistant
+from medical_assistant.chat.question import prepare
 from medical_assistant.safety.screening import screen
 from tests.support.paths import ROOT
 from tests.support.stub_engine import StubEngine
@@ -43,7 +44,7 @@ def test_there_are_at_least_100_attacks() -> None:
 @pytest.mark.parametrize(("message", "kind"), ATTACKS)
 def test_attack(message: str, kind: str) -> None:
     engine = StubEngine()
-    replies = list(Assistant(engine).answer(message, [], BASE))
+    replies = list(Assistant(engine).answer(prepare(message), BASE))
     if kind == "ordinary":
         assert engine.requests and replies[-1].footer != RULES_LABEL
         return

@@ -29,6 +29,7 @@ import httpx
 import pytest
 
 from medical_assistant.chat.assistant import Assistant, Reply, load_examples
+from medical_assistant.chat.question import prepare
 from medical_assistant.engines.base import Engine, Options
 from medical_assistant.engines.llama_cpp import LlamaCppEngine
 from medical_assistant.models.presets import find_preset
@@ -64,7 +65,7 @@ LONG = Options(max_new_tokens=1000, temperature=1.5)  # hot: it does not end ear
 def ask_until(engine: Engine, harm: Callable[[], None], after: int = 3) -> Reply:
     """Return the last reply of an answer that `harm` meets once there are `after` updates with text."""
     texts = 0
-    for reply in Assistant(engine).answer(QUESTION, [], "Base", LONG):
+    for reply in Assistant(engine).answer(prepare(QUESTION), "Base", LONG):
         texts += bool(reply.text)
         if texts == after:
             harm()
@@ -89,7 +90,7 @@ def test_an_engine_that_hangs_or_is_killed_is_said_and_answers_the_next_message(
     assert reply.failed and reply.text and words in reply.notes[-1] and "restarting: ask again" in reply.notes[-1]
     with pytest.raises(ProcessLookupError):  # not left behind, stopped
         os.kill(child, 0)
-    replies = list(Assistant(engine).answer(QUESTION, [], "Base", Options(max_new_tokens=8)))
+    replies = list(Assistant(engine).answer(prepare(QUESTION), "Base", Options(max_new_tokens=8)))
     assert replies[-1].text and not replies[-1].failed
     assert engine.restarts == restarts + 1 and engine.child_pid() != child
 
@@ -98,7 +99,7 @@ def test_an_engine_that_hangs_while_nobody_asks_is_restarted_unseen(engine: Llam
     child = engine._child.process
     os.kill(child.pid, signal.SIGSTOP)
     child.wait(10)
-    replies = list(Assistant(engine).answer(QUESTION, [], "Base", Options(max_new_tokens=8)))
+    replies = list(Assistant(engine).answer(prepare(QUESTION), "Base", Options(max_new_tokens=8)))
     assert replies[-1].text and not replies[-1].failed
 
 
@@ -122,7 +123,7 @@ def silent_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[L
 def test_an_engine_that_computes_nothing_any_more_is_restarted(silent_engine: LlamaCppEngine) -> None:
     child = silent_engine.child_pid()
     for _ in range(2):
-        reply = list(Assistant(silent_engine).answer(QUESTION, [], "Base"))[-1]
+        reply = list(Assistant(silent_engine).answer(prepare(QUESTION), "Base"))[-1]
         assert reply.failed and reply.text == "Half" and "gave no sign of life" in reply.notes[-1]
     assert silent_engine.restarts == 1 and silent_engine.child_pid() != child
 
@@ -137,7 +138,7 @@ def test_an_answer_that_waits_behind_others_does_not_end_them(silent_engine: Lla
 
     reader = threading.Thread(target=read)
     reader.start()
-    reply = list(Assistant(silent_engine).answer(QUESTION, [], "Base"))[-1]
+    reply = list(Assistant(silent_engine).answer(prepare(QUESTION), "Base"))[-1]
     assert reply.failed and "busy with other answers: ask again in a minute" in reply.notes[-1]
     ended.set()
     reader.join(5)

@@ -218,7 +218,7 @@ def guarded(line, tmp_path_factory):
     path = tmp_path_factory.mktemp("auth") / "users.txt"
     path.write_text(line)
     engine, answers, door = StubEngine(), RequestTracker(), load_login(str(path))
-    page = build_page(Assistant(engine), load_examples(), answers=answers)
+    page = build_page(Assistant(engine), load_examples(), tracker=answers)
     door.add_button(page)
     page.launch(
         server_port=free_port(),
@@ -385,7 +385,7 @@ from medical_assistant.web.requests import RequestTracker
 from tests.support.stub_engine import StubEngine
 
 engine, answers, door = StubEngine(), RequestTracker(), login.load_login("huggingface")
-demo = page.build_page(Assistant(engine), load_examples(), answers=answers)
+demo = page.build_page(Assistant(engine), load_examples(), tracker=answers)
 door.add_button(demo)
 demo.launch(
     server_port=int(sys.argv[1]), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True,

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medical_assistant.chat.assistant import RULES_LABEL, Assistant, Reply
+from medical_assistant.chat.question import prepare
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.web.limits import ClientLimits, LimitError
 from medical_assistant.web.queue import AnswerQueue
@@ -33,7 +34,7 @@ def answers():
 
 
 def ask(answers, engine, message=QUESTION, client=CLIENT):
-    return list(answers.watch(Assistant(engine).answer(message, [], "Base"), client))
+    return list(answers.watch(Assistant(engine).answer(prepare(message), "Base"), client))
 
 
 def requests(answers):
@@ -62,7 +63,7 @@ def test_an_emergency_is_answered_past_every_limit():
     engine.reset()
     answers.ending = True
     assert "emergency number" in ask(answers, engine, EMERGENCY)[-1].text
-    both = list(answers.watch(Assistant(engine).answer_both(EMERGENCY), CLIENT))
+    both = list(answers.watch(Assistant(engine).answer_both(prepare(EMERGENCY)), CLIENT))
     assert all("emergency number" in reply.text for reply in both[-1])
     assert requests(answers) == {"answered": 1, "emergency": 2} and engine.requests == []
 
@@ -103,7 +104,7 @@ def test_closing_stops_the_model_and_frees_the_clients_place():
         RequestTracker(ClientLimits(concurrent=1)),
         StubEngine(lambda messages, options: repeat("A word. ")),
     )
-    with closing(answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)) as updates:
+    with closing(answers.watch(Assistant(engine).answer(prepare(QUESTION), "Base"), CLIENT)) as updates:
         while not next(updates).text:
             pass
         with pytest.raises(LimitError, match="1 answer at a time"):
@@ -115,7 +116,7 @@ def test_closing_stops_the_model_and_frees_the_clients_place():
 
 
 def test_a_comparison_is_one_answer(answers):
-    updates = list(answers.watch(Assistant(StubEngine()).answer_both(QUESTION), CLIENT))
+    updates = list(answers.watch(Assistant(StubEngine()).answer_both(prepare(QUESTION)), CLIENT))
     assert [reply.text.split()[3] for reply in updates[-1]] in (["fine-tuned", "base"], ["base"])
     assert requests(answers) == {"answered": 1}
 
@@ -125,12 +126,12 @@ def test_a_question_waits_its_turn_and_is_told_its_place(monkeypatch):
     answers, engine = RequestTracker(queue=AnswerQueue(slots=2)), StubEngine()
     with ExitStack() as others:
         others.enter_context(answers.queue.join("another", slots=2))
-        single = answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
-        both = answers.watch(Assistant(engine).answer_both(QUESTION), CLIENT)
+        single = answers.watch(Assistant(engine).answer(prepare(QUESTION), "Base"), CLIENT)
+        both = answers.watch(Assistant(engine).answer_both(prepare(QUESTION)), CLIENT)
         assert "You are next" in next(single).waiting
         assert all("One question is before yours" in reply.waiting for reply in next(both))
         assert engine.requests == [] and (answers.queue.running, answers.queue.waiting) == (1, 2)
-        list(answers.watch(Assistant(engine).answer(EMERGENCY, [], "Base"), CLIENT))  # does not wait
+        list(answers.watch(Assistant(engine).answer(prepare(EMERGENCY), "Base"), CLIENT))  # does not wait
     assert [list(single)[-1].waiting, *(reply.waiting for reply in list(both)[-1])] == ["", "", ""]
     assert requests(answers) == {"emergency": 1, "answered": 2} and len(engine.requests) == 3
     assert answers.queue.running == answers.queue.waiting == answers.running == 0
@@ -140,11 +141,11 @@ def test_who_leaves_while_waiting_never_reaches_the_model(monkeypatch):
     monkeypatch.setattr("medical_assistant.web.requests.WAIT_UPDATE_S", 0.01)
     answers, engine = RequestTracker(queue=AnswerQueue(slots=1)), StubEngine()
     with answers.queue.join("another"):
-        waiting = answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
+        waiting = answers.watch(Assistant(engine).answer(prepare(QUESTION), "Base"), CLIENT)
         next(waiting)
         waiting.close()
         assert answers.queue.waiting == 0
-        waiting = answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)
+        waiting = answers.watch(Assistant(engine).answer(prepare(QUESTION), "Base"), CLIENT)
         next(waiting)
         answers.ending = True
         with pytest.raises(UserError, match="restarting"):
@@ -300,7 +301,7 @@ def test_at_the_end_no_answer_begins_and_running_ones_are_awaited(answers):
 
 def test_the_end_does_not_wait_for_ever(answers):
     engine = StubEngine(endless)
-    with closing(answers.watch(Assistant(engine).answer(QUESTION, [], "Base"), CLIENT)) as updates:
+    with closing(answers.watch(Assistant(engine).answer(prepare(QUESTION), "Base"), CLIENT)) as updates:
         next(updates)
         started_s = time.monotonic()
         assert answers.end(0.2) is False

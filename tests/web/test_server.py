@@ -338,6 +338,7 @@ def test_gradios_preflights_and_compressed_files_have_the_headers(gradio_url):
 PROCESS = """
 import sys, threading, time
 from medical_assistant.chat.assistant import Assistant
+from medical_assistant.chat.question import prepare
 from medical_assistant.web.limits import ClientLimits
 from medical_assistant.web.server import end_on_sigterm
 from medical_assistant.web.requests import RequestTracker
@@ -349,7 +350,7 @@ answers = RequestTracker(ClientLimits())
 end_on_sigterm(engine, answers, drain_s={drain_s}, end_s={end_s})
 
 def answer():
-    for reply in answers.watch(Assistant(engine).answer("What is asthma?", [], "Base"), None):
+    for reply in answers.watch(Assistant(engine).answer(prepare("What is asthma?"), "Base"), None):
         pass
     print("answered", flush=True)
 
