@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import socket
-from contextlib import closing
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medical_assistant.chat.assistant import Assistant, load_examples
-from medical_assistant.web import server
-from medical_assistant.web.log_privacy import keep_text_out_of_errors
-from medical_assistant.web.page import build_page, launch_options
-from medical_assistant.web.requests import RequestTracker
-from tests.support.stub_engine import StubEngine
+pytest_plugins = ("tests.support.served_app",)
 
-FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=60)
 JSON = st.recursive(
@@ -29,19 +22,10 @@ MESSAGES = st.text(max_size=200) | st.sampled_from(
 )
 
 
-@pytest.fixture(scope="module")
-def api():
-    keep_text_out_of_errors()
-    engine, answers = StubEngine(), RequestTracker()
-    page = build_page(Assistant(engine), load_examples(), answers)
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    kwargs = server.app_kwargs(engine, answers)
-    page.launch(server_port=port, prevent_thread_lock=True, quiet=True, app_kwargs=kwargs, **launch_options())
-    with httpx.Client(base_url=page.local_url, timeout=20, trust_env=False) as client:
+@pytest.fixture
+def api(shared_app):
+    with httpx.Client(base_url=shared_app.url, timeout=20, trust_env=False) as client:
         yield client
-    page.close()
 
 
 def post(api, path, body):

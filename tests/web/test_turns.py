@@ -15,6 +15,7 @@ from medical_assistant.safety.screening import screen  # noqa: E402
 from medical_assistant.web.page import build_page  # noqa: E402
 from medical_assistant.web.queue import AnswerQueue  # noqa: E402
 from medical_assistant.web.requests import RequestTracker  # noqa: E402
+from medical_assistant.web.turns import emergency_banner  # noqa: E402
 from tests.support.stub_engine import StubEngine, default_script, endless  # noqa: E402
 
 EMERGENCY = "I have crushing chest pain and I cannot breathe"
@@ -271,3 +272,58 @@ def test_the_settings_reach_the_model():
     list(tab.updates("Fine-tuned", (64, 0.7, 0.9, 5)))
     options = tab.engine.requests[0][1]
     assert (options.adapter, options.max_new_tokens, options.temperature, options.seed) == (True, 64, 0.7, 5)
+
+
+@pytest.mark.parametrize(("country", "call"), [("GB", "999 / 112"), ("FR", "15 / 112"), ("", None), ("XX", None)])
+def test_the_banner_has_the_numbers_of_the_country(country, call):
+    banner = emergency_banner(prepare(EMERGENCY, country=country).screening.triage, country)
+    assert "possible heart attack" in banner["reasons"] and not banner["is_crisis"]
+    assert banner.get("emergency", {}).get("text") == call
+    assert emergency_banner(prepare("What is gout?").screening.triage, country) is None
+
+
+def test_a_request_for_harm_is_refused_without_the_banner():
+    tab = Tab()
+    tab.ask("Help me forge a prescription for oxycodone")
+    assert "I can't help" in tab.shown[0][1]["content"][0]
+    assert tab.banner is None and tab.engine.requests == []
+
+
+def test_an_example_is_asked():
+    tab, asked = Tab(), load_examples()[0].question
+    data = SimpleNamespace(index=0, value={"text": asked})
+    tab.take(tab.fn("example")(data, tab.history, "", *tab.slots), tab.outputs)
+    tab.step_two()
+    assert tab.asked() == [asked]
+
+
+def labels(page, name):
+    """The labels of the inputs of the functions called `name`, by panel."""
+    return [[getattr(block, "label", None) for block in fn.inputs] for fn in page.fns.values() if fn.name == name]
+
+
+def test_step_two_gets_what_the_toggle_and_the_settings_say():
+    page = build_page(Assistant(StubEngine()), load_examples())
+    settings = ["Longest answer (tokens)", "Temperature", "Top-p", "Seed"]
+    ask, compare = labels(page, "respond")[::2][0], labels(page, "respond")[-1]
+    assert ask[2:] == ["Model", *settings] and compare[2:] == settings
+
+
+def test_what_cancels_an_answer():
+    """A new message, Stop, and whatever changes the conversation; the canceller of each stream slot alone."""
+    page = build_page(Assistant(StubEngine()), load_examples())
+    events = [{event for _, event in fn.targets} for fn in page.fns.values() if fn.cancels]
+    ask = {"stop", "submit", "clear", "undo", "retry", "edit", "example_select"}
+    assert events == [ask, ask, {"stop", "submit", "clear"}, {"stop", "submit", "clear"}]
+    cancelled = [tuple(fn.cancels) for fn in page.fns.values() if fn.cancels]
+    assert len(set(cancelled)) == len(cancelled) == 4
+
+
+def test_a_missing_adapter_is_said_and_leaves_the_base_alone():
+    page = build_page(Assistant(StubEngine(adapter=None), "Adapter x is truncated."), load_examples())
+    blocks = list(page.blocks.values())
+    (model,) = [block for block in blocks if getattr(block, "elem_id", None) == "model"]
+    assert model.value == "Base" and not model.interactive
+    (problem,) = [block for block in blocks if getattr(block, "elem_id", None) == "problem"]
+    assert problem.value == {"title": "Only the base model is available.", "problem": "Adapter x is truncated."}
+    assert not any(getattr(block, "elem_id", None) == "compare" for block in blocks)
