@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from medical_assistant.chat.confidence import Calibration
     from medical_assistant.engines.base import Engine
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MODEL = "smollm2-135m"
 
 
@@ -142,7 +144,7 @@ def read_calibration(engine: Engine) -> Calibration | None:
     try:
         return find_calibration(engine.info)
     except UserError as error:
-        logging.warning("%s Confidence is not shown.", error)
+        logger.warning("%s Confidence is not shown.", error)
         return None
 
 

@@ -28,38 +28,36 @@ class Exchange:
 
     question: str
     replies: tuple[Reply, ...] = ()
-    stopped: bool = False
 
     def shown(self, chat: int = 0) -> list[dict[str, Any]]:
         """Return the Gradio messages of the exchange in the chatbot number `chat`."""
-        messages: list[dict[str, Any]] = [{"role": "user", "content": shown_question(self.question)}]
-        if self.stopped or chat < len(self.replies):
-            reply = self.replies[chat] if chat < len(self.replies) else Reply("", "")
-            messages.append({"role": "assistant", "content": _shown_reply(reply, self.stopped)})
-        return messages
+        asked = {"role": "user", "content": shown_question(self.question)}
+        answers = self.replies[chat : chat + 1]
+        return [asked, *({"role": "assistant", "content": _shown_reply(reply)} for reply in answers)]
 
     def as_json(self) -> dict[str, Any]:
         """Return what the browser keeps. A place in the queue is not among it."""
         replies = [{name: getattr(reply, name) for name in _KEPT_FIELDS} for reply in self.replies]
-        return {"question": self.question[:KEPT_CHARACTERS], "replies": replies, "stopped": self.stopped}
+        return {"question": self.question[:KEPT_CHARACTERS], "replies": replies}
 
-    def stop(self) -> Exchange:
+    def stop(self, chats: int = 1) -> Exchange:
         """Return the exchange as the user stopped it: half an answer has no confidence."""
-        return replace(self, stopped=True, replies=tuple(replace(reply, confidence="") for reply in self.replies))
+        replies = self.replies or (Reply("", ""),) * chats
+        stopped = [replace(reply, notes=(STOPPED_NOTE, *reply.notes), confidence="") for reply in replies]
+        return replace(self, replies=tuple(stopped))
 
 
 def read_history(value: Any) -> list[Exchange]:
     """Return the history, oldest first, from what a browser or a program sends: any JSON. What has no form is left out.
 
-    Its texts are as untrusted as a message: `prepare` screens and `build_messages` cleans them, `shown` takes out
+    Its texts are as untrusted as a message: `prepare` screens them, `build_messages` cleans them, and `shown` takes out
     markup.
     """
     history = []
-    for item in value if isinstance(value, list) else []:
-        if not isinstance(item, dict):
-            continue
-        replies = [_read_reply(reply) for reply in _list(item.get("replies")) if isinstance(reply, dict)]
-        history.append(Exchange(_text(item.get("question")), tuple(replies), item.get("stopped") is True))
+    for item in _list(value):
+        if isinstance(item, dict):
+            replies = [_read_reply(reply) for reply in _list(item.get("replies")) if isinstance(reply, dict)]
+            history.append(Exchange(_text(item.get("question")), tuple(replies)))
     return history
 
 
@@ -112,9 +110,9 @@ def shown_question(question: str) -> str:
     return safe_markdown(question[:SHOWN_CHARACTERS]) or EMPTY_ANSWER
 
 
-def _shown_reply(reply: Reply, stopped: bool) -> list[str]:
+def _shown_reply(reply: Reply) -> list[str]:
     """Return the parts of a chatbot message: advice where there is some, the answer, and the lines below it."""
-    lines = [STOPPED_NOTE if stopped else "", *reply.notes, reply.waiting, reply.footer, reply.confidence]
+    lines = [*reply.notes, reply.waiting, reply.footer, reply.confidence]
     # The model's name and the words of an error come from whoever made the model.
     below = "\n\n".join(f"*{safe_markdown(' '.join(line.split()))}*" for line in lines if line)
     advice = [f"**{safe_markdown(reply.advice)}**"] if reply.advice else []

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from medical_assistant.chat.assistant import BASE, FINE_TUNED, MODELS, Assistant, Example
+from medical_assistant.chat.assistant import BASE, FINE_TUNED, MODELS, Assistant, Example, Reply
 from medical_assistant.chat.confidence import WORDS, Calibration
-from medical_assistant.chat.question import prepare
+from medical_assistant.chat.question import Question, prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
 from medical_assistant.markdown import safe_in_template, safe_markdown
@@ -17,13 +17,13 @@ from medical_assistant.models.presets import ASSETS
 from medical_assistant.safety.emergency_numbers import countries, country_of
 from medical_assistant.web.history import as_json, position, read_history, shown, shown_question
 from medical_assistant.web.requests import RequestTracker
-from medical_assistant.web.turns import SEND, STEP_ONE, Panel, ready, respond_with, respond_with_both
+from medical_assistant.web.turns import SEND, STEP_ONE, Panel, read_options, ready
 
 # Gradio gives a thread to each answer that runs or waits: more than `web.queue.MAX_WAITING` and the slots need, for
 # the safety rules answer in one too, and at once.
 MAX_THREADS = 160
 # Gradio 6.31 copies the page's settings for each visitor and API call, 0.1 MB, and keeps the last 10,000 copies.
-# Nothing of ours is in them: a visitor whose copy has gone gets another.
+# Of ours, only a question between its two steps is in them: where that copy has gone, the question is read again.
 SESSIONS_KEPT = 100
 
 BASE_ALONE = "Only the base model is available."
@@ -127,6 +127,9 @@ def _build_ask(
 
     panel = Panel(box, [chat], emergency, refusal, country, tracker)
 
+    def ask(question: Question, model: str, *values: Any) -> Iterator[Reply]:
+        return assistant.answer(question, model, read_options(*values))
+
     def retry(history: Any, event: gr.RetryData, *values: Any) -> tuple[Any, ...]:
         exchanges = read_history(history)
         at = position(exchanges, event.index)
@@ -148,7 +151,7 @@ def _build_ask(
         return ready(exchanges[at].question), shown(exchanges[:at]), as_json(exchanges[:at])
 
     interrupts = [chat.clear, chat.undo, chat.retry, chat.edit, chat.example_select]
-    panel.answer_with(respond_with(assistant, panel), [model, *settings], interrupts)
+    panel.answer_with(ask, [model, *settings], interrupts)
     box.submit(panel.start, [box, *panel.inputs], panel.outputs, **STEP_ONE)
     for event, step in ((chat.retry, retry), (chat.edit, edit), (chat.example_select, example)):
         event(step, panel.inputs, panel.outputs, **STEP_ONE)
@@ -172,11 +175,14 @@ def _build_compare(
 
     panel = Panel(box, chats, emergency, refusal, country, tracker)
 
+    def ask(question: Question, *values: Any) -> Iterator[tuple[Reply, ...]]:
+        return assistant.answer_both(question, read_options(*values))
+
     def start(message: str, _history: Any, *values: Any) -> tuple[Any, ...]:
         return panel.begin(message, [], *values)  # each comparison is a conversation of its own
 
     clears = [chat.clear for chat in chats]
-    panel.answer_with(respond_with_both(assistant, panel), settings, clears)
+    panel.answer_with(ask, settings, clears)
     gr.on(clears, panel.clear, None, panel.outputs, **STEP_ONE)
     box.submit(start, [box, *panel.inputs], panel.outputs, **STEP_ONE)
 
@@ -261,11 +267,11 @@ def _about(assistant: Assistant) -> str:
 def _about_confidence(calibration: Calibration | None) -> str:
     """Return what the confidence under an answer means, or that there is none."""
     if calibration is None:
-        return "Not shown: there is no calibration of the loaded model, or none that can be read."
+        return "Not shown: there is no calibration for the loaded model, or it cannot be read."
     # The label comes with the adapter, from whoever published it.
     label = safe_markdown(" ".join(calibration.label.split())[:300])
     return (
-        f"The line below a first answer says how often answers that the model was as sure of were close to the "
-        f"reference answer, on {calibration.n} test questions: {WORDS}. It does not say that an answer is true "
-        f"({label}). It shows only for {FINE_TUNED} at the tested settings (temperature {calibration.temperature:g})."
+        f"A line below the first answer says how many in 10 answers of similar certainty were close to the reference "
+        f"answer, measured on {calibration.n} test questions: {WORDS}. It does not say that an answer is true "
+        f"({label}). Only {FINE_TUNED} at the tested settings (temperature {calibration.temperature:g}) has this line."
     )

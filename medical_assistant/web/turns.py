@@ -14,13 +14,12 @@ finds the next answer).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
-from medical_assistant.chat.assistant import Assistant, Reply, refused, rules_reply
+from medical_assistant.chat.assistant import Reply, refused, rules_reply
 from medical_assistant.chat.question import Question, prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
@@ -36,8 +35,6 @@ SEND, STOP = "Ask", "Stop"  # words: Gradio's icons have no name for a screen re
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 STEP_ONE: dict[str, Any] = {**PRIVATE, "queue": False}
 PENDING_S = 600  # a question whose step two never came is forgotten
-
-Replies = tuple[Reply, ...]  # one for each chat
 
 
 def emergency_banner(triage: Triage, country: str = "") -> dict[str, Any] | None:
@@ -119,34 +116,17 @@ class Panel:
 
     def stop(self, history: Any) -> tuple[Any, ...]:
         exchanges = read_history(history)
-        return ready(), *self._show([*exchanges[:-1], *(last.stop() for last in exchanges[-1:])]), None
+        return ready(), *self._show([*exchanges[:-1], *(last.stop(len(self.chats)) for last in exchanges[-1:])]), None
 
-    def stream(
-        self, ask: Callable[[Question], Iterator[Replies]], history: Any, pending: Any, request: gr.Request
-    ) -> Iterator[tuple[Any, ...]]:
-        """Step two: yield values of `conversation`, the replies of `ask` to the last question of `history`.
-
-        It sets the box itself: a `.then` would also follow a cancellation.
-        """
-        unchanged = (gr.skip(), *self._skip_chats(), None)
-        *earlier, last = read_history(history) or [Exchange("")]
-        if last.question and not last.replies:
-            before = [shown(earlier, chat) for chat in range(len(self.chats))], as_json(earlier)
-            question, previous = pending_question(pending, last.question, earlier), None
-            try:
-                for replies in self.tracker.watch(ask(question), request):
-                    # Who waits in the queue gets the same update each second.
-                    yield (answering(), *self._with(before, last, replies)) if replies != previous else unchanged
-                    previous = replies
-            except UserError as error:
-                yield gr.skip(), *self._with(before, last, (refused(error),) * len(self.chats))
-        yield ready(), *unchanged[1:]
-
-    def answer_with(self, respond: Callable[..., Any], inputs: list[Any], interrupts: list[Any]) -> None:
-        """Connect step two and Stop. `respond`: a step two whose inputs are history, pending and `inputs`.
+    def answer_with(self, ask: Callable[..., Iterator[Any]], inputs: list[Any], interrupts: list[Any]) -> None:
+        """Connect step two and Stop. `ask(question, *values of inputs)` gives updates of the assistant.
 
         `interrupts` are events that cancel it; make their own listeners later.
         """
+
+        def respond(history: Any, pending: Any, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+            yield from self._stream(lambda question: ask(question, *values), history, pending, request)
+
         inputs = [self.history, self.pending, *inputs]
         for slot in self._slots:
             answer = slot.change(respond, inputs, self.conversation, concurrency_limit=None, **PRIVATE)
@@ -154,15 +134,38 @@ class Panel:
             gr.on([self.box.stop, self.box.submit, *interrupts], None, cancels=[answer])
         self.box.stop(self.stop, self.history, self.conversation, **STEP_ONE)
 
+    def _stream(
+        self, ask: Callable[[Question], Iterator[Any]], history: Any, pending: Any, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Step two: yield values of `conversation`, the updates of `ask` to the last question of `history`.
+
+        It sets the box itself: a `.then` would also follow a cancellation.
+        """
+        unchanged = (gr.skip(), *self._skip_chats(), None)
+        *earlier, last = read_history(history) or [Exchange("")]
+        if last.question and not last.replies:
+            before, previous = self._show(earlier), None
+            question = pending_question(pending, last.question, earlier)
+
+            def with_replies(replies: tuple[Reply, ...]) -> list[Any]:
+                answered = self._show([replace(last, replies=replies)])
+                return [*(old + new for old, new in zip(before, answered, strict=True)), None]
+
+            try:
+                for update in self.tracker.watch(ask(question), request):
+                    # Who waits in the queue gets the same update each second.
+                    if update == previous:
+                        yield unchanged
+                    else:
+                        yield answering(), *with_replies(update if isinstance(update, tuple) else (update,))
+                    previous = update
+            except UserError as error:
+                yield gr.skip(), *with_replies((refused(error),) * len(self.chats))
+        yield ready(), *unchanged[1:]
+
     def _show(self, exchanges: Sequence[Exchange]) -> list[Any]:
         """Return the values of the chats and of `history`."""
         return [*(shown(exchanges, chat) for chat in range(len(self.chats))), as_json(exchanges)]
-
-    def _with(self, before: tuple[list[Any], list[Any]], last: Exchange, replies: tuple[Reply, ...]) -> list[Any]:
-        """Return the values of the chats, of `history` and of `pending`, where `before` is what stays as it is."""
-        exchange = replace(last, replies=replies)
-        chats = [[*value, *exchange.shown(chat)] for chat, value in enumerate(before[0])]
-        return [*chats, [*before[1], exchange.as_json()], None]
 
     def _skip_chats(self) -> list[Any]:
         return [gr.skip() for _ in (*self.chats, self.history)]
@@ -189,29 +192,3 @@ def answering(text: str | None = None) -> Any:
 def read_options(max_new_tokens: float, temperature: float, top_p: float, seed: float | None) -> Options:
     """Return the settings' values as `Options`."""
     return Options(True, int(max_new_tokens), float(temperature), float(top_p), int(seed or 0))
-
-
-def respond_with(assistant: Assistant, panel: Panel) -> Callable[..., Iterator[tuple[Any, ...]]]:
-    """Return step two for one chat; its inputs are the panel's, the toggle and the settings."""
-
-    def respond(history: Any, pending: Any, model: str, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        def ask(question: Question) -> Iterator[Replies]:
-            with closing(assistant.answer(question, model, read_options(*values))) as replies:
-                for reply in replies:
-                    yield (reply,)
-
-        yield from panel.stream(ask, history, pending, request)
-
-    return respond
-
-
-def respond_with_both(assistant: Assistant, panel: Panel) -> Callable[..., Iterator[tuple[Any, ...]]]:
-    """Return step two for one chat per model; its inputs are the panel's and the settings."""
-
-    def respond(history: Any, pending: Any, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        def ask(question: Question) -> Iterator[Replies]:
-            return assistant.answer_both(question, read_options(*values))
-
-        yield from panel.stream(ask, history, pending, request)
-
-    return respond

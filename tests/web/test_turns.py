@@ -70,7 +70,7 @@ class Tab:
     def updates(self, model="Base", settings=SETTINGS):
         toggle = () if self.compare else (model,)
         request = gr.Request(SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"), headers={}), session_hash="s")
-        return self.fn("respond")(self.history, self.pending, *toggle, request, *settings)
+        return self.fn("respond")(self.history, self.pending, request, *toggle, *settings)
 
     def step_two(self):
         for values in self.updates():
