@@ -247,7 +247,7 @@ class Served:
 
         self.engine = StubEngine(endless, delay_s=0.01)
         self.answers = RequestTracker(ClientLimits(concurrent=10, per_minute=1000))
-        self.page = page.build_page(Assistant(self.engine), load_examples(), answers=self.answers)
+        self.page = page.build_page(Assistant(self.engine), load_examples(), tracker=self.answers)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
