@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class AppSettings:
@@ -141,7 +143,7 @@ def read_calibration(engine: Engine) -> Calibration | None:
     try:
         return find_calibration(engine.info)
     except UserError as error:
-        logging.warning("%s Confidence is not shown.", error)
+        logger.warning("%s Confidence is not shown.", error)
         return None
 
 

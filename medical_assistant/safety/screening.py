@@ -24,11 +24,11 @@ class Screening:
 
 
 def screen(message: str, history: Sequence[Message] = (), country: str = "") -> Screening:
-    """Return what the safety rules say; called with every message first, whatever its length or form.
+    """Return what the safety rules say of a message of any length or form. In the app, `chat.question.prepare` asks.
 
-    `history` holds earlier turns, oldest first; only the user's count. `country` (ISO 3166-1) chooses the emergency
+    `history` holds earlier messages, oldest first; only the user's count. `country` (ISO 3166-1) chooses the emergency
     numbers. Never raises, whatever the text.
     """
-    earlier = [turn["content"] for turn in history if turn["role"] == "user"]
+    earlier = [before["content"] for before in history if before["role"] == "user"]
     triage = assess(message, earlier, country)
     return Screening(triage) if triage.level == "emergency" else Screening(triage, assess_misuse(message, earlier))

@@ -110,9 +110,9 @@ def test_every_level_has_its_texts(language: str) -> None:
 
 
 def test_the_banner_speaks_the_language_of_the_message() -> None:
-    from medical_assistant.web.turns import receive
+    from medical_assistant.web.turns import emergency_banner
 
-    banner = receive("mi bebé está azul y no respira", [], busy=False, country="MX").banner
+    banner = emergency_banner(assess("mi bebé está azul y no respira", country="MX"), "MX")
     assert banner is not None and banner["language"] == "es"
     assert banner["heading"].startswith("Puede ser una emergencia")
     assert banner["texts"]["or_local"].startswith("o al número") and banner["emergency"]["dial"] == "911"

@@ -29,6 +29,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from medical_assistant.chat.question import prepare
 from medical_assistant.chat.assistant import Assistant, Reply
 from medical_assistant.engines.base import Engine, Options
 from medical_assistant.engines.llama_cpp import LlamaCppEngine
@@ -39,8 +40,6 @@ from tests.support.hub_server import HubServer, read_folder
 from tests.support.paths import ROOT
 from tests.support.served_app import LOCAL, ServedApp, request, wait_until
 from tests.support.stub_engine import endless
-
-pytest_plugins = ("tests.support.served_app",)
 
 NAME = "alice/adapter"
 MODEL = "smollm2-135m"
@@ -66,7 +65,7 @@ LONG = Options(max_new_tokens=1000, temperature=1.5)  # hot: it does not end ear
 
 
 def answer(engine: Engine, options: Options | None = None) -> Iterator[Reply]:
-    return Assistant(engine).answer(QUESTION, [], "Base", options or Options())
+    return Assistant(engine).answer(prepare(QUESTION), "Base", options or Options())
 
 
 def ask_until(engine: Engine, harm: Callable[[], None], after: int = 3) -> Reply:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medical_assistant.chat.question import prepare
 from medical_assistant.chat.assistant import RULES_LABEL, Assistant, Reply
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.web.limits import ClientLimits, LimitError
@@ -33,11 +34,11 @@ def tracker():
 
 
 def answer(engine, message=QUESTION):
-    return Assistant(engine).answer(message, [], "Base")
+    return Assistant(engine).answer(prepare(message), "Base")
 
 
 def answer_both(engine, message=QUESTION):
-    return Assistant(engine).answer_both(message)
+    return Assistant(engine).answer_both(prepare(message))
 
 
 def ask(tracker, engine, message=QUESTION, client=CLIENT):

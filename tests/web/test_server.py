@@ -23,6 +23,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
+from medical_assistant.chat.question import prepare
 from medical_assistant.chat.assistant import Assistant
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import EngineError
@@ -32,8 +33,6 @@ from medical_assistant.web.requests import RequestTracker
 from tests.support.paths import ROOT
 from tests.support.served_app import request
 from tests.support.stub_engine import StubEngine, endless
-
-pytest_plugins = ("tests.support.served_app",)
 
 PAGE = (
     "<script>window.a = 1;</script><script type='module' src='./assets/x.js'></script><SCRIPT data-x>\nb()\n</SCRIPT >"
@@ -332,7 +331,7 @@ def sigterm(monkeypatch):
     def send(engine, drain_s):
         tracker, replies = RequestTracker(), []
         server.end_on_sigterm(engine, tracker, drain_s, end_s=1e6)
-        updates = tracker.watch(Assistant(engine).answer("What is asthma?", [], "Base"), None)
+        updates = tracker.watch(Assistant(engine).answer(prepare("What is asthma?"), "Base"), None)
         thread = threading.Thread(target=lambda: replies.extend(updates), daemon=True)
         thread.start()
         while not engine.running:
