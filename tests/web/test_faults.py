@@ -29,8 +29,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from medical_assistant.chat.question import prepare
 from medical_assistant.chat.assistant import Assistant, Reply
+from medical_assistant.chat.question import prepare
 from medical_assistant.engines.base import Engine, Options
 from medical_assistant.engines.llama_cpp import LlamaCppEngine
 from medical_assistant.models.presets import find_preset

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medical_assistant.chat.question import prepare
 from medical_assistant.chat.assistant import RULES_LABEL, Assistant, Reply
+from medical_assistant.chat.question import prepare
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.web.limits import ClientLimits, LimitError
 from medical_assistant.web.queue import AnswerQueue

@@ -23,8 +23,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
-from medical_assistant.chat.question import prepare
 from medical_assistant.chat.assistant import Assistant
+from medical_assistant.chat.question import prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import EngineError
 from medical_assistant.web import middleware, server
