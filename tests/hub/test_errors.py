@@ -24,8 +24,6 @@ from tests.support.hub_server import (
     write_toy_adapter,
 )
 
-pytest_plugins = ("tests.support.hub_server",)
-
 NAME = "alice/adapter"
 
 

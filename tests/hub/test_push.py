@@ -23,9 +23,6 @@ from medical_assistant.models.presets import Preset
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, read_folder, write_toy_adapter
 from tests.support.paths import ROOT
 
-pytest_plugins = ("tests.support.hub_server",)
-
-
 NAME = "alice/adapter"
 
 

@@ -13,8 +13,6 @@ from medical_assistant.models.adapter import ADAPTER_FILES
 from medical_assistant.publish.adapter import PENDING, finish_publishing, main, publish_adapter
 from tests.support.hub_server import DROP, LOSE_ANSWER, READ_TOKEN, WRITE_TOKEN, HubServer, read_folder
 
-pytest_plugins = ("tests.support.hub_server",)
-
 NAME = "alice/adapter"
 
 

@@ -12,8 +12,6 @@ from medical_assistant.errors import UserError
 from medical_assistant.publish import space as deploy
 from tests.support.hub_server import OTHER_TOKEN, WRITE_TOKEN, HubServer
 
-pytest_plugins = ("tests.support.hub_server",)
-
 NAME = "alice/medical-assistant"
 UPLOADED = {
     "app.py": b"import gradio\n",
