@@ -21,7 +21,8 @@ import httpx
 import pytest
 
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.judges.judge import LABELS, Claim, ServerJudge
+from medical_assistant.evaluation.judges.base import LABELS, Claim
+from medical_assistant.evaluation.judges.server import ServerJudge
 from medical_assistant.hub.push import pull_adapter, push_adapter
 from medical_assistant.publish import space as deploy
 from tests.support.hub_server import HubServer, read_folder

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from medical_assistant.evaluation.candidates import BASE, FINE_TUNED
+from medical_assistant.evaluation.names import BASE, FINE_TUNED
 from medical_assistant.evaluation.scoring.metrics import METRICS
 from medical_assistant.publish.card_markdown import figure, table
 

@@ -77,7 +77,6 @@ def test_a_set_has_the_files_name_and_hash_and_csv_reads_as_jsonl(tmp_path) -> N
         writer.writeheader()
         writer.writerows({**row, "options": json.dumps(row["options"])} for row in rows)
     assert read_questions(table).questions == read.questions
-    assert len(read_questions(path, limit=1).questions) == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_length_and_letters_are_scores_of_their_own() -> None:
     assert part["truncated"] == 1 and part["comparison"] == {} and part["by_subject"] == {}
 
 
-def test_every_two_systems_are_compared() -> None:
+def test_every_two_candidates_are_compared() -> None:
     rows = [question(0, number=n) for n in range(25)]
     good, bad = [scores(-1, -2, -2, -2)] * 25, [scores(-3, -2, -4, -4)] * 25
     candidates = {"base": bad, "a": good, "b": good}
@@ -197,7 +196,7 @@ def test_scores_are_those_of_each_option_alone(scorer) -> None:
                     (alone,) = scorer.score([pair], adapter, end_of_turn=False)
                     assert score.logprob == pytest.approx(alone.logprob, abs=1e-4)
                     assert score.characters == len(completion)
-    base, tuned = results["base"][0].log_likelihoods, results["fine_tuned"][0].log_likelihoods
+    base, tuned = ([score.logprob for score in results[key][0].texts] for key in ("base", "fine_tuned"))
     assert all(abs(one - other) > 1e-2 for one, other in zip(base, tuned, strict=True))
 
 

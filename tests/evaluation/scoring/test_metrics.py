@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import sacrebleu
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
@@ -26,7 +26,6 @@ from medical_assistant.evaluation.scoring.metrics import (
     chrf_signature,
     corpus_scores,
     import_evaluate,
-    item_scores,
     score_all,
 )
 from tests.support.paths import ROOT
@@ -37,6 +36,12 @@ REFERENCES = [
 ]
 ANSWERS = ["Gout is caused by uric acid.", "Asthma narrows the airways of the lung. It is hard to breathe."]
 QUESTIONS = ["What causes gout?", "What does asthma do to the lungs?"]
+
+
+def item_scores(answers: list[str], references: list[str]) -> list[dict[str, float]]:
+    return score_all(answers, references)[1]
+
+
 COMPUTED = tuple(METRICS)[:13]
 MEAN_OF_ITEMS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "token_f1", "repetition")
 
@@ -215,7 +220,6 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=40)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
 def test_any_text_has_finite_scores_in_range(pairs: list[tuple[str, str]]) -> None:
     corpus, items = score_all([answer for answer, _ in pairs], [reference for _, reference in pairs])
