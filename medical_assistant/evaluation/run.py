@@ -19,7 +19,7 @@ from medical_assistant.evaluation.judges.server import load_judge
 from medical_assistant.evaluation.judges.statements import StatementRow, read_statements, statement_records
 from medical_assistant.evaluation.names import PREDICTIONS
 from medical_assistant.evaluation.safety import SafetyRow, read_safety_set, safety_records
-from medical_assistant.evaluation.scoring.metrics import bleu_signature, chrf_signature
+from medical_assistant.evaluation.scoring.metrics import signatures
 from medical_assistant.evaluation.settings import NONE, EvaluateSettings, check_settings
 from medical_assistant.files import file_sha256, git_commit, package_versions, read_json, write_json
 
@@ -159,8 +159,7 @@ def describe_run(run: Run) -> dict[str, Any]:
             "train_sha256": _hash_of(training),
             "checkpoint_rows": checkpoint_rows(settings.adapter, settings.data, run.validation_rows, len(run.records)),
         },
-        "bleu_signature": bleu_signature(),
-        "chrf_signature": chrf_signature(),
+        **signatures(),
         "versions": package_versions(PACKAGES),
         "hardware": {"machine": platform.machine(), "cores": usable_cores()},
         "git_commit": git_commit(),

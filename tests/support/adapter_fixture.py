@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from gguf import GGUFReader
 from safetensors.numpy import save_file
 
 from medical_assistant.models.gguf_lora import write_lora_gguf
-from medical_assistant.models.presets import find_preset
+from medical_assistant.models.presets import Preset, find_preset
 from medical_assistant.prompts import prompt_contract
 
 SCALE = 0.01  # of the B matrices: changes most answers, which stay fluent English
@@ -24,9 +23,7 @@ def make_adapter(folder: Path, seed: int = 0, *, scale: float = SCALE, rank: int
     Every seed gives other weights. `metrics.json` is left out: nothing has been measured.
     """
     preset = find_preset("smollm2-135m")
-    base = preset.embedded_gguf()
-    assert base is not None, f"the embedded model is missing: {preset.install}"
-    chat_template, special_tokens, shape = _read_base(base)
+    chat_template, special_tokens, shape = _read_base(preset)
     folder.mkdir(parents=True, exist_ok=True)
     generator = numpy.random.default_rng(seed)
     head = shape.hidden_size // shape.num_attention_heads
@@ -61,9 +58,10 @@ def make_adapter(folder: Path, seed: int = 0, *, scale: float = SCALE, rank: int
     return folder
 
 
-@functools.cache
-def _read_base(path: Path) -> tuple[str, dict[str, str], SimpleNamespace]:
+def _read_base(preset: Preset) -> tuple[str, dict[str, str], SimpleNamespace]:
     """Return (chat template, special tokens, shape under transformers' names) of the embedded GGUF."""
+    path = preset.embedded_gguf()
+    assert path is not None, f"the embedded model is missing: {preset.install}"
     fields = GGUFReader(path).fields
 
     def value(name: str):

@@ -118,18 +118,16 @@ def corpus_scores(predictions: Sequence[str], references: Sequence[str]) -> dict
     return score_all(predictions, references)[0]
 
 
-def bleu_signature() -> str:
-    """Return sacreBLEU's signature of BLEU: the settings that make two figures comparable."""
+def signatures() -> dict[str, str]:
+    """Return sacreBLEU's signatures of BLEU and chrF: the settings that make two figures comparable."""
     from sacrebleu.metrics.bleu import BLEU
-
-    return _signature(BLEU())
-
-
-def chrf_signature() -> str:
-    """Return sacreBLEU's signature of chrF: the settings that make two figures comparable."""
     from sacrebleu.metrics.chrf import CHRF
 
-    return _signature(CHRF())
+    found = {}
+    for name, metric in (("bleu_signature", BLEU()), ("chrf_signature", CHRF())):
+        metric.corpus_score(["a"], [["a"]])  # the signature knows the number of references only after a score
+        found[name] = str(metric.get_signature())
+    return found
 
 
 def bert_scores(
@@ -196,11 +194,6 @@ def _sacrebleu(answers: list[str], references: list[str]) -> dict[str, Score]:
             [chrf.sentence_score(answer, [reference]).score for answer, reference in pairs],
         ),
     }
-
-
-def _signature(metric: Any) -> str:
-    metric.corpus_score(["a"], [["a"]])  # the signature knows the number of references only after a score
-    return str(metric.get_signature())
 
 
 def _rouge(answers: list[str], references: list[str]) -> dict[str, Score]:
