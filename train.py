@@ -101,13 +101,14 @@ def finish(runs: Sequence[Run], preset: Preset, asked: TrainSettings, sweep: boo
 
 def evaluate(folder: Path, run: Run) -> None:
     """Compare the adapter in `folder` with its base, into its metrics.json, calibration.json and card."""
-    from medical_assistant.evaluation.adapter_check import evaluate_adapter
+    from medical_assistant.evaluation.results import evaluate_adapter
     from medical_assistant.training.record import reset_peak_memory
 
     reset_peak_memory()  # also frees what the training leaves on a GPU
     print(f"evaluating {folder} for the gate (--gate none publishes without)", flush=True)
     engine = "auto" if (folder / GGUF_FILE).is_file() else "transformers"  # llama.cpp cannot load a DoRA
     evaluate_adapter(folder, run.data, run.settings.model, engine)
+    write_card(folder)
 
 
 def check_goals(asked: TrainSettings, preset: Preset) -> None:

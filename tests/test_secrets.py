@@ -22,7 +22,8 @@ import httpx
 import pytest
 
 from medical_assistant.errors import UserError, run_script
-from medical_assistant.evaluation.judges.judge import LABELS, Claim, ServerJudge
+from medical_assistant.evaluation.judges.base import LABELS, Claim
+from medical_assistant.evaluation.judges.server import ServerJudge
 from medical_assistant.hub.pull import pull_adapter
 from medical_assistant.hub.push import push_adapter
 from medical_assistant.publish import space as deploy

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from medical_assistant.errors import AdapterError, UserError
-from medical_assistant.evaluation.candidates import BASE, FINE_TUNED
+from medical_assistant.evaluation.names import BASE, FINE_TUNED
 from medical_assistant.evaluation.scoring.metrics import METRICS
 from medical_assistant.files import read_json, write_whole
 from medical_assistant.models.adapter import REPORT_FILE

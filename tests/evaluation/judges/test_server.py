@@ -16,17 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.judges import judge as judge_module
-from medical_assistant.evaluation.judges.judge import (
+from medical_assistant.evaluation.judges.base import LABELS, Claim, JudgeDown, Verdict
+from medical_assistant.evaluation.judges.server import (
     ATTEMPTS,
     GIVE_UP_AFTER,
-    LABELS,
     NONSENSE,
     PROMPT_FILE,
-    Claim,
-    JudgeDown,
     ServerJudge,
-    Verdict,
     build_prompt,
     load_judge,
     read_reply,
@@ -107,7 +103,7 @@ def test_no_key_sends_no_header():
 def test_prompt_hash_is_the_files():
     judge, _, _ = server_judge({})
     assert judge.prompt_sha256 == hashlib.sha256(PROMPT_FILE.read_text(encoding="utf-8").encode()).hexdigest()
-    assert (judge.kind, judge.name) == ("server", "judge-7b")
+    assert judge.name == "judge-7b"
 
 
 @pytest.mark.parametrize("reply", [httpx.Response(500), httpx.Response(503, text="busy"), httpx.ReadTimeout("slow")])
@@ -115,14 +111,14 @@ def test_failure_that_passes_is_retried(reply):
     judge, server, waits = server_judge({"a": [reply, reply, good("entailed")]})
     assert labels(judge, "a") == [Verdict("entailed")]
     assert server.requests == {"a": 3}
-    assert 0.75 <= waits[0] <= 1.25 and 1.5 <= waits[1] <= 2.5
+    assert 1 <= waits[0] <= 2 <= waits[1] <= 3
 
 
 def test_retry_after_is_obeyed_up_to_a_minute():
     replies = [httpx.Response(429, headers={"Retry-After": value}) for value in ("7", "86400", "soon")]
     judge, _, waits = server_judge({"a": [*replies, good("neither")]})
     assert labels(judge, "a") == [Verdict("neither")]
-    assert waits[:2] == [7.0, 60.0] and 3.0 <= waits[2] <= 5.0
+    assert waits[:2] == [7.0, 60.0] and 4.0 <= waits[2] <= 5.0
 
 
 def test_lasting_failure_is_missing_with_its_reason():
@@ -147,7 +143,7 @@ def test_nonsense_is_asked_again_at_once_then_missing(reply):
     judge, server, waits = server_judge({"a": [reply], "b": [reply, good("contradicted")]})
     assert labels(judge, "a", "b") == [Verdict(None, NONSENSE), Verdict("contradicted")]
     assert server.requests == {"a": ATTEMPTS, "b": 2}
-    assert waits == []
+    assert not any(waits)
 
 
 def test_page_instead_of_json_is_missing():
@@ -160,7 +156,7 @@ def test_servers_own_words_on_a_bad_request():
     error = httpx.Response(400, json={"error": {"message": "maximum context length is 2048 tokens"}})
     judge, _, _ = server_judge({"a": [error], "b": [good("neither")]})
     first, second = labels(judge, "a", "b")
-    assert first.label is None and "too long" in first.reason
+    assert first.label is None and "maximum context length is 2048 tokens" in first.reason
     assert second.label == "neither"
 
 
@@ -196,7 +192,7 @@ def test_check_at_the_start():
     judge, _, _ = server_judge(lambda name: [good("entailed")])
     judge.check()
     judge, _, _ = server_judge(lambda name: [httpx.Response(200, json=completion("hello"))])
-    judge.check()  # its agreement will show what it is worth
+    judge.check()  # a reply in the wrong form may be one in a thousand
     for reply in (httpx.ConnectError("refused"), httpx.Response(500), httpx.Response(401)):
         judge, _, _ = server_judge(lambda name, reply=reply: [reply])
         with pytest.raises(UserError):
@@ -250,7 +246,7 @@ def test_several_requests_at_a_time():
     ],
 )
 def test_only_the_json_asked_for_is_a_verdict(content, label):
-    assert read_reply(completion(content)) == label
+    assert read_reply(json.dumps(completion(content))) == label
 
 
 @given(
@@ -259,9 +255,8 @@ def test_only_the_json_asked_for_is_a_verdict(content, label):
     )
 )
 def test_no_reply_breaks_the_reader(value):
-    assert read_reply({"choices": value}) is None
-    assert read_reply(completion(value)) is None
-    assert read_reply(completion(json.dumps(value))) is None
+    for reply in (value, {"choices": value}, completion(value), completion(json.dumps(value))):
+        assert read_reply(json.dumps(reply)) is None
 
 
 # the prompt
@@ -347,13 +342,9 @@ def test_bad_addresses(url):
         ServerJudge(url, "m")
 
 
-def test_load_judge(monkeypatch):
-    assert load_judge(None, None, None) is None
-    assert load_judge("", "", "") is None
+def test_a_judge_needs_a_model():
     with pytest.raises(UserError, match="--judge-model"):
-        load_judge("http://judge", "", None)
-    with pytest.raises(UserError, match="either"):
-        load_judge("http://judge", "m", "nli")
+        load_judge("http://judge", "")
 
 
 # over a socket
@@ -391,7 +382,7 @@ def server():
 
 def test_real_server_with_a_key_from_the_environment(server, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "from-environment")
-    judge = load_judge(server.url, "m", None)
+    judge = load_judge(server.url, "m")
     assert [verdict.label for verdict in labels(judge, "a", "b")] == ["entailed"] * 2
     assert server.keys == ["Bearer from-environment"] * 3  # the check and two claims
 
@@ -414,7 +405,6 @@ def test_real_server_that_hangs_times_out(server):
     assert len(server.keys) == ATTEMPTS
 
 
-def test_nobody_listens(monkeypatch):
-    monkeypatch.setattr(judge_module, "FIRST_WAIT_S", 0.0)
+def test_nobody_listens():
     with pytest.raises(UserError, match="No connection"):
-        load_judge("http://127.0.0.1:9", "m", None)
+        ServerJudge("http://127.0.0.1:9", "m", sleep=lambda s: None).check()
