@@ -256,15 +256,15 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: Output
     # An answer that was cut short is none that its confidence was measured on: its end stays unknown.
     signals.ended = None if reason == "loop" else reason == "stop"
     notes = reply.notes
-    if watch.withheld:
-        logger.info("withheld: %s", ", ".join(watch.withheld))  # names of rules, never the text
+    if watch.blocked:
+        logger.info("blocked: %s", ", ".join(watch.blocked))  # names of rules, never the text
         notes += (WITHHELD,)
     if reason == "loop":
         text = without_repetition(text)
         notes += (LOOPED,)
     if reason == "length":
         notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)
-    if not text.strip() and not watch.withheld:
+    if not text.strip() and not watch.blocked:
         notes += ("The model gave no answer: ask in other words.",)
     yield replace(reply, text=text.rstrip(), notes=notes)
 

@@ -110,7 +110,7 @@ def test_a_harmful_sentence_of_the_model_is_withheld_and_said(caplog):
     assert not any("insulin" in reply.text for reply in replies)
     assert replies[-1].text.split() == "Gout is a kind of arthritis. Rest helps.".split()
     assert replies[-1].notes == (WITHHELD,)
-    assert "withheld" in caplog.text and "insulin" not in caplog.text and "gout" not in caplog.text.lower()
+    assert "blocked" in caplog.text and "insulin" not in caplog.text and "gout" not in caplog.text.lower()
 
 
 def test_delay_is_withheld_where_the_question_had_a_red_flag():

@@ -519,8 +519,8 @@ def watched(browser):
 
 
 def test_markup_from_user_and_model_is_shown_as_text(watched, served, engine, monkeypatch):
-    # Fifty tags are no message of a patient: the second line may take them for anything, and no model would answer.
-    monkeypatch.setattr("medical_assistant.safety.triage.raised_level", lambda text, level, readings: level)
+    # Fifty tags are no message of a patient: the classifier may take them for anything, and no model would answer.
+    monkeypatch.setattr("medical_assistant.safety.triage.raised_level", lambda text, level: level)
     page, groups = watched(served[1]), payload_groups()
     assert sum(map(len, groups.values())) >= 40
     for number, (name, texts) in enumerate(groups.items()):
