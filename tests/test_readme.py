@@ -41,12 +41,13 @@ def test_mistake_10_load_and_safety_figures_come_from_the_committed_benchmarks()
         cells = [row["set"], row["split"], row["outcome"], row["n"], row["found"], row.get("baseline", "-")]
         assert f"| {' | '.join(map(str, cells))} |" in text
     assert text.count("\n| ") == len(rows) + 2 + 4 + 2  # and the table of layers
-    sets = json.loads((ROOT / "assets" / "triage_second_line.json").read_text(encoding="utf-8"))["details"]
+    safety = ROOT / "assets" / "safety"
+    sets = json.loads((safety / "triage_classifier.json").read_text(encoding="utf-8"))["details"]
     english = [kinds for name, kinds in sets["cross_validation"].items() if name.startswith("en_")]
     for kind in ("emergencies", "others"):
         found = sum(kinds[kind]["by_rules"] + kinds[kind]["added"] for kinds in english)
         assert f"{found / sum(kinds[kind]['rows'] for kinds in english):.1%}".replace("%", " %") in text
-    measured = json.loads((ROOT / "assets" / "misuse_model.json").read_text(encoding="utf-8"))["details"]
+    measured = json.loads((safety / "misuse_classifier.json").read_text(encoding="utf-8"))["details"]
     half = measured["refused_of_the_other_half"]["safety_requests_dev.jsonl"]
     assert f"{half['both']:.1%} of the other half".replace("%", " %") in text
 

@@ -88,15 +88,8 @@ def _raised(triage: Triage, level: str, rules: Rules, country: str) -> Triage:
     """
     known = triage.reasons if triage.language == rules.language else ()
     reasons = known or (rules.answers["possible_emergency"],)
-    return Triage(
-        level=level,
-        reasons=reasons,
-        categories=(POSSIBLE_EMERGENCY,),
-        sources=triage.sources or (rules.sources["nhs_999"],),
-        answer=_answer(rules, reasons, (POSSIBLE_EMERGENCY,), country) if level == "emergency" else "",
-        notice=_fill(rules.answers["notice"][level], reasons),
-        language=rules.language,
-    )
+    sources = triage.sources or (rules.sources["nhs_999"],)
+    return _with_texts(level, reasons, (POSSIBLE_EMERGENCY,), sources, rules, country)
 
 
 def _assess(current: Reading, history: Sequence[PreparedText], rules: Rules, country: str) -> Triage:
@@ -114,13 +107,24 @@ def _assess(current: Reading, history: Sequence[PreparedText], rules: Rules, cou
     level = min((rule.level for rule in fired), key=LEVELS.index)
     gravest = {rule.reason: rule for rule in reversed(fired) if rule.level == level}
     top = list(reversed(gravest.values()))
-    reasons = tuple(rule.reason for rule in top)
-    categories = tuple(dict.fromkeys(rule.category for rule in top))
+    return _with_texts(
+        level,
+        tuple(rule.reason for rule in top),
+        tuple(dict.fromkeys(rule.category for rule in top)),
+        tuple(dict.fromkeys(rules.sources[rule.source] for rule in top)),
+        rules,
+        country,
+    )
+
+
+def _with_texts(
+    level: str, reasons: Sequence[str], categories: Sequence[str], sources: Sequence[str], rules: Rules, country: str
+) -> Triage:
     return Triage(
         level=level,
-        reasons=reasons,
-        categories=categories,
-        sources=tuple(dict.fromkeys(rules.sources[rule.source] for rule in top)),
+        reasons=tuple(reasons),
+        categories=tuple(categories),
+        sources=tuple(sources),
         answer=_answer(rules, reasons, categories, country) if level == "emergency" else "",
         notice=_fill(rules.answers["notice"][level], reasons),
         language=rules.language,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -74,17 +75,17 @@ def sources(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return [{"name": path.name, "sha256": file_sha256(path), "rows": count} for path, count in counts.items()]
 
 
-def feature_matrix(features: Sequence[Sequence[set[int]]]) -> Any:
+def feature_matrix(features: Iterable[Sequence[set[int]]]) -> Any:
     """Return a sparse matrix of (rows, `BUCKETS`); each group of a row is scaled as in `HashedClassifier.score`."""
     from scipy.sparse import csr_matrix
 
-    columns, values, starts = list[int](), list[float](), [0]
+    columns, values, starts = array("i"), array("d"), [0]  # of ten thousands of sentences with hundreds of buckets each
     for groups in features:
         for group in filter(None, groups):
-            columns += sorted(group)
-            values += [len(group) ** -0.5] * len(group)
+            columns.extend(sorted(group))
+            values.extend([len(group) ** -0.5] * len(group))
         starts.append(len(columns))
-    return csr_matrix((values, columns, starts), shape=(len(features), BUCKETS))
+    return csr_matrix((values, columns, starts), shape=(len(starts) - 1, BUCKETS))
 
 
 def fit(matrix: Any, rows: Sequence[Row], label: str, settings: Settings) -> tuple[FileContent, Any]:
@@ -104,10 +105,11 @@ def fit(matrix: Any, rows: Sequence[Row], label: str, settings: Settings) -> tup
         return model.fit(matrix[members], wanted[members], sample_weight=weights[members])
 
     scores = np.zeros(len(rows))
-    divide = StratifiedGroupKFold if settings["grouped_folds"] else StratifiedKFold
+    groups = [row.group for row in rows] if settings["grouped_folds"] else None
+    divide = StratifiedKFold if groups is None else StratifiedGroupKFold
     for seed in range(settings["seed"], settings["seed"] + settings["repeats"]):
         folds = divide(settings["folds"], shuffle=True, random_state=seed)
-        for members, others in folds.split(matrix, wanted, [row.group for row in rows]):
+        for members, others in folds.split(matrix, wanted, groups):
             scores[others] += fitted(members).decision_function(matrix[others]) / settings["repeats"]
     model = fitted(np.arange(len(rows)))
     units = [round(float(weight) * WEIGHT_SCALE) for weight in model.coef_[0]]

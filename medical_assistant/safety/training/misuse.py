@@ -67,7 +67,7 @@ def train(rows: list[Row], settings: Settings) -> FileContent:
     import numpy as np
 
     rules = load_rules(MISUSE_FILE)
-    matrix = feature_matrix([[word_buckets(words_in(PreparedText(row.text).normal_form(rules)))] for row in rows])
+    matrix = feature_matrix([word_buckets(words_in(PreparedText(row.text).normal_form(rules)))] for row in rows)
     content, scores = fit(matrix, rows, HARMFUL, settings)
     harmful, own = np.array([row.label == HARMFUL for row in rows]), np.array([row.own for row in rows])
     threshold = float(np.quantile(scores[harmful & ~own], 1 - settings["target_recall"]))

@@ -104,7 +104,7 @@ def split_answers(path: Path, most: int) -> tuple[list[tuple[str, str]], list[tu
 
 def train(rows: list[Row], settings: Settings) -> FileContent:
     """Return the content of the classifier's file: a classifier and a threshold for each of `KINDS`."""
-    matrix = feature_matrix([feature_groups(row.text) for row in rows])
+    matrix = feature_matrix(feature_groups(row.text) for row in rows)
     kinds, blocked = {}, {}
     for kind in KINDS:
         kinds[kind], blocked[kind] = _train_kind(kind, rows, matrix, settings)

@@ -91,7 +91,7 @@ def development_rows(path: Path, corrections: Path = CORRECTIONS) -> list[Row]:
 def train(rows: list[Row], settings: Settings) -> FileContent:
     """Return the content of the classifier's file: weights, the thresholds by language, what was measured."""
     texts = [PreparedText(row.text) for row in rows]
-    matrix = feature_matrix([feature_groups(words_of(text), text.readings) for text in texts])
+    matrix = feature_matrix(feature_groups(words_of(text), text.readings) for text in texts)
     content, scores = fit(matrix, rows, EMERGENCY, settings)
     scored = [
         Scored(

@@ -16,7 +16,6 @@ from medical_assistant.safety.training.fitting import Row, in_training_split
 from medical_assistant.safety.triage_classifier import LEVELS, load_triage_classifier, words_of
 from medical_assistant.safety.triage_classifier import feature_groups as triage_features
 from tests.support import safety_rows
-from tests.support.paths import ROOT
 
 SETTINGS_OF = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
 
@@ -202,4 +201,3 @@ def test_real_rows_in_real_numbers_train(tmp_path, monkeypatch):
     trained = load_triage_classifier(tmp_path / "triage_classifier.json").emergency
     same_sign = [a * b > 0 for a, b in zip(committed.weights, trained.weights, strict=True) if abs(a) > 0.5 and b]
     assert sum(same_sign) > 0.9 * len(same_sign)
-    assert (ROOT / "assets" / "safety").is_dir()
