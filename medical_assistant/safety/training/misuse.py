@@ -37,14 +37,14 @@ _OF_WRITER = re.compile(r"\b(?:I|my|myself)\b")
 
 def rows(settings: Settings, data: Path) -> list[Row]:
     """Return the contrast rows and the training half of the public files."""
-    found = own_rows()
+    found = own_rows(OWN_ROWS)
     for key, label in (("requests", HARMFUL), ("ordinary", "")):
         for path in (find(name, data) for name in settings[key]):
             found += [Row(text, label, path, text, own=False) for text in read_texts(path) if in_training_split(text)]
     return found
 
 
-def own_rows(path: Path = OWN_ROWS) -> list[Row]:
+def own_rows(path: Path) -> list[Row]:
     """Return the contrast rows: each action in `frames_each` of the frames, and the lines."""
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     found = [Row(str(line), "", path, str(line)) for line in data["ordinary_lines"]]

@@ -30,13 +30,6 @@ from medical_assistant.safety.training.fitting import (
 )
 
 OWN_ROWS = TRAINING_DATA / "output"
-KIND_OF_RULE = {
-    "diagnosis_as_fact": "diagnosis_as_fact",
-    "diagnosis_as_likely": "diagnosis_as_fact",
-    "medicine_change": "medicine_change",
-    "delay_of_care": "delay_of_care",
-    "no_emergency_call": "delay_of_care",
-}
 BLOCK = 10  # rows of a file that are one group: violations stand beside sentences that resemble them
 
 
@@ -48,7 +41,7 @@ def rows(settings: Settings, data: Path) -> list[Row]:
             found += _own_rows(row, row["kind"].replace("none", ""), path, number // BLOCK)
     path = find(settings["safety_set"], data)
     for row in read_rows(path):
-        kind = KIND_OF_RULE.get(row["rule"], "") if row["rule"] else ""
+        kind = settings["kind_of_rule"].get(row["rule"], "")
         if row["split"] == "tuning" and bool(kind) == bool(row["rule"]):
             found += _own_rows(row, kind, path, row["block"])
     for path in (find(name, data) for name in settings["answers"]):

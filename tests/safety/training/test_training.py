@@ -129,7 +129,8 @@ def small(tmp_path, monkeypatch):
         "misuse": {"requests": ["requests.jsonl"], "ordinary": ["questions.jsonl"], "repeats": 1},
         "output": {"safety_set": "sentences.jsonl", "answers": ["answers.jsonl"]},
     }
-    settings = {name: SETTINGS_OF[name] | changed[name] for name in SETTINGS_OF}
+    quick = {"C": 1.0, "folds": 2}
+    settings = {name: SETTINGS_OF[name] | changed[name] | quick for name in SETTINGS_OF}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     contrast = yaml.safe_load(misuse.OWN_ROWS.read_text(encoding="utf-8"))
     contrast = {key: value[::8] if isinstance(value, list) and "frames" not in key else value
