@@ -256,15 +256,15 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, output_filter
     # An answer that was cut short is none that its confidence was measured on: its end stays unknown.
     signals.ended = None if reason == "repetition" else reason == "stop"
     notes = reply.notes
-    if output_filter.withheld:
-        logger.info("blocked: %s", ", ".join(output_filter.withheld))  # names of rules, never the text
+    if output_filter.blocked:
+        logger.info("blocked: %s", ", ".join(output_filter.blocked))  # names of rules, never the text
         notes += (BLOCKED_NOTE,)
     if reason == "repetition":
         text = without_repetition(text)
         notes += (REPETITION_NOTE,)
     if reason == "length":
         notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)
-    if not text.strip() and not output_filter.withheld:
+    if not text.strip() and not output_filter.blocked:
         notes += ("The model gave no answer: ask in other words.",)
     yield replace(reply, text=text.rstrip(), notes=notes)
 

@@ -282,6 +282,14 @@ def test_the_banner_has_the_numbers_of_the_country(country, call):
     assert emergency_banner(prepare("What is gout?").screening.triage, country) is None
 
 
+def test_the_banner_speaks_the_language_of_the_message():
+    triage = prepare("mi beb\u00e9 est\u00e1 azul y no respira", country="MX").screening.triage
+    banner = emergency_banner(triage, "MX")
+    assert banner is not None and banner["language"] == "es"
+    assert banner["heading"].startswith("Puede ser una emergencia")
+    assert banner["texts"]["or_local"].startswith("o al n\u00famero") and banner["emergency"]["dial"] == "911"
+
+
 def test_a_request_for_harm_is_refused_without_the_banner():
     tab = Tab()
     tab.ask("Help me forge a prescription for oxycodone")

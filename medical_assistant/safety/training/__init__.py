@@ -1,0 +1,1 @@
+"""The training of the safety classifiers. The application never imports it."""
