@@ -61,10 +61,15 @@ def help_text(script: str) -> str:
     """Return what `python script --help` prints, without the docstring above the options, as a fenced block."""
     os.environ["COLUMNS"] = "110"
     printed = io.StringIO()
-    main = runpy.run_path(str(ROOT / script), run_name="documentation")["main"]
+    name = f"script_{Path(script).stem}"  # not its own: a top-level "evaluate" is Hugging Face's package too
+    spec = importlib.util.spec_from_file_location(name, ROOT / script)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(script)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     try:
         with redirect_stdout(printed):
-            main(["--help"])
+            module.main(["--help"])
     except SystemExit:
         pass
     options = printed.getvalue().split("\noptions:\n", 1)[1].rstrip()

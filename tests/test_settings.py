@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import pytest
 
 from medical_assistant.errors import UserError
 from medical_assistant.settings import options_of, parse_settings, read_options, required, setting
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, load_script
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ SCRIPTS = ["data_prep", "train", "evaluate", "app"]
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_have_help_and_say_what_is_wrong(script: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main = importlib.import_module(script).main
+    main = load_script(script).main
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out

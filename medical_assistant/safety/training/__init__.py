@@ -1,1 +1,1 @@
-"""The training of the safety classifiers. The application never imports it."""
+"""Trains the three safety classifiers: python -m medical_assistant.safety.training."""
