@@ -8,10 +8,11 @@ figure, help text or file name in the documentation can be edited by hand.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import json
 import os
-import runpy
+import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
