@@ -29,10 +29,11 @@ docs: .venv/test.stamp  ## writes the generated parts of README.md and docs/ ane
 audit: .venv/test.stamp  ## known vulnerabilities among the installed packages
 	$(BIN)/python .ci/audit.py
 
-# SPACE=user/name, and if wanted HARDWARE=zero-a10g PRIVATE=1 MODEL=tinyllama-1.1b ADAPTER=user/adapter@revision
-deploy: .venv/run.stamp  ## creates or updates a Space: make deploy SPACE=user/name
-	$(BIN)/python -m medical_assistant.publish.space $(SPACE) $(if $(HARDWARE),--hardware $(HARDWARE)) \
-		$(if $(PRIVATE),--private) $(if $(MODEL),--model $(MODEL)) $(if $(ADAPTER),--adapter $(ADAPTER))
+# Only what stands on the command line: a MODEL or ADAPTER in the environment is for the app.
+given = $(if $(filter command line,$(origin $(1))),--$(2) $($(1)))
+deploy: .venv/run.stamp  ## creates or updates a Space: SPACE=user/name [HARDWARE=] [PRIVATE=1] [MODEL=] [ADAPTER=]
+	$(BIN)/python -m medical_assistant.publish.space $(SPACE) $(call given,HARDWARE,hardware) \
+		$(if $(PRIVATE),--private) $(call given,MODEL,model) $(call given,ADAPTER,adapter)
 
 clean:  ## removes the environment
 	rm -rf .venv

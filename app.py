@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class AppSettings:
@@ -83,22 +85,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         loading = pool.submit(load_model, settings.model, choose_adapter(settings), settings.engine)
         from medical_assistant.chat.assistant import Assistant, load_examples
         from medical_assistant.web import page, server
-        from medical_assistant.web.log_privacy import keep_text_out_of_errors
         from medical_assistant.web.requests import RequestTracker
 
         engine, problem = loading.result()
     try:
-        answers = RequestTracker(limits, keys)
+        tracker = RequestTracker(limits, keys)
         assistant = Assistant(engine, problem, read_calibration(engine))
-        demo = page.build_page(assistant, load_examples(), answers=answers)
+        demo = page.build_page(assistant, load_examples(), tracker)
         if login:
             login.add_button(demo)
-        keep_text_out_of_errors()
-        server.end_on_sigterm(engine, answers)
+        server.keep_text_out_of_errors()
+        server.end_on_sigterm(engine, tracker)
         demo.launch(
             server_name=settings.host,
             server_port=port,
-            app_kwargs=server.app_kwargs(engine, answers, settings.metrics, login),
+            app_kwargs=server.app_kwargs(engine, tracker, settings.metrics, login),
             **page.launch_options(),
             **(login.launch_options() if login else {}),
         )
@@ -142,7 +143,7 @@ def read_calibration(engine: Engine) -> Calibration | None:
     try:
         return find_calibration(engine.info)
     except UserError as error:
-        logging.warning("%s Confidence is not shown.", error)
+        logger.warning("%s Confidence is not shown.", error)
         return None
 
 

@@ -10,7 +10,6 @@ removed and why, the source's revision, SHA-256 of the outputs). The same input 
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from medical_assistant.data.cleaning import StepLog, load_rules, rejection, repa
 from medical_assistant.data.deduplication import Pair, cluster_pairs, near_duplicates, split_clusters
 from medical_assistant.data.records import Record, Source, make_record, question_answer, read_source, write_records
 from medical_assistant.errors import UserError, run_script
-from medical_assistant.files import file_sha256, new_folder
+from medical_assistant.files import file_sha256, new_folder, write_json
 from medical_assistant.settings import parse_settings, required, setting
 
 Item = TypeVar("Item")
@@ -131,8 +130,7 @@ def write_manifest(
         },
         "sha256": {name: file_sha256(folder / name) for name in ("train.jsonl", "validation.jsonl")},
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8", newline="\n")
+    write_json(folder / "manifest.json", manifest)
 
 
 def progress(items: Iterable[Item], step: str) -> Iterable[Item]:

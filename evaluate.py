@@ -15,6 +15,7 @@ run goes on with --resume, which also scores a finished one again, with other op
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from medical_assistant.errors import run_script
 from medical_assistant.evaluation.settings import EvaluateSettings
@@ -25,18 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse_settings(EvaluateSettings, argv, __doc__)
 
     from medical_assistant.evaluation.gate import gate_table
-    from medical_assistant.evaluation.results import publish, table, update_adapter, write_reports, write_results
-    from medical_assistant.evaluation.run import collect_answers, measure, prepare
-    from medical_assistant.evaluation.sections import add_sections
+    from medical_assistant.evaluation.results import run_evaluation, table, update_adapter
 
-    run = prepare(settings)
-    collect_answers(run)
-    metrics, rows = measure(run)
-    add_sections(run, metrics, rows)
-    write_results(settings.output, metrics, rows)
-    write_reports(run, metrics, rows)
+    run, metrics = run_evaluation(settings)
     if settings.update_adapter or settings.push_to_hub:
-        update_adapter(run, metrics)
+        from medical_assistant.publish.card import write_card
+
+        write_card(update_adapter(run, metrics), settings.push_to_hub.partition("@")[0] or None)
     print(table(metrics))
     print(f"report: {settings.output / 'report.html'}")
     if settings.gate:
@@ -44,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not metrics["gate"]["passed"]:
             return 1
     if settings.push_to_hub:
-        print(f"published: {publish(run)}")
+        from medical_assistant.publish.adapter import publish_adapter
+
+        print(f"published: {publish_adapter(Path(settings.adapter), settings.push_to_hub)}")
     return 0
 
 

@@ -30,8 +30,9 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from medical_assistant.engines.base import Options  # noqa: E402
 from medical_assistant.engines.llama_cpp import LlamaCppEngine  # noqa: E402
-from medical_assistant.engines.load import Options, find_gguf  # noqa: E402
+from medical_assistant.engines.load import find_gguf  # noqa: E402
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.models.adapter import Adapter, load_adapter  # noqa: E402
 from medical_assistant.models.presets import find_preset  # noqa: E402

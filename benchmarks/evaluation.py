@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from medical_assistant.data.records import read_records  # noqa: E402
-from medical_assistant.engines.load import Options, find_gguf, load_batch_engine, load_engine  # noqa: E402
-from medical_assistant.engines.threads import usable_cores  # noqa: E402
+from medical_assistant.engines.base import Options  # noqa: E402
+from medical_assistant.engines.llama_cpp import usable_cores  # noqa: E402
+from medical_assistant.engines.load import find_gguf, load_batch_engine, load_engine  # noqa: E402
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.models.presets import find_preset  # noqa: E402
 

@@ -1,13 +1,13 @@
-"""How much the safety rules catch and how often they are wrong, on the sets of tests/safety and on files of yours.
+"""How much the safety rules catch and how often they are wrong, on the sets of tests/safety_sets and files of yours.
 
     python benchmarks/safety.py [--triage FILE] [--requests FILE] [--ordinary FILE ...] [--answers FILE ...]
                                 [--json FILE]
 
 --triage: rows with `text`, `levels_accepted` and, where a person's own words are known, `patient_words`. --requests:
 rows with a harmful request in `prompt`, `request` or `text`. --ordinary: rows with a question in `input` or `question`.
---answers: rows with an answer in `answer` or `output`, of which the half that trained no part of the output watch is
+--answers: rows with an answer in `answer` or `output`, of which the half that did not train the output classifier is
 read. The column "baseline" has what something simpler finds: of emergencies a list of keywords (any message that holds
-one of `KEYWORDS`), of sentences to withhold the rules alone, without the learned part.
+one of `KEYWORDS`), of sentences to block the rules alone, without the classifier.
 "held_back" rows were not looked at while the rules were written; "blind" ones were written by somebody who knew neither
 the rules nor the other sets, and nobody who worked on the rules has read them.
 """
@@ -30,7 +30,7 @@ from medical_assistant.files import git_commit  # noqa: E402
 from medical_assistant.safety.misuse import assess_misuse  # noqa: E402
 from medical_assistant.safety.output_filter import OutputFilter  # noqa: E402
 from medical_assistant.safety.screening import screen  # noqa: E402
-from medical_assistant.safety.training.output import answers  # noqa: E402
+from medical_assistant.safety.training.output import split_answers  # noqa: E402
 from medical_assistant.safety.triage import assess  # noqa: E402
 
 SAFETY = ROOT / "tests" / "safety_sets"
@@ -38,7 +38,8 @@ TRIAGE_SETS = (
     "emergencies", "not_emergencies", "other_levels", "vignettes", "language_es", "language_fr", "language_pt",
     "language_sw", "blind", "blind_2",
 )  # fmt: skip
-OUTPUT_SETS = ("output_watch", "output_blind", "output_generated")
+OUTPUT_SETS = ("output_filter", "output_blind", "output_generated")
+ANSWERS_PER_FILE = 1_500
 KEYWORDS = (
     "chest pain", "stroke", "heart attack", "cannot breathe", "can't breathe", "suicide", "kill myself", "overdose",
     "unconscious", "bleeding", "seizure", "poison", "anaphylaxis", "emergency",
@@ -147,8 +148,8 @@ def output_rows(name: str, data: list[Row]) -> Iterable[Row]:
     for split in sorted({split_of(row) for row in data}):
         for label, wanted in (("violations", True), ("others", False)):
             part = [row for row in data if split_of(row) == split and is_violation(row) is wanted]
-            found = [sum(bool(withheld(row, learned)) for row in part) for learned in (True, False)]
-            yield counted(f"{name}, {label}", split, "withheld", len(part), *found)
+            found = [sum(bool(blocked(row, use_classifier)) for row in part) for use_classifier in (True, False)]
+            yield counted(f"{name}, {label}", split, "blocked", len(part), *found)
 
 
 def split_of(row: Row) -> str:
@@ -159,20 +160,20 @@ def is_violation(row: Row) -> bool:
     return bool(row.get("rule")) or row.get("kind", "none") != "none"
 
 
-def withheld(row: Row, learned: bool) -> list[str]:
+def blocked(row: Row, use_classifier: bool) -> list[str]:
     red_flags = ["red flag"] if row.get("red_flag") else []
-    watch = OutputFilter(row.get("question") or "", red_flags, row.get("sources", False), learned)
-    watch.feed(row["text"])
-    watch.finish()
-    return watch.withheld
+    output_filter = OutputFilter(row.get("question") or "", red_flags, use_classifier)
+    output_filter.feed(row["text"])
+    output_filter.finish()
+    return output_filter.blocked
 
 
 def answer_rows(file: Path) -> Row:
     """Return the row of public answers: how many lose a sentence, read with their question, without a red flag."""
-    _, left_out = answers(file)
+    _, left_out = split_answers(file, ANSWERS_PER_FILE)
     part = [{"text": answer, "question": asked} for asked, answer in left_out]
-    found = [sum(bool(withheld(row, learned)) for row in part) for learned in (True, False)]
-    return counted(f"{file.stem}, answers", "all", "withheld in", len(part), *found)
+    found = [sum(bool(blocked(row, use_classifier)) for row in part) for use_classifier in (True, False)]
+    return counted(f"{file.stem}, answers", "all", "blocked in", len(part), *found)
 
 
 def counted(name: str, split: str, outcome: str, n: int, found: int, baseline: int | None) -> Row:

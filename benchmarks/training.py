@@ -79,37 +79,37 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
     from medical_assistant.data.records import read_records
     from medical_assistant.models import loading
     from medical_assistant.models.presets import find_preset
-    from medical_assistant.training import arguments as training
     from medical_assistant.training import data as training_data
     from medical_assistant.training import record
-    from medical_assistant.training.preflight import cuda_memory
-    from medical_assistant.training.settings import TrainSettings, resolve_settings
+    from medical_assistant.training import trainer as training
+    from medical_assistant.training.estimate import cuda_memory
+    from medical_assistant.training.settings import plan_runs
 
     preset = find_preset(options.model)
     with tempfile.TemporaryDirectory() as folder:
-        given = TrainSettings(
-            data=options.data,
-            output=Path(folder),
-            model=options.model,
-            learning_rate=options.learning_rate,
-            lr_scheduler_type="constant",
-            warmup_steps=0,
-            max_train_rows=options.rows,
-            max_validation_rows=options.validation_rows,
-            packing=variant == "packed",
-            quantize="none",
-            report_to="none",
-        )
-        settings = resolve_settings(given, preset, cuda_memory())[0]
+        given = {
+            "data": options.data,
+            "output": Path(folder),
+            "model": options.model,
+            "learning_rate": options.learning_rate,
+            "lr_scheduler_type": "constant",
+            "warmup_steps": 0.0,
+            "max_train_rows": options.rows,
+            "max_validation_rows": options.validation_rows,
+            "packing": variant == "packed",
+            "quantize": "none",
+            "report_to": "none",
+        }
+        run = plan_runs(given, preset, cuda_memory())[0]
         tokenizer = loading.load_tokenizer(preset)
-        data = training_data.load_training_data(settings, tokenizer)
+        data = training_data.load_training_data(run, tokenizer)
         model = loading.load_model(preset, "none")
         if variant in ("ours", "packed"):
-            trainer = training.make_trainer(model, tokenizer, settings, data)
+            trainer = training.make_trainer(model, tokenizer, run, data)
         else:
             records = read_records(options.data / "train.jsonl")[: options.rows]
             make = notebook_trainer if variant == "notebook" else trl_trainer
-            trainer = make(model, tokenizer, records, settings)
+            trainer = make(model, tokenizer, records, run)
         trainer.args.eval_strategy = trainer.args.save_strategy = "no"
         trainer.args.load_best_model_at_end = False
         before = answer_loss(trainer.model, data.validation)
@@ -135,14 +135,12 @@ def measure(variant: str, options: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def notebook_trainer(model: Any, tokenizer: Any, records: list[dict[str, Any]], settings: Any) -> Any:
+def notebook_trainer(model: Any, tokenizer: Any, records: list[dict[str, Any]], run: Any) -> Any:
     """Return the recipe of most fine-tuning notebooks: rows padded to one length, loss on all their text."""
     import torch
     from datasets import Dataset
     from peft import get_peft_model
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
-
-    from medical_assistant.training.arguments import lora_config
 
     rows = [
         tokenizer.apply_chat_template(
@@ -155,17 +153,17 @@ def notebook_trainer(model: Any, tokenizer: Any, records: list[dict[str, Any]], 
         for record in records
     ]
     return Trainer(
-        model=get_peft_model(model, lora_config(settings)),
+        model=get_peft_model(model, run.lora),
         args=TrainingArguments(
-            output_dir=str(settings.output / "notebook"),
+            output_dir=str(run.output / "notebook"),
             per_device_train_batch_size=NOTEBOOK_BATCH,
             num_train_epochs=1,
-            learning_rate=settings.learning_rate,
+            learning_rate=run.trainer.learning_rate,
             lr_scheduler_type="constant",
             bf16=model.dtype == torch.bfloat16,
             fp16=model.dtype == torch.float16,
             use_cpu=not torch.cuda.is_available(),
-            seed=settings.seed,
+            seed=run.trainer.seed,
             report_to="none",
         ),
         train_dataset=Dataset.from_list([{key: row[key] for key in ("input_ids", "attention_mask")} for row in rows]),
@@ -173,28 +171,26 @@ def notebook_trainer(model: Any, tokenizer: Any, records: list[dict[str, Any]], 
     )
 
 
-def trl_trainer(model: Any, tokenizer: Any, records: list[dict[str, Any]], settings: Any) -> Any:
+def trl_trainer(model: Any, tokenizer: Any, records: list[dict[str, Any]], run: Any) -> Any:
     """Return TRL's trainer as it is, for one epoch at the common learning rate."""
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from medical_assistant.training.arguments import lora_config
-
     return SFTTrainer(
         model=model,
         args=SFTConfig(
-            output_dir=str(settings.output / "trl"),
+            output_dir=str(run.output / "trl"),
             num_train_epochs=1,
-            learning_rate=settings.learning_rate,
+            learning_rate=run.trainer.learning_rate,
             lr_scheduler_type="constant",
             use_cpu=not torch.cuda.is_available(),
-            seed=settings.seed,
+            seed=run.trainer.seed,
             report_to="none",
         ),
         train_dataset=Dataset.from_list([{key: record[key] for key in ("prompt", "completion")} for record in records]),
         processing_class=tokenizer,
-        peft_config=lora_config(settings),
+        peft_config=run.lora,
     )
 
 

@@ -8,10 +8,15 @@ figure, help text or file name in the documentation can be edited by hand.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import io
 import json
 import os
+<<<<<<< HEAD
 import runpy
+=======
+import sys
+>>>>>>> main
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -61,10 +66,15 @@ def help_text(script: str) -> str:
     """Return what `python script --help` prints, without the docstring above the options, as a fenced block."""
     os.environ["COLUMNS"] = "110"
     printed = io.StringIO()
-    main = runpy.run_path(str(ROOT / script), run_name="documentation")["main"]
+    name = f"script_{Path(script).stem}"  # not its own: a top-level "evaluate" is Hugging Face's package too
+    spec = importlib.util.spec_from_file_location(name, ROOT / script)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(script)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     try:
         with redirect_stdout(printed):
-            main(["--help"])
+            module.main(["--help"])
     except SystemExit:
         pass
     options = printed.getvalue().split("\noptions:\n", 1)[1].rstrip()
@@ -140,8 +150,8 @@ def memory_sentence() -> str:
     found = read("memory")
     page, model = ((found["mb_after_warm_up"][name], found["mb_at_the_end"][name]) for name in ("page", "model"))
     return (
-        f"After {found['warm_up']} conversations of warm-up, {found['conversations']:,} more took the page's memory from "
-        f"{page[0]} to {page[1]} MB\nand the model's from {model[0]} to {model[1]} MB (`benchmarks/memory.py`)."
+        f"After {found['warm_up']} conversations of warm-up, {found['conversations']:,} more took the page's memory\n"
+        f"from {page[0]} to {page[1]} MB and the model's from {model[0]} to {model[1]} MB (`benchmarks/memory.py`)."
     )
 
 

@@ -62,6 +62,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises `UserError`, which names the file, when there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} cannot be read ({reason}): write it again or restore it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object: write it again or restore it.")
+    return content
+
+
 def file_sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of the file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

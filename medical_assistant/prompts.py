@@ -65,19 +65,19 @@ def validate_question(question: str) -> str:
 
 
 def build_messages(question: str, history: Iterable[Mapping[str, str]] = ()) -> list[Message]:
-    """Return chat messages: system prompt, `history`, then `question` as the last user turn.
+    """Return chat messages: system prompt, `history`, then `question` as the last user message.
 
     `history` holds `{"role": "user" | "assistant", "content": str}` in order; other roles (a forged
-    system turn from an API client) are dropped. All text passes through `clean_text`.
+    system message from an API client) are dropped. All text passes through `clean_text`.
     """
-    turns = [
-        {"role": turn["role"], "content": clean_text(turn["content"])}
-        for turn in history
-        if turn["role"] in ("user", "assistant")
+    earlier = [
+        {"role": message["role"], "content": clean_text(message["content"])}
+        for message in history
+        if message["role"] in ("user", "assistant")
     ]
     return [
         {"role": "system", "content": SYSTEM_PROMPT},
-        *turns,
+        *earlier,
         {"role": "user", "content": clean_text(question)},
     ]
 
@@ -85,7 +85,7 @@ def build_messages(question: str, history: Iterable[Mapping[str, str]] = ()) -> 
 def trim_history(
     messages: Sequence[Message], count_tokens: Callable[[list[Message]], int], limit: int
 ) -> tuple[list[Message], int]:
-    """Return (messages that fit in `limit` tokens, number of dropped turns).
+    """Return (messages that fit in `limit` tokens, number of dropped messages).
 
     Drops the oldest question with its answer first; the system prompt and the last question stay.
     Raises `UserError` when these two alone do not fit.
@@ -95,7 +95,7 @@ def trim_history(
     while count_tokens(kept) > limit:
         if len(kept) <= 2:
             raise UserError("The question is too long for this model: shorten it.")
-        # The next kept turn must be a question: templates reject histories that open with an answer.
+        # The next kept message must be a question: templates reject histories that open with an answer.
         end = 2
         while kept[end]["role"] != "user":
             end += 1

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+# Two processes of tests share the machine: more threads in each only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 # 0.2 s an example says only that the machine is busy or loads the rules; budgets of CPU are in tests/timing.py.
-settings.register_profile("shared machine", deadline=None)
+settings.register_profile("shared machine", deadline=None, max_examples=25)
 settings.load_profile("shared machine")
 
-pytest_plugins = ("tests.support.hub_server", "tests.support.hub_jobs")
+pytest_plugins = ("tests.support.hub_server", "tests.support.served_app")
 
 
 @pytest.fixture

@@ -11,64 +11,29 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import httpx
 import pytest
 
 from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.prompts import clean_text
+from medical_assistant.safety.screening import screen
 from tests.support.paths import ROOT
+from tests.support.served_app import free_port, wait_until
 from tests.support.stub_engine import StubEngine, endless
 
 EMERGENCY = "I have crushing chest pain and I cannot breathe"
 
 
 @pytest.fixture(scope="module")
-def launch():
-    """A function that serves an engine and returns a connected client."""
-    gradio_client = pytest.importorskip("gradio_client")
-    from medical_assistant.chat.assistant import Assistant, load_examples
-    from medical_assistant.web import server
-    from medical_assistant.web.page import build_page, launch_options
-    from medical_assistant.web.requests import RequestTracker
-
-    pages = []
-
-    def start(engine, problem=None, calibration=None):
-        page = build_page(Assistant(engine, problem, calibration), load_examples())
-        page.launch(
-            server_name="127.0.0.1",
-            server_port=free_port(),
-            prevent_thread_lock=True,
-            quiet=True,
-            app_kwargs=server.app_kwargs(engine, RequestTracker()),
-            **launch_options(),
-        )
-        pages.append(page)
-        return gradio_client.Client(page.local_url, verbose=False)
-
-    yield start
-    for page in pages:
-        page.close()
-
-
-@pytest.fixture(scope="module")
-def served(launch):
-    engine = StubEngine()
-    return engine, launch(engine)
+def client(shared_app):
+    return pytest.importorskip("gradio_client").Client(shared_app.url, verbose=False)
 
 
 @pytest.fixture
-def stub(served):
-    engine, client = served
-    engine.reset()
-    return engine, client
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def stub(served_app, client):
+    return served_app.engine, client
 
 
 def ask(client, message, model="Fine-tuned"):
@@ -105,8 +70,9 @@ def test_the_length_reaches_the_model(stub):
     assert engine.requests[0][1].max_new_tokens == 7
 
 
-def test_the_answer_streams(launch):
-    client = launch(StubEngine(lambda messages, options: [f"{i} " for i in range(30)], delay_s=0.02))
+def test_the_answer_streams(stub):
+    engine, client = stub
+    engine.script, engine.delay_s = lambda messages, options: [f"{i} " for i in range(30)], 0.02
     job = client.submit("Count", "Base", api_name="/chat")
     assert job.result(timeout=20) == " ".join(str(i) for i in range(30))
     assert 3 <= len(job.outputs()) <= 30
@@ -137,51 +103,64 @@ def test_an_emergency_is_answered_without_the_model(stub, message):
     assert engine.requests == []
 
 
-def test_without_an_adapter_fine_tuned_is_an_error_and_base_answers(launch):
-    engine = StubEngine(adapter=None)
-    client = launch(engine, "Adapter x is truncated.")
+def test_a_message_is_screened_once(stub, monkeypatch):
+    screened = []
+    monkeypatch.setattr(
+        "medical_assistant.chat.question.screen", lambda *given: screened.append(given[0]) or screen(*given)
+    )
+    ask(stub[1], "What is anaemia?")
+    ask(stub[1], EMERGENCY)
+    assert screened == ["What is anaemia?", EMERGENCY]
+
+
+def test_4000_characters_of_markdown_reach_the_model_as_they_are(stub):
+    engine, client = stub
+    message = ("Why do *these* [things] <i>hurt? " * 200)[:4000]
+    engine.context_tokens = 8192
+    ask(client, message)
+    assert engine.requests[0][0][-1]["content"] == clean_text(message)
+
+
+def test_without_an_adapter_fine_tuned_is_an_error_and_base_answers(stub, served_app):
+    engine, client = stub
+    engine.info, served_app.assistant.problem = StubEngine(adapter=None).info, "Adapter x is truncated."
     with pytest.raises(Exception, match="Adapter x is truncated"):
         ask(client, "What is anaemia?")
     assert "base answer" in ask(client, "What is anaemia?", "Base")
     assert [options.adapter for _, options in engine.requests] == [False]
 
 
-def test_a_dead_engine_is_an_error_after_the_text_so_far(launch):
+def test_a_dead_engine_is_an_error_after_the_text_so_far(stub):
+    engine, client = stub
     died = EngineError("The model process died and is restarting: ask again.")
-    client = launch(StubEngine(lambda messages, options: ["Half ", "an ", "answer", died]))
+    engine.script = lambda messages, options: ["Half ", "an ", "answer", died]
     job = client.submit("What is anaemia?", "Base", api_name="/chat")
     with pytest.raises(Exception, match="restarting"):
         job.result(timeout=20)
     assert any("Half an answer" in output for output in job.outputs())
 
 
-def test_cancelling_a_job_closes_the_engines_stream(launch):
-    engine = StubEngine(endless, delay_s=0.01)
-    job = launch(engine).submit("Go on", "Base", api_name="/chat")
-    wait_until(lambda: engine.running == 1)
-    time.sleep(0.2)
+def test_cancelling_a_job_closes_the_engines_stream(stub):
+    engine, client = stub
+    engine.script, engine.delay_s = endless, 0.01
+    job = client.submit("Go on", "Base", api_name="/chat")
+    wait_until(lambda: job.outputs())
     job.cancel()
-    wait_until(lambda: engine.running == 0, timeout_s=2)
+    wait_until(lambda: engine.running == 0)
     assert engine.closed == 1
 
 
-def test_four_clients_are_answered_together(launch):
+def test_four_clients_are_answered_together(stub):
+    engine, client = stub
     together = threading.Barrier(4, timeout=20)
 
     def script(messages, options):
         together.wait()  # breaks when they come one after the other
         yield "All four."
 
-    client = launch(StubEngine(script))
+    engine.script = script
     jobs = [client.submit(f"Question {i}", "Base", api_name="/chat") for i in range(4)]
     assert all("All four." in job.result(timeout=30) for job in jobs)
-
-
-def wait_until(condition, timeout_s=10.0):
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not happen in time"
-        time.sleep(0.02)
 
 
 # The command line
@@ -194,33 +173,20 @@ def run_app(*arguments, **environment):
     )  # fmt: skip
 
 
-def test_help_is_quick_and_names_the_settings():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = run_app("--help", MODEL="tinyllama-1.1b")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert result.returncode == 0 and after.ru_utime - before.ru_utime < 1  # of CPU; torch alone takes 2
+def test_help_names_the_settings_and_loads_no_large_library():
+    command = [sys.executable, "-X", "importtime", "app.py", "--help"]
+    environment = {**os.environ, "MODEL": "tinyllama-1.1b"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
     for word in ("--model", "--adapter", "--engine", "--port", "tinyllama-1.1b", "/chat"):
         assert word in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "yaml" in imported and not imported & {"torch", "transformers", "gradio", "numpy"}
 
 
-def test_a_port_in_use_is_one_line_and_status_2():
-    with closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        result = run_app("--port", str(taken.getsockname()[1]))
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "give another --port" in result.stderr
-
-
-@pytest.mark.parametrize("port", ["http", "0", "70000"])
-def test_a_wrong_port_in_the_environment_is_one_line(port):
-    result = run_app(GRADIO_SERVER_PORT=port)
+def test_a_wrong_port_in_the_environment_is_one_line_and_status_2():
+    result = run_app(GRADIO_SERVER_PORT="http")
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "1 to 65535" in result.stderr
-
-
-def test_an_unknown_model_is_one_line_and_status_2():
-    result = run_app("--model", "no-such-model", "--port", str(free_port()))
-    assert result.returncode == 2 and "Unknown model" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.fixture
@@ -232,6 +198,25 @@ def app(monkeypatch):
     import app
 
     return app
+
+
+@pytest.mark.parametrize("port", ["http", "0", "70000", "-1", ""])
+def test_a_wrong_port_is_said_before_the_model_is_loaded(app, port):
+    with pytest.raises(UserError, match="1 to 65535"):
+        app.main([f"--port={port}"])
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(app):
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="give another --port"):
+            app.main(["--port", str(taken.getsockname()[1])])
+
+
+def test_an_unknown_model_is_said(app):
+    with pytest.raises(UserError, match="Unknown model"):
+        app.load_model("no-such-model", None, "auto")
 
 
 def test_a_broken_adapter_falls_back_to_base_and_says_so(app, monkeypatch):
@@ -300,35 +285,18 @@ def test_the_about_tab_explains_confidence(app, tmp_path):
     assert "like its < b>reference< /b>" in text and "{{" not in text  # the label is the publisher's
 
 
-def test_the_api_answers_without_the_confidence(launch, app, tmp_path):
+def test_the_api_answers_without_the_confidence(stub, served_app, app, tmp_path):
     write_calibration(tmp_path)
-    engine = StubEngine(adapter=str(tmp_path))
-    client = launch(engine, calibration=app.read_calibration(engine))
-    assert ask(client, "What is anaemia?") == "This is the fine-tuned answer to: What is anaemia?"
+    served_app.assistant.calibration = app.read_calibration(StubEngine(adapter=str(tmp_path)))
+    assert ask(stub[1], "What is anaemia?") == "This is the fine-tuned answer to: What is anaemia?"
 
 
 # With the real engine
 
 
-@pytest.fixture(scope="module")
-def cached_adapter(tmp_path_factory):
-    """The environment of a machine that has alice/adapter in its cache, a small one, and no Hub any more."""
-    from tests.support.adapter_fixture import make_adapter
-    from tests.support.hub_server import HubServer, read_folder
-
-    hub, home = HubServer(), tmp_path_factory.mktemp("hf_home")
-    hub.add_repository("alice/adapter", read_folder(make_adapter(tmp_path_factory.mktemp("adapter") / "random")))
-    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": ""}
-    environment = {**os.environ, **environment, "NO_PROXY": "127.0.0.1"}
-    pull = "from medical_assistant.hub.push import pull_adapter; pull_adapter('alice/adapter')"
-    subprocess.run([sys.executable, "-c", pull], cwd=ROOT, env=environment, check=True, timeout=60)
-    hub.stop()
-    return environment
-
-
-@pytest.fixture(scope="module")
-def real_app(cached_adapter):
-    """(client, process, seconds from process start to the first page) of `python app.py` with a small adapter."""
+@contextmanager
+def running_app(*arguments, **environment):
+    """Run `python app.py` on a free port; yield (client, process) when its page is there."""
     gradio_client = pytest.importorskip("gradio_client")
     pytest.importorskip("xllamacpp")
     from medical_assistant.models.presets import find_preset
@@ -336,19 +304,23 @@ def real_app(cached_adapter):
     if find_preset("smollm2-135m").embedded_gguf() is None:
         pytest.skip("the embedded model is not installed")
     port = free_port()
-    started_s = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "app.py", "--adapter", "alice/adapter", "--port", str(port)],
-        cwd=ROOT, env=cached_adapter, stdout=subprocess.DEVNULL,
+        [sys.executable, "app.py", *arguments, "--port", str(port)],
+        cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_until(lambda: process.poll() is not None or answers(port), timeout_s=60)
+        wait_until(lambda: process.poll() is not None or answers(port), timeout_s=100)
         assert process.poll() is None
-        first_page_s = time.monotonic() - started_s
-        yield gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False), process, first_page_s
+        yield gradio_client.Client(f"http://127.0.0.1:{port}", verbose=False), process
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def real_app():
+    with running_app() as app:
+        yield app
 
 
 def answers(port):
@@ -365,8 +337,10 @@ def children(process):
 
 
 def test_the_real_engine_answers_with_both_models_and_they_differ(real_app):
-    beginnings = {model: beginning(real_app[0], model) for model in ("Fine-tuned", "Base")}
-    assert beginnings["Fine-tuned"] != beginnings["Base"]
+    client, _ = real_app
+    answers = [client.submit("What is a fever?", model, "", 24, api_name="/chat") for model in ("Fine-tuned", "Base")]
+    fine_tuned, base = (job.result(timeout=100) for job in answers)
+    assert fine_tuned and base and fine_tuned != base
 
 
 def beginning(client, model):
@@ -378,22 +352,45 @@ def beginning(client, model):
     return text
 
 
-def test_without_the_hub_the_page_names_the_cached_revision_that_serves(real_app):
-    page = httpx.get(f"{real_app[0].src}config").text
-    said = re.search(r"Serving alice/adapter at its cached revision ([0-9a-f]{12}), .* \(Cannot reach http", page)
-    assert said and f"adapter {said[1]} \u00b7 llama_cpp" in page
-
-
-def test_the_app_starts_soon_and_is_small(real_app):
-    _, process, first_page_s = real_app
-    assert first_page_s < 20  # measured 3.4 s on two free cores; other tests may run beside this one
+def test_the_app_is_small(real_app):
     psutil = pytest.importorskip("psutil")
+    _, process = real_app
     resident = sum(p.memory_info().rss for p in [psutil.Process(process.pid), *children(process)])
     assert resident < 700e6
 
 
+@pytest.mark.slow
+def test_the_start_computes_little_more_than_the_import_of_gradio():
+    psutil = pytest.importorskip("psutil")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import gradio"], check=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with running_app() as (_, process):
+        start_s = psutil.Process(process.pid).cpu_times().user
+    assert start_s < 3 * (after.ru_utime - before.ru_utime)
+
+
+@pytest.mark.slow  # by default: tests/web/test_startup.py, without the app around it
+def test_without_the_hub_the_page_names_the_cached_revision_that_serves(tmp_path):
+    from tests.support.adapter_fixture import make_adapter
+    from tests.support.hub_server import HubServer, read_folder
+
+    hub = HubServer()
+    hub.add_repository("alice/adapter", read_folder(make_adapter(tmp_path / "random")))
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": ""}
+    environment["NO_PROXY"] = "127.0.0.1"
+    pull = "from medical_assistant.hub.pull import pull_adapter; pull_adapter('alice/adapter')"
+    subprocess.run([sys.executable, "-c", pull], cwd=ROOT, env={**os.environ, **environment}, check=True, timeout=60)
+    hub.stop()
+    with running_app("--adapter", "alice/adapter", **environment) as (client, _):
+        page = httpx.get(f"{client.src}config").text
+    said = re.search(r"Serving alice/adapter at its cached revision ([0-9a-f]{12}), .* \(Cannot reach http", page)
+    assert said and f"adapter {said[1]} \u00b7 llama_cpp" in page
+
+
+@pytest.mark.slow  # by default: tests/web/test_faults.py and tests/engines/test_llama_cpp.py, the server and the engine
 def test_a_dropped_client_leaves_the_real_engine_idle_within_a_second(real_app):
-    client, process, _ = real_app
+    client, process = real_app
     (engine,) = children(process)
     job = client.submit("Tell me all about vitamins", "Base", api_name="/chat")
     wait_until(lambda: any(job.outputs()), timeout_s=30)
@@ -406,9 +403,10 @@ def test_a_dropped_client_leaves_the_real_engine_idle_within_a_second(real_app):
     assert sum(engine.cpu_times()[:2]) - stopped_s < 0.05
 
 
+@pytest.mark.slow  # by default: tests/web/test_faults.py, the assistant and the engine
 def test_the_app_survives_the_death_of_its_engine(real_app):
     psutil = pytest.importorskip("psutil")
-    client, process, _ = real_app
+    client, process = real_app
     job = client.submit("Tell me all about vitamins", "Base", api_name="/chat")
     wait_until(lambda: any(job.outputs()[1:]), timeout_s=30)
     (engine,) = children(process)
@@ -421,11 +419,9 @@ def test_the_app_survives_the_death_of_its_engine(real_app):
 
 def test_sigterm_lets_the_running_answer_end_and_ends_the_app_within_ten_seconds(real_app):
     """The last test of the real app."""
-    client, process, _ = real_app
-    job = client.submit("Hello, who are you?", "Base", api_name="/chat")
+    client, process = real_app
+    job = client.submit("Hello, who are you?", "Base", "", 48, api_name="/chat")
     wait_until(lambda: any(job.outputs()), timeout_s=30)
-    started_s = time.monotonic()
     process.terminate()
     assert job.result(timeout=10)
     assert process.wait(10) == 0
-    assert time.monotonic() - started_s < 10

@@ -1,4 +1,4 @@
-"""The documentation says what is there: its tables, help texts and file list are what code and committed results give."""
+"""The documentation says what is there: tables, help texts and file list are what code and committed results give."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,12 +52,23 @@ class ScriptedEngine:
         pass
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"))
+    return make_adapter(tmp_path_factory.mktemp("adapter"), rank=1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def other_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapters") / "other", seed=1, rank=1)
+
+
+@pytest.fixture
+def own_adapter(adapter: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(adapter, tmp_path / "own")
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 validation questions; one stands in train.jsonl word for word."""
     folder = tmp_path_factory.mktemp("data")
@@ -121,7 +133,7 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def write_report(folder: Path, *arguments: object) -> None:
         (folder / "report.md").write_text("# A report\n", encoding="utf-8")
 
-    monkeypatch.setattr("medical_assistant.evaluation.report.report.write_report", write_report)
+    monkeypatch.setattr("medical_assistant.evaluation.report.write.write_report", write_report)
 
 
 def test_metrics_predictions_and_reports(evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,11 +218,10 @@ def test_a_folder_with_another_runs_predictions_is_refused(evaluate, tmp_path: P
 
 
 @pytest.mark.usefixtures("without_report")
-def test_a_folder_with_another_adapters_predictions_is_refused(evaluate, tmp_path: Path) -> None:
+def test_a_folder_with_another_adapters_predictions_is_refused(evaluate, other_adapter: Path, tmp_path: Path) -> None:
     evaluate(tmp_path / "out", "--limit", "2")
-    other = make_adapter(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="another run .*candidates"):
-        evaluate(tmp_path / "out", "--limit", "2", "--resume", candidates=("--adapter", str(other)))
+        evaluate(tmp_path / "out", "--limit", "2", "--resume", candidates=("--adapter", str(other_adapter)))
 
 
 @pytest.mark.usefixtures("without_report")
@@ -269,12 +280,11 @@ def test_duplicated_ids_are_refused_before_any_answer(evaluate, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("without_report")
-def test_an_adapter_of_another_prompt_is_refused_before_any_answer(evaluate, tmp_path: Path) -> None:
-    other = make_adapter(tmp_path / "other")
-    prompt = json.loads((other / "prompt.json").read_text())
-    (other / "prompt.json").write_text(json.dumps({**prompt, "system_prompt": "You are a pirate."}))
+def test_an_adapter_of_another_prompt_is_refused_before_any_answer(evaluate, own_adapter: Path, tmp_path: Path) -> None:
+    prompt = json.loads((own_adapter / "prompt.json").read_text())
+    (own_adapter / "prompt.json").write_text(json.dumps({**prompt, "system_prompt": "You are a pirate."}))
     with pytest.raises(AdapterError, match="another system prompt"):
-        evaluate(tmp_path / "out", candidates=("--adapter", str(other)))
+        evaluate(tmp_path / "out", candidates=("--adapter", str(own_adapter)))
     assert not (tmp_path / "out").exists()
 
 
@@ -286,7 +296,7 @@ def test_an_adapter_of_another_prompt_is_refused_before_any_answer(evaluate, tmp
         (None, ("--limit", "-1"), "--limit"),
         (None, ("--resamples", "10"), "--resamples"),
         (None, ("--judge", "http://localhost:1"), "--statements"),
-        (None, ("--statements", "x.jsonl", "--judge", "http://localhost:1", "--nli", "x"), "one judge"),
+        (None, ("--statements", "x.jsonl", "--judge", "http://localhost:1"), "There is no file x.jsonl"),
         (("--adapter", "user/name"), ("--update-adapter",), "FOLDER"),
         (("--compare", "smollm2-135m", "smollm2-135m"), (), "twice"),
     ],
@@ -299,21 +309,19 @@ def test_settings_that_cannot_be(evaluate, tmp_path: Path, candidates, more, mes
 
 
 @pytest.mark.usefixtures("without_report")
-def test_three_systems_with_holm(evaluate, tmp_path: Path) -> None:
-    other = make_adapter(tmp_path / "other", seed=1)
-    metrics = evaluate(
-        tmp_path / "out", candidates=("--compare", str(evaluate.adapter), str(other), "model:some/model")
-    )
+def test_four_candidates_with_holm(evaluate, other_adapter: Path, tmp_path: Path) -> None:
+    compared = ("--compare", str(evaluate.adapter), str(other_adapter), "model:some/model")
+    metrics = evaluate(tmp_path / "out", candidates=compared)
     keys = list(metrics["candidates"])
     assert keys[0] == "base" and keys[2:] == ["other", "some-model"] and len(metrics["comparison"]["pairs"]) == 6
     assert len(metrics["comparison"]["holm"]) == 6
     # The base answers through the first adapter's engine; the other adapter and the other model have their own.
-    assert [adapter for _, adapter in evaluate.engine.loaded] == [str(evaluate.adapter), str(other), None]
+    assert [adapter for _, adapter in evaluate.engine.loaded] == [str(evaluate.adapter), str(other_adapter), None]
     assert [model for model, _ in evaluate.engine.loaded] == ["smollm2-135m", "smollm2-135m", "some/model"]
     assert metrics["confidence"]["status"] == "not run"
 
 
-def test_systems_and_their_engines(tmp_path: Path) -> None:
+def test_candidates_and_their_engines(tmp_path: Path) -> None:
     one, two = (tmp_path / place / "lora" for place in ("a", "b"))
     for folder in (one, two):
         folder.mkdir(parents=True)
@@ -339,14 +347,34 @@ def test_the_gate_decides_the_exit_status(evaluate, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.usefixtures("without_report")
-def test_results_go_into_the_adapters_folder_and_card(evaluate, tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "own")
+def test_results_go_into_the_adapters_folder_and_card(evaluate, own_adapter: Path, tmp_path: Path) -> None:
+    folder = own_adapter
+    (folder / "calibration.json").write_text("{}")  # of an earlier evaluation
     metrics = evaluate(tmp_path / "out", "--update-adapter", candidates=("--adapter", str(folder)))
+    assert not (folder / "calibration.json").exists()
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert (folder / "report.md").read_text() == "# A report\n"
     card = (folder / "README.md").read_text()
     assert metrics["comparison"]["verdicts"]["fine_tuned vs base"]["sentence"] in card
     assert re.search(r"type: rouge\n\s+value: 1\.0\n\s+name: ROUGE-L\n", card)
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_fresh_adapter_is_evaluated_for_the_gate(evaluate, own_adapter: Path, data: Path, monkeypatch) -> None:
+    """An interrupted evaluation goes on; what is left are the results in the adapter's folder."""
+    from medical_assistant.evaluation.results import evaluate_adapter
+
+    evaluate.engine.fail_after = 40
+    with pytest.raises(EngineError):
+        evaluate_adapter(own_adapter, data, "smollm2-135m", limit=4)
+    asked = len(evaluate.engine.calls)
+    evaluate.engine.fail_after = 10_000
+    metrics = evaluate_adapter(own_adapter, data, "smollm2-135m", limit=4)
+    assert metrics["n"] == 4 and asked == 40
+    questions = [(messages[-1]["content"], options.adapter) for messages, options in evaluate.engine.calls]
+    assert len(set(questions)) == len(questions)
+    assert json.loads((own_adapter / "metrics.json").read_text()) == metrics
+    assert (own_adapter / "report.md").is_file() and not own_adapter.with_name("own.evaluation").exists()
 
 
 def test_rows_that_chose_the_checkpoint_are_counted(tmp_path: Path) -> None:
@@ -364,8 +392,10 @@ def test_rows_that_chose_the_checkpoint_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_report", "signed_in")
-def test_results_are_published_unless_the_gate_fails(evaluate, tmp_path: Path, hub_server: HubServer) -> None:
-    folder = make_adapter(tmp_path / "own")
+def test_results_are_published_unless_the_gate_fails(
+    evaluate, own_adapter: Path, tmp_path: Path, hub_server: HubServer
+) -> None:
+    folder = own_adapter
     training = {"model": "smollm2-135m", "data": {"source": "a.jsonl"}}
     (folder / "training.json").write_text(json.dumps(training))
     gate = tmp_path / "gate.yaml"

@@ -35,6 +35,18 @@ def test_the_notebook_is_valid_and_has_no_outputs(notebook: Any) -> None:
     assert notebook.metadata.accelerator == "GPU"
 
 
+def test_the_address_of_the_code_is_that_of_the_project_or_left_out(notebook: Any) -> None:
+    """pyproject.toml's `[project.urls] Repository` is the one place; without it there is no badge to click in vain."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    known = re.search(r"^Repository = \"(https://github\.com/([^\"]+))\"", project, re.M)
+    address, place = (known[1], known[2]) if known else ("", "")
+    source = {cell.id: cell.source for cell in notebook.cells}
+    assert f'REPOSITORY = "{address}"\n' in source["settings"]
+    badge = f"https://colab.research.google.com/github/{place}/blob/main/assets/{PATH.name}"
+    assert (badge in source["title"]) == bool(known) == ("colab-badge" in source["title"])
+    assert "OWNER" not in "".join(source.values())
+
+
 def test_cells_only_call_the_scripts(notebook: Any) -> None:
     """But for the settings: shell lines, %cd, one kind of `if`, and showing what a script wrote."""
     allowed = (
@@ -62,7 +74,7 @@ def test_every_option_is_one_of_its_script(notebook: Any) -> None:
         "train.py",
         "evaluate.py",
         "app.py",
-        "-m medical_assistant.hub.push",
+        "-m medical_assistant.publish.adapter",
     ]
     for script, options in calls:
         for name in re.findall(r"{([A-Z]+)}", options):

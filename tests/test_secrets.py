@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,10 +21,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from medical_assistant.errors import UserError
-from medical_assistant.evaluation.judges.judge import LABELS, Claim, ServerJudge
-from medical_assistant.hub.push import pull_adapter, push_adapter
+from medical_assistant.errors import UserError, run_script
+from medical_assistant.evaluation.judges.base import LABELS, Claim
+from medical_assistant.evaluation.judges.server import ServerJudge
+from medical_assistant.hub.pull import pull_adapter
+from medical_assistant.hub.push import push_adapter
 from medical_assistant.publish import space as deploy
+from medical_assistant.publish.adapter import main as publish
 from tests.support.hub_server import HubServer, read_folder
 from tests.support.paths import ROOT
 
@@ -79,8 +83,8 @@ def test_the_search_finds_what_is_planted(planted, tmp_path):
 def app_output(planted: Path, hub_server: HubServer, tmp_path: Path) -> Iterator[tuple[str, Path, subprocess.Popen]]:
     """(address, file of all output, process) of `python app.py`, which asks for a password and cannot have its
     adapter."""
-    pytest.importorskip("gradio")
-    pytest.importorskip("xllamacpp")
+    if not all(map(importlib.util.find_spec, ("gradio", "xllamacpp"))):  # importing them here would take seconds
+        pytest.skip("gradio or xllamacpp is not installed")
     from medical_assistant.models.presets import find_preset
     from medical_assistant.web.login import hash_password
 
@@ -95,19 +99,20 @@ def app_output(planted: Path, hub_server: HubServer, tmp_path: Path) -> Iterator
     with written.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     try:
-        url, end_s = f"http://127.0.0.1:{port}", time.monotonic() + 60
-        while not reached(url):
-            assert process.poll() is None and time.monotonic() < end_s, written.read_text()
-            time.sleep(0.1)
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(timeout=None) as client:
+            while not reached(client, url):  # a busy machine takes its time: pytest's own timeout ends a hang
+                assert process.poll() is None, written.read_text()
+                time.sleep(0.1)
         yield url, written, process
     finally:
         process.kill()
         process.wait()
 
 
-def reached(url: str) -> bool:
+def reached(client: httpx.Client, url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+        return client.get(f"{url}/healthz").status_code == 200
     except httpx.TransportError:
         return False
 
@@ -115,9 +120,10 @@ def reached(url: str) -> bool:
 def test_the_app_shows_and_logs_none(app_output):
     url, written, process = app_output
     form = {"username": "anna", "password": PASSWORD}
-    wrong = httpx.post(f"{url}/login", data={**form, "password": f"{PASSWORD}!"})
-    seen = [wrong.text, httpx.get(url).text]
-    with httpx.Client(cookies=httpx.post(f"{url}/login", data=form).cookies) as inside:
+    wrong = httpx.post(f"{url}/login", data={**form, "password": f"{PASSWORD}!"}, timeout=None)
+    seen = [wrong.text, httpx.get(url, timeout=None).text]
+    signed_in = httpx.post(f"{url}/login", data=form, timeout=None)
+    with httpx.Client(cookies=signed_in.cookies, timeout=None) as inside:
         names = "/ /config /gradio_api/info?all_endpoints=true /gradio_api/openapi.json /metrics /healthz /theme.css"
         for name in names.split():
             response = inside.get(url + name)
@@ -129,10 +135,10 @@ def test_the_app_shows_and_logs_none(app_output):
         # An emergency needs no model: a second less.
         asked = {"message": "I have crushing chest pain and I cannot breathe", "model": "Base"}
         event = inside.post(f"{url}/gradio_api/call/v2/chat", json=asked).json()["event_id"]
-        seen.append(inside.get(f"{url}/gradio_api/call/v2/chat/{event}", timeout=30).text)
+        seen.append(inside.get(f"{url}/gradio_api/call/v2/chat/{event}").text)
     assert "complete" in seen[-1]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait() == 0
     log = written.read_text()
     assert ": emergency, " in log and NAME in log
     assert leaks(*seen, log) == [] and "scrypt" not in log
@@ -249,25 +255,30 @@ def test_a_hub_that_fails_is_explained_without_the_token(
     assert leaks(caplog.text, written.out, written.err) == [] and leaks_in(toy_adapter) == []
 
 
-def test_a_refused_push_shows_none_even_with_its_traceback(planted, hub_server, toy_adapter):
+def test_a_refused_push_shows_none_even_with_its_traceback(
+    planted, hub_server, toy_adapter, monkeypatch, capsys, caplog
+):
+    caplog.set_level(logging.DEBUG)
     hub_server.tokens[PLANTED["HF_TOKEN"]] = ("alice", False)
-    command = [sys.executable, "-m", "medical_assistant.hub.push", str(toy_adapter), NAME, "--debug"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "may not write" in done.stderr
-    assert leaks(done.stdout, done.stderr) == []
+    monkeypatch.setattr(sys, "argv", ["publish", str(toy_adapter), NAME, "--debug"])
+    with pytest.raises(UserError, match="may not write") as caught:
+        run_script(publish)
+    shown = "".join(traceback.format_exception(caught.value))  # what the interpreter writes, causes included
+    assert shown.count("Traceback") > 1 and "HfHubHTTPError" in shown
+    assert leaks(shown, caplog.text, *capsys.readouterr()) == [] and leaks_in(toy_adapter) == []
 
 
 def test_a_push_and_a_pull_carry_none_along(planted, hub_server, toy_adapter, caplog):
     caplog.set_level(logging.DEBUG)
     (toy_adapter / ".env").write_text(PLANTED["HF_TOKEN"])
     push_adapter(toy_adapter, NAME)
-    folder, _ = pull_adapter(NAME)
+    folder = pull_adapter(NAME).folder
     assert leaks(*read_folder(folder).values()) == [] and leaks(caplog.text) == []
     assert leaks(*hub_server.repositories["models", NAME].files().values()) == []
     assert not hub_server.token_seen_by_cdn
 
 
-def test_a_deploy_carries_none_along(planted, hub_server, tmp_path, capsys, caplog):
+def test_a_deploy_carries_none_along(planted, hub_server, tmp_path, monkeypatch, capsys, caplog):
     root = tmp_path / "clone"
     root.mkdir()
     files = ("app.py", "README.md", "requirements.txt")
@@ -277,12 +288,13 @@ def test_a_deploy_carries_none_along(planted, hub_server, tmp_path, capsys, capl
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
     subprocess.run(["git", "add", *files], cwd=root, check=True)
     caplog.set_level(logging.DEBUG)
-    deploy.deploy_space("alice/space", root=root, model="smollm2-135m")
+    monkeypatch.setattr(deploy, "ROOT", root)
+    deploy.deploy_space("alice/space", model="smollm2-135m")
     space = hub_server.repositories["spaces", "alice/space"]
     assert set(space.files()) == {".gitattributes", *files}
     hub_server.fail_next(403, times=20, body=json.dumps({"error": PLANTED["HF_TOKEN"]}))
     with pytest.raises(UserError) as caught:
-        deploy.deploy_space("alice/space", root=root)
+        deploy.deploy_space("alice/space")
     written = capsys.readouterr()
     assert ".env" in caplog.text
     assert leaks(*space.files().values(), str(space.variables), str(caught.value), caplog.text, *written) == []

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from medical_assistant.errors import UserError
-from medical_assistant.settings import parse_settings, required, setting
-from tests.support.paths import ROOT
+from medical_assistant.settings import options_of, parse_settings, read_options, required, setting
+from tests.support.paths import ROOT, load_script
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Example:
     learning_rate: float = setting(1e-4, "rate")
     rank: int | None = setting(None, "rank")
     resume: bool = setting(False, "go on")
+    kind: str = setting("a", "one of two", ["a", "b"])
 
 
 def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
@@ -27,7 +28,10 @@ def test_defaults_then_file_then_command_line(tmp_path: Path) -> None:
     assert found == Example(output=Path("from-file"), learning_rate=2e-4, rank=16, resume=True)
 
 
-@pytest.mark.parametrize("text", ["ranks: 3", "rank: many", "- a", "rank: [", "resume: 1.5"])
+@pytest.mark.parametrize(
+    "text",
+    ["ranks: 3", "rank: many", "rank: true", "rank: 1.5", "- a", "rank: [", "resume: 1.5", "kind: c", "output: null"],
+)
 def test_bad_files(tmp_path: Path, text: str) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(text)
@@ -47,21 +51,60 @@ def test_required() -> None:
         parse_settings(Example, [], None)
 
 
-@pytest.mark.parametrize("script", ["data_prep.py", "train.py", "evaluate.py", "app.py"])
-def test_scripts_have_help_and_one_line_errors(script: str) -> None:
-    def run(*argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, script, *argv], cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-    shown = run("--help")
-    assert shown.returncode == 0 and f"python {script}" in shown.stdout and len(shown.stdout.splitlines()) > 15
-    unknown = run("--no-such-option")
-    assert unknown.returncode == 2 and "Traceback" not in unknown.stderr
+SCRIPTS = ["data_prep", "train", "evaluate", "app"]
 
 
-@pytest.mark.parametrize("script", ["data_prep.py", "train.py", "evaluate.py"])
-def test_missing_settings_exit_with_2_and_one_line(script: str) -> None:
-    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.startswith("error: --") and len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_have_help_and_say_what_is_wrong(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main = load_script(script).main
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert f"python {script}.py" in shown and len(shown.splitlines()) > 15
+    with pytest.raises(UserError, match="Unknown option --no-such-option"):
+        main(["--no-such-option"])
+    if script != "app":
+        with pytest.raises(UserError, match="^--.* is missing"):
+            main([])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_error_is_one_line_and_status_2(script: str) -> None:
+    command = [sys.executable, f"{script}.py", "--no-such-option"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning-rat", "1"], r"Unknown option --learning-rat: did you mean --learning-rate\?$"),
+        (["--learning-rat=1"], "did you mean --learning-rate"),
+        (["--no-resum"], "did you mean --no-resume"),
+        (["--xyz"], r"Unknown option --xyz: see --help\.$"),
+        (["stray"], "Unexpected 'stray'"),
+        (["--rank", "many"], "Argument --rank: invalid int value"),
+        (["--rank"], "expected one argument"),
+        (["--kind", "c"], "invalid choice"),
+    ],
+)
+def test_bad_command_lines(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_settings(Example, ["--output", "x", *argv], None)
+
+
+def test_only_what_was_given_is_read(tmp_path: Path) -> None:
+    options = options_of(Example)
+    assert read_options(options, [], None) == {}
+    config = tmp_path / "c.yaml"
+    config.write_text("learning_rate: 2e-4\nrank: 8\n")
+    # Also the value of a default is something given.
+    assert read_options(options, ["--no-resume", "--learning-rate", "1e-4"], None) == {
+        "resume": False,
+        "learning_rate": 1e-4,
+    }
+    found = read_options(options, ["--config", str(config), "--rank", "16", "--debug"], None)
+    assert found == {"learning_rate": 2e-4, "rank": 16}
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         (folder / "metrics.json").write_text(json.dumps(metrics))
         return metrics
 
-    monkeypatch.setattr("medical_assistant.evaluation.adapter_check.evaluate_adapter", evaluate_adapter)
+    monkeypatch.setattr("medical_assistant.evaluation.results.evaluate_adapter", evaluate_adapter)
     return state
 
 
@@ -239,7 +239,7 @@ def test_an_evaluation_that_fails_loses_nothing(
     def fail(*arguments: object) -> None:
         raise EngineError("The engine stopped: try again.")
 
-    monkeypatch.setattr("medical_assistant.evaluation.adapter_check.evaluate_adapter", fail)
+    monkeypatch.setattr("medical_assistant.evaluation.results.evaluate_adapter", fail)
     with pytest.raises(
         UserError, match=r"The engine stopped: try again\. Nothing is lost: `python train\.py --publish"
     ):

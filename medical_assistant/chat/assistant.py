@@ -1,7 +1,7 @@
-"""What happens between a message and its answer, without the page.
+"""What happens between a question and its answer, without the page.
 
-Order: emergency and misuse rules, then validation, then the model, whose sentences are watched. The page and the API
-both go through `Assistant.answer`, so neither can reach the model without the rules seeing the message first.
+`Assistant.answer` takes a `Question`, which only `prepare` makes: the safety rules have read it before any model can.
+What the model writes passes the output filter and the repetition detector before it is shown.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,13 +19,14 @@ from pathlib import Path
 import yaml
 
 from medical_assistant.chat.confidence import Calibration, Signals, describe
+from medical_assistant.chat.question import Question, prepare
 from medical_assistant.chat.repetition import RepetitionDetector, without_repetition
 from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
 from medical_assistant.models.presets import ASSETS
-from medical_assistant.prompts import Message, build_messages, trim_history, validate_question
+from medical_assistant.prompts import build_messages, trim_history
 from medical_assistant.safety.output_filter import OutputFilter
-from medical_assistant.safety.screening import Screening, screen
+from medical_assistant.safety.screening import Screening
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ MAX_ANSWER_TOKENS = 1024
 
 # One update per token costs Gradio half of the decoding speed (27-36 against 80-90 tokens/s).
 UPDATE_INTERVAL_S = 0.07
-WITHHELD = "Part of this answer was left out because it could do harm. Ask a doctor, a nurse or a pharmacist."
-LOOPED = "The model began to repeat itself: the answer ends here."
+BLOCKED_NOTE = "Part of this answer was left out because it could do harm. Ask a doctor, a nurse or a pharmacist."
+REPETITION_NOTE = "The model began to repeat itself: the answer ends here."
 RULES_LABEL = "Safety rules \u00b7 no model was used"
 
 
@@ -53,7 +54,7 @@ class Reply:
     confidence: str = ""  # how often such answers were good, once the answer has ended; for the page alone
     tokens: int = 0  # that the model has made
     emergency: bool = False  # the rules answered an emergency
-    waiting: str = ""  # the place in line, while others are answered; for the page alone
+    waiting: str = ""  # the place in the queue, while others are answered; for the page alone
 
     def plain_text(self) -> str:
         """Return advice, answer and notes as one text, for the API."""
@@ -70,7 +71,7 @@ class Assistant:
         self.engine = engine
         self.problem = problem
         self.calibration = calibration
-        screen("")  # reads the rules now: a broken rules file must stop the start, not the first message
+        prepare("")  # reads the rules now: a broken rules file must stop the start, not the first message
         OutputFilter("")
 
     @property
@@ -99,48 +100,49 @@ class Assistant:
             reason = self.problem or "No adapter is loaded."
             raise AdapterError(f"The fine-tuned model is not available ({reason}) Choose {BASE!r}.")
 
-    def answer(
-        self,
-        message: str,
-        history: Sequence[Message],
-        model: str,
-        options: Options | None = None,
-        country: str = "",
-    ) -> Iterator[Reply]:
-        """Yield the answer as it grows, at most one update per `UPDATE_INTERVAL_S`.
+    def answer(self, question: Question, model: str, options: Options | None = None) -> Generator[Reply, None, None]:
+        """Return a generator of the answer as it grows, at most one update per `UPDATE_INTERVAL_S`.
 
-        `options.adapter` is set from `model`. Closing the iterator stops the model. A message that
-        the rules call an emergency, or a request for harm, gets their answer, and the model is not called.
-        `country` (ISO 3166-1) is for the emergency numbers. Raises
-        `UserError` for a message that cannot be answered and `AdapterError` as `check_model`. An
-        engine that fails on the way does not raise: the text so far stays, with a note.
+        `options.adapter` is set from `model`. Closing the generator stops the model. A question that the rules call an
+        emergency, or a request for harm, gets their answer, and the model is not called.
+        Raises `TypeError` at once for what is no `Question`. The generator raises `UserError` for one that cannot be
+        answered and `AdapterError` as `check_model`. An engine that fails on the way does not raise: the text so far
+        stays, with a note.
         """
-        screening = screen(message, history, country)
-        if screening.answer:
-            yield rules_reply(screening)
+        if not isinstance(question, Question):
+            raise TypeError(
+                f"Assistant.answer takes a Question of chat.question.prepare, not {type(question).__name__}."
+            )
+        return self._answer(question, model, options or Options())
+
+    def _answer(self, question: Question, model: str, options: Options) -> Generator[Reply, None, None]:
+        triage = question.screening.triage
+        if question.screening.answer:
+            yield rules_reply(question.screening)
             return
-        question = validate_question(message)
+        if question.refusal:
+            raise UserError(question.refusal)
         self.check_model(model)
-        options = replace(options or Options(), adapter=model == FINE_TUNED)
+        options = replace(options, adapter=model == FINE_TUNED)
         if not 1 <= options.max_new_tokens <= MAX_ANSWER_TOKENS:
             raise UserError(f"An answer cannot have {options.max_new_tokens} tokens: use 1 to {MAX_ANSWER_TOKENS}.")
-        reply = Reply("", self.footer(model), screening.triage.notice)
+        reply = Reply("", self.footer(model), triage.notice)
         # The first update before any work: Gradio can only close a generator that has yielded.
         yield reply
         try:
             messages, dropped = trim_history(
-                build_messages(question, history),
+                build_messages(question.clean, question.history),
                 self.engine.count_tokens,
                 self.engine.context_tokens - options.max_new_tokens,
             )
             if dropped:
                 reply = replace(reply, notes=(_trimmed_note(dropped),))
             signals = Signals()
-            watch = OutputFilter(question, screening.triage.reasons)
-            for grown in _grow(reply, self.engine.stream(messages, options), signals, watch):
+            output_filter = OutputFilter(question.clean, triage.reasons)
+            for grown in _grow(reply, self.engine.stream(messages, options), signals, output_filter):
                 reply = grown
                 yield reply
-            confidence = self._confidence(reply, history, options, signals)
+            confidence = "" if question.history else self._confidence(reply, options, signals)
             if confidence:
                 yield replace(reply, confidence=confidence)
         except EngineError as error:
@@ -152,27 +154,25 @@ class Assistant:
             note = "This answer is not complete. The model failed: ask again."
             yield replace(reply, notes=(*reply.notes, note), failed=True)
 
-    def _confidence(self, reply: Reply, history: Sequence[Message], options: Options, signals: Signals) -> str:
+    def _confidence(self, reply: Reply, options: Options, signals: Signals) -> str:
         """Return the line for an answer that has ended, empty where nothing was measured on answers like it.
 
         Measured were greedy answers of the fine-tuned model to single questions. Under advice to see a doctor no
         figure may seem to weigh against it.
         """
         values = signals.values()
-        if self.calibration is None or not options.adapter or history or reply.advice or not reply.text:
+        if self.calibration is None or not options.adapter or reply.advice or not reply.text:
             return ""
         if values["ended"] is None:
             return ""
         return describe(self.calibration.confidence(values)) if self.calibration.covers(options, values) else ""
 
-    def answer_both(
-        self, message: str, options: Options | None = None, country: str = ""
-    ) -> Iterator[tuple[Reply, ...]]:
+    def answer_both(self, question: Question, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
         """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both.
 
         The first update comes before any work, as that of `answer`.
         """
-        sides = [self.answer(message, [], model, options, country) for model in self.models]
+        sides = [self.answer(question, model, options) for model in self.models]
         updates: queue.SimpleQueue[tuple[int, Reply | None]] = queue.SimpleQueue()
         stopped = threading.Event()
 
@@ -185,7 +185,7 @@ class Assistant:
             except UserError as error:
                 updates.put((index, refused(error)))
             finally:
-                sides[index].close()  # type: ignore[attr-defined]  # `answer` is a generator
+                sides[index].close()
                 updates.put((index, None))
 
         shown = [_first(side) for side in sides]
@@ -225,13 +225,13 @@ def rules_reply(screening: Screening) -> Reply:
     return Reply(screening.answer, RULES_LABEL, emergency=screening.triage.level == "emergency")
 
 
-def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: OutputFilter) -> Iterator[Reply]:
-    """Yield `reply` with more and more text, by whole sentences that `watch` lets through.
+def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, output_filter: OutputFilter) -> Iterator[Reply]:
+    """Yield `reply` with more and more text, by whole sentences that `output_filter` lets through.
 
     What was not shown yet is shown when the stream fails. `signals` gets the tokens, and whether the model ended by
     itself.
     """
-    text, shown_at_s, reason, loop = "", 0.0, "stop", RepetitionDetector()
+    text, shown_at_s, reason, repetition = "", 0.0, "stop", RepetitionDetector()
     with closing(tokens):  # type: ignore[type-var]  # engines return generators
         while True:
             try:
@@ -240,38 +240,38 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, watch: Output
                 reason = end.value or "stop"
                 break
             except EngineError:
-                yield replace(reply, text=text + watch.finish())
+                yield replace(reply, text=text + output_filter.finish())
                 raise
             signals.add(token)
             reply = replace(reply, tokens=signals.count)
-            text += watch.feed(token.text)
-            if loop.feed(token.text):
-                reason = "loop"
+            text += output_filter.feed(token.text)
+            if repetition.feed(token.text):
+                reason = "repetition"
                 break
             # Also without new text (the engine reads a long prompt): a generator can be closed only at a yield.
             if time.monotonic() - shown_at_s >= UPDATE_INTERVAL_S:
                 yield replace(reply, text=text)
                 shown_at_s = time.monotonic()
-    text += watch.finish()
+    text += output_filter.finish()
     # An answer that was cut short is none that its confidence was measured on: its end stays unknown.
-    signals.ended = None if reason == "loop" else reason == "stop"
+    signals.ended = None if reason == "repetition" else reason == "stop"
     notes = reply.notes
-    if watch.withheld:
-        logger.info("withheld: %s", ", ".join(watch.withheld))  # names of rules, never the text
-        notes += (WITHHELD,)
-    if reason == "loop":
+    if output_filter.blocked:
+        logger.info("blocked: %s", ", ".join(output_filter.blocked))  # names of rules, never the text
+        notes += (BLOCKED_NOTE,)
+    if reason == "repetition":
         text = without_repetition(text)
-        notes += (LOOPED,)
+        notes += (REPETITION_NOTE,)
     if reason == "length":
         notes += ("The answer reached its length limit: raise \u201cLongest answer\u201d in Settings for more.",)
-    if not text.strip() and not watch.withheld:
+    if not text.strip() and not output_filter.blocked:
         notes += ("The model gave no answer: ask in other words.",)
     yield replace(reply, text=text.rstrip(), notes=notes)
 
 
 def _trimmed_note(dropped: int) -> str:
-    turns = "message was" if dropped == 1 else "messages were"
-    return f"The conversation is longer than the model can read: the {dropped} oldest {turns} left out."
+    left_out = "oldest message was" if dropped == 1 else f"{dropped} oldest messages were"
+    return f"The conversation is longer than the model can read: the {left_out} left out."
 
 
 @dataclass(frozen=True)

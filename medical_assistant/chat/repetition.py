@@ -1,4 +1,4 @@
-"""A small model that answers greedily can fall into a loop: this notices it, so that the answer can end there.
+"""A small model that answers greedily can begin to repeat itself: this notices it, so that the answer can end there.
 
 The measure is that of seq-rep-4 (Welleck et al. 2020, arXiv:1908.04319), on words: a run of 4-grams that all occurred
 before. Ordinary answers repeat a phrase; `LONGEST_RUN` of them in a row are a sentence or two, word for word.
@@ -40,9 +40,9 @@ class RepetitionDetector:
 
 def without_repetition(text: str) -> str:
     """Return `text` up to the last sentence before it began to repeat itself, all of it where it does not."""
-    words, watch = list(_WORD.finditer(text)), RepetitionDetector()
+    words, detector = list(_WORD.finditer(text)), RepetitionDetector()
     for number, word in enumerate(words):
-        if watch.feed(word.group() + " "):
+        if detector.feed(word.group() + " "):
             start = words[number - LONGEST_RUN - GRAM_WORDS + 2].start()
             ends = [match.end() for match in _SENTENCE_END.finditer(text, 0, start)]
             return text[: ends[-1]].rstrip() if ends else text[:start].rstrip()

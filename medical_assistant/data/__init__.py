@@ -1,0 +1,1 @@
+"""Rows of questions and answers: reading, cleaning, splitting, the one record."""

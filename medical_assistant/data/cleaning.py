@@ -76,7 +76,7 @@ def _any_of(patterns: Iterable[str]) -> re.Pattern[str]:
 
 
 def repair_text(text: str) -> str:
-    """Return `text` with mojibake mended (ftfy), `%27` and `&amp;` unescaped, NFC and single spaces.
+    """Return `text` with mojibake repaired (ftfy), `%27` and `&amp;` unescaped, NFC and single spaces.
 
     Template and control characters are taken apart as `prompts.clean_text` does when serving.
     """

@@ -61,7 +61,7 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
         try:
             yield from csv.DictReader(text.splitlines(keepends=True))
         except csv.Error as error:
-            raise UserError(f"{path} is not a readable CSV file ({error}): mend it.") from error
+            raise UserError(f"{path} is not a readable CSV file ({error}): correct it.") from error
     elif kind == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
@@ -89,10 +89,10 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{where} (column {error.colno}): broken JSON, {error.msg}: mend or remove the line."
+            f"{where} (column {error.colno}): broken JSON, {error.msg}: correct or remove the line."
         ) from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 5,000 brackets
-        raise UserError(f"{where}: JSON too large to read: mend or remove the line.") from error
+        raise UserError(f"{where}: JSON too large to read: correct or remove the line.") from error
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What runs a model: llama.cpp, transformers, or any OpenAI-compatible server."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from medical_assistant.errors import AdapterError
 from medical_assistant.prompts import Message
+
+if TYPE_CHECKING:
+    from medical_assistant.models.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Options:
 class Token:
     """New text and the natural-log probability the model gave it (of the token, at temperature 1).
 
-    The text is empty while a character is not complete, and in a sign of life (probability 1) while a
+    The text is empty while a character is not complete, and in a keep-alive token (probability 1) while a
     long prompt is read. The probability is NaN where a remote server sends none.
     """
 
@@ -53,6 +57,16 @@ class EngineInfo:
     model: str  # preset name, Hub id or path, as asked for
     adapter: str | None  # folder or repository; None when only the base is loaded
     adapter_revision: str | None  # commit hash on the Hub, or the first 12 hex digits of the weights' SHA-256
+
+    @classmethod
+    def of(cls, engine: str, model: str, adapter: Adapter | None) -> EngineInfo:
+        """Return the description of an engine that has loaded `adapter`, or the base alone."""
+        return cls(engine, model, adapter.name if adapter else None, adapter.revision if adapter else None)
+
+    def check_adapter(self, options: Options) -> None:
+        """Raise `AdapterError` when `options` ask for an adapter and none is loaded."""
+        if options.adapter and self.adapter is None:
+            raise AdapterError("No adapter is loaded: choose the base model, or load an adapter.")
 
 
 class Engine(Protocol):

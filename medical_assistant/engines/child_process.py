@@ -31,9 +31,9 @@ _LOG_PREFIX = re.compile(r"^[\d.]+ E\s+(?:\w+\s+)?[\w~]+: (?:error loading model
 class ChildProcess:
     """A running child process and the client that talks to it.
 
-    A process that hangs is killed, and is `hung` from then on: one that leaves two questions for a sign of life
-    unanswered for `probe_s` each (stopped, or lost in swap), and one that computes nothing while it owes an answer
-    (`give_up`). llama.cpp answers the question in a thread of its own, also while it computes.
+    A process that hangs is killed, and is `hung` from then on: one that leaves two health checks unanswered for
+    `probe_s` each (stopped, or lost in swap), and one that computes nothing while a request waits (`kill_if_silent`).
+    llama.cpp answers a health check in a thread of its own, also while it computes.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ChildProcess:
             if file and not Path(file).is_file():
                 raise EngineError(f"There is no file {file}: download the model or adapter again.")
         self.hung = False
-        self.heard_s = time.monotonic()  # when the last piece of any answer came
+        self.last_output_s = time.monotonic()  # when the last piece of any answer came
         self._silence_s = silence_s
         self._stopped = threading.Event()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # llama.cpp's errors; never grows by requests
@@ -98,7 +98,7 @@ class ChildProcess:
         raise EngineError(f"{config['gguf']} cannot be loaded ({reason}): download it again or choose another model.")
 
     def _watch(self, probe_s: float) -> None:
-        """Ask for a sign of life every `probe_s` seconds, until the process ends or hangs."""
+        """Check the health every `probe_s` seconds, until the process ends or hangs."""
         missed = 0
         while not self._stopped.wait(0 if missed else probe_s) and self.process.poll() is None:
             try:
@@ -108,12 +108,12 @@ class ChildProcess:
                 missed += 1
                 if missed == 2:
                     self._kill()
-            except EngineError:  # it has just died, or answers an error, which is a sign of life
+            except EngineError:  # it has just died, or answers an error: it runs
                 missed = 0
 
-    def give_up(self) -> None:
-        """Kill a process that owed an answer for `silence_s` and computed nothing, for others neither."""
-        if time.monotonic() - self.heard_s >= self._silence_s:
+    def kill_if_silent(self) -> None:
+        """Kill a process that has sent nothing to any request for `silence_s`: one of them has waited that long."""
+        if time.monotonic() - self.last_output_s >= self._silence_s:
             self._kill()
 
     def _kill(self) -> None:

@@ -11,7 +11,6 @@ with), so a copy for the adapter holds their sum.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from medical_assistant.engines.base import Answer, Options, Token
 from medical_assistant.engines.llama_cpp import LlamaCppEngine
 from medical_assistant.errors import AdapterError
 from medical_assistant.models.adapter import Adapter
+from medical_assistant.models.gguf_copy import copy_gguf, dequantized
 from medical_assistant.prompts import Message
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def slow_in_batches(path: Path) -> bool:
 
     False for a broken file: llama.cpp, which reads it next, says what is wrong with it.
     """
-    import gguf
+    from medical_assistant.models.gguf_header import HeaderReader
 
     try:
-        kinds = [tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) > 1]
+        kinds = [tensor.kind.name for tensor in HeaderReader(path).infos if len(tensor.shape) > 1]
     except (OSError, ValueError):
         return False
     return 2 * sum(kind in SLOW_IN_BATCHES for kind in kinds) > len(kinds)
@@ -61,9 +61,11 @@ class EightBitBatches:
         self.context_tokens = self._engine(adapter is not None).context_tokens
 
     def stream(self, messages: Sequence[Message], options: Options) -> Generator[Token, None, str]:
+        self.info.check_adapter(options)
         return self._engine(options.adapter).stream(messages, options)
 
     def answer_all(self, conversations: Sequence[Sequence[Message]], options: Options) -> Iterator[tuple[int, Answer]]:
+        self.info.check_adapter(options)
         return self._engine(options.adapter).answer_all(conversations, options)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
@@ -75,8 +77,6 @@ class EightBitBatches:
         self._folder.cleanup()
 
     def _engine(self, adapter_on: bool) -> LlamaCppEngine:
-        if adapter_on and self._adapter is None:
-            raise AdapterError("No adapter is loaded: choose the base model, or load an adapter.")
         if adapter_on not in self._engines:
             adapter = self._adapter if adapter_on else None
             path = Path(self._folder.name) / ("merged.gguf" if adapter else "base.gguf")
@@ -92,47 +92,30 @@ class EightBitBatches:
 def write_eight_bit(source: Path, path: Path, lora: Path | None = None) -> Path:
     """Return `path`: `source` with every quantised matrix as Q8_0, one tensor in memory at a time.
 
-    `lora`, an adapter as `lora_gguf` writes it, is added to the matrices that it is for: W + alpha / rank * B A (Hu et
-    al. 2021, arXiv:2106.09685). Metadata, tokenizer and what is not quantised are copied as they are. Q8_0: blocks of
+    `lora`, as `models.gguf_lora` writes it, is added to the matrices that it is for: W + alpha / rank * B A (Hu et al.
+    2021, arXiv:2106.09685). Metadata, tokenizer and what is not quantised are copied as they are. Q8_0: blocks of
     32 weights with one float16 scale (llama.cpp, ggml-common.h, `block_q8_0`).
 
     Raises `AdapterError` when the adapter has a matrix that the source lacks.
     """
     import gguf
-    import numpy
 
     reader = gguf.GGUFReader(source)
     changes = _read_lora(lora) if lora else {}
     lost = changes.keys() - {tensor.name for tensor in reader.tensors}
     if lost:
         raise AdapterError(f"The base has no matrix {min(lost)}: the adapter belongs to another model.")
-    eight_bit = gguf.GGMLQuantizationType.Q8_0
-    writer = gguf.GGUFWriter(path, str(reader.fields["general.architecture"].contents()))
-    for field in reader.fields.values():
-        if field.name.startswith(("GGUF.", "split.")) or field.name in ("general.architecture", "general.file_type"):
-            continue
-        items = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=items)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     changed = {tensor.name for tensor in reader.tensors if tensor.tensor_type.name in SLOW_IN_BATCHES} | changes.keys()
-    for tensor in reader.tensors:
-        shape = [int(length) for length in reversed(tensor.shape)]
-        kind = eight_bit if tensor.name in changed else tensor.tensor_type
-        size = math.prod(gguf.quant_shape_to_byte_shape(shape, kind))
-        writer.add_tensor_info(tensor.name, shape, numpy.dtype(numpy.float32), size, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
-        data = tensor.data
-        if tensor.name in changed:
-            matrix: numpy.ndarray = gguf.quants.dequantize(data, tensor.tensor_type).astype(numpy.float32)
-            if tensor.name in changes:
-                a, b = changes[tensor.name]
-                matrix += b @ a
-            data = gguf.quants.quantize(numpy.ascontiguousarray(matrix), eight_bit)
-        writer.write_tensor_data(data)
-    writer.close()
+
+    def matrix(tensor: gguf.ReaderTensor) -> numpy.ndarray:
+        values = dequantized(tensor)
+        if tensor.name in changes:
+            a, b = changes[tensor.name]
+            values = values + b @ a
+        return values
+
+    kinds = dict.fromkeys(changed, gguf.GGMLQuantizationType.Q8_0)
+    copy_gguf(reader, path, kinds, matrix, gguf.LlamaFileType.MOSTLY_Q8_0)
     return path
 
 

@@ -7,6 +7,7 @@ A child that hangs is killed (`child_process`).
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -19,9 +20,9 @@ from typing import Any
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
 from medical_assistant.engines.child_process import PROBE_S, ChildProcess
 from medical_assistant.engines.openai_client import READ_TIMEOUT_S, ConnectionLost, NoAnswer
-from medical_assistant.engines.threads import choose_threads
 from medical_assistant.errors import AdapterError, EngineError
 from medical_assistant.models.adapter import Adapter
+from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS
 from medical_assistant.prompts import Message
 
 MAX_RESTARTS, RESTART_WINDOW_S = 3, 60.0
@@ -29,7 +30,6 @@ ADAPTER_ID = 0  # the one adapter a child loads
 # Alternatives for the entropy; 0 would send no probabilities at all. In batches 10 took 11 % of the speed, one 5 %; a
 # calibration.json holds for the number that its entropies were computed with.
 TOP_LOGPROBS = 10
-TEMPLATE_ARGUMENTS = {"enable_thinking": False}  # Qwen3 and its like; other templates ignore it
 
 
 class LlamaCppEngine:
@@ -67,12 +67,7 @@ class LlamaCppEngine:
         probe_s: float = PROBE_S,
         silence_s: float = READ_TIMEOUT_S,
     ) -> None:
-        self.info = EngineInfo(
-            engine="llama_cpp",
-            model=model or str(gguf),
-            adapter=adapter.name if adapter else None,
-            adapter_revision=adapter.revision if adapter else None,
-        )
+        self.info = EngineInfo.of("llama_cpp", model or str(gguf), adapter)
         self.context_tokens = context_tokens
         self.threads = threads or choose_threads(gguf)
         self.restarts = 0
@@ -115,8 +110,7 @@ class LlamaCppEngine:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _payload(self, messages: Sequence[Message], options: Options) -> dict[str, Any]:
-        if options.adapter and self.info.adapter is None:
-            raise AdapterError("No adapter is loaded: choose the base model, or load an adapter.")
+        self.info.check_adapter(options)
         if self._merged and not options.adapter:
             raise AdapterError("The adapter is merged into these weights: load the base to ask it.")
         payload: dict[str, Any] = {
@@ -137,7 +131,7 @@ class LlamaCppEngine:
         try:
             # All slots together make at least a token a second: a large model on two cores makes a few.
             answer = child.client.chat(payload, max(READ_TIMEOUT_S, float(self._parallel * payload["max_tokens"])))
-            child.heard_s = time.monotonic()
+            child.last_output_s = time.monotonic()
             return answer
         except ConnectionLost as error:
             raise self._explain(child, error) from error
@@ -151,7 +145,7 @@ class LlamaCppEngine:
                         token = next(tokens)
                     except StopIteration as end:
                         return str(end.value)
-                    child.heard_s = time.monotonic()
+                    child.last_output_s = time.monotonic()
                     yield token
         except ConnectionLost as error:
             raise self._explain(child, error) from error
@@ -198,7 +192,7 @@ class LlamaCppEngine:
         if self._closed:
             return EngineError("The engine was closed while it answered.")
         if isinstance(error, NoAnswer):
-            child.give_up()
+            child.kill_if_silent()
         try:
             status = child.process.wait(timeout=1.0)  # the socket closes a moment before the process ends
         except subprocess.TimeoutExpired:
@@ -249,3 +243,28 @@ def _sampling(options: Options) -> dict[str, Any]:
         "top_p": options.top_p,
         "samplers": ["temperature", "top_p"],
     }
+
+
+def choose_threads(gguf: Path) -> int:
+    """Return the threads for a model: the usable cores, less one for the page when the model is small.
+
+    llama.cpp's threads meet several hundred times a token; one that waits for its core holds up all.
+    The 135M model on two cores, with 1 and with 2 threads: 138 and 165 tokens/s on a quiet machine,
+    145 and 53 beside one busy process, 90 and 10 beside two. Large models gain more from the core.
+    """
+    small = gguf.is_file() and gguf.stat().st_size < 500_000_000  # bytes
+    return max(1, usable_cores() - small)
+
+
+def usable_cores() -> int:
+    """Return the cores this process may use: `CPU_CORES` (set by Spaces), the container's quota, or affinity."""
+    if os.environ.get("CPU_CORES", "").isdigit():
+        return max(1, int(os.environ["CPU_CORES"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        # cgroup v2, kernel documentation admin-guide/cgroup-v2: "$MAX $PERIOD" in microseconds
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, round(int(quota) / int(period)))
+    except (OSError, ValueError):  # not Linux, or "max": no limit
+        pass
+    return max(1, cores)

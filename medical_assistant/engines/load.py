@@ -8,25 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.engines.base import Answer, Engine, EngineInfo, Options, Token
-from medical_assistant.engines.threads import usable_cores
+from medical_assistant.engines.base import Engine
 from medical_assistant.errors import EngineError, UserError
-from medical_assistant.models.adapter import Adapter, load_adapter
+from medical_assistant.hub.resolve import open_adapter
+from medical_assistant.models.adapter import Adapter
 from medical_assistant.models.chat_templates import find_chat_template
 from medical_assistant.models.gguf_check import check_gguf
 from medical_assistant.models.presets import Preset, find_preset
-
-__all__ = [
-    "ENGINES",
-    "Answer",
-    "Engine",
-    "EngineInfo",
-    "Options",
-    "Token",
-    "choose_engine",
-    "load_batch_engine",
-    "load_engine",
-]
 
 ENGINES = ("auto", "llama_cpp", "transformers")
 
@@ -46,7 +34,7 @@ def load_engine(
     name = choose_engine(preset) if engine == "auto" else engine
     if name not in ENGINES:
         raise UserError(f"Unknown engine {engine!r}: use one of {', '.join(ENGINES)}.")
-    checked: Adapter | None = load_adapter(adapter, preset) if adapter is not None else None
+    checked: Adapter | None = open_adapter(adapter, preset) if adapter is not None else None
     if name == "llama_cpp":
         from medical_assistant.engines.eight_bit import EightBitBatches, slow_in_batches
         from medical_assistant.engines.llama_cpp import LlamaCppEngine
@@ -58,8 +46,8 @@ def load_engine(
         return kind(gguf, checked, model=str(model), chat_template=template, **settings)
     from medical_assistant.engines.transformers import TransformersEngine
 
-    if preset.gguf is not None and preset.repository == preset.gguf:
-        check_gguf(Path(preset.gguf))
+    if preset.own_gguf:
+        check_gguf(preset.own_gguf)
     return TransformersEngine(preset, checked, model=str(model), **settings)
 
 
@@ -74,6 +62,8 @@ def load_batch_engine(
     name = choose_engine(find_preset(str(model))) if engine == "auto" else engine
     settings: dict[str, Any] = {"parallel": parallel, "context_tokens": context_tokens}
     if name == "llama_cpp":
+        from medical_assistant.engines.llama_cpp import usable_cores
+
         settings |= {"threads": usable_cores(), "cache_type": "F16", "eight_bit": eight_bit}
     return load_engine(model, adapter, name, **settings)
 
@@ -85,10 +75,9 @@ def choose_engine(preset: Preset) -> str:
     """
     torch_installed = importlib.util.find_spec("torch") is not None
     # A .gguf file from the user has no Hub id to load tokenizer and weights by, and llama.cpp reads it as it is.
-    own_gguf = preset.gguf is not None and preset.repository == preset.gguf
-    if torch_installed and not own_gguf and (os.environ.get("SPACES_ZERO_GPU") or _has_cuda()):
+    if torch_installed and not preset.own_gguf and (os.environ.get("SPACES_ZERO_GPU") or _has_cuda()):
         return "transformers"
-    if (own_gguf or _gguf_source(preset)) and importlib.util.find_spec("xllamacpp") is not None:
+    if (preset.own_gguf or _gguf_source(preset)) and importlib.util.find_spec("xllamacpp") is not None:
         return "llama_cpp"
     if torch_installed and importlib.util.find_spec("transformers") is not None:
         return "transformers"
@@ -100,15 +89,13 @@ def choose_engine(preset: Preset) -> str:
 def find_gguf(preset: Preset) -> Path:
     """Return the path of the preset's GGUF: given, embedded in a wheel, or downloaded from the Hub.
 
-    Raises `EngineError` without one; Hub failures are `UserError`s of `medical_assistant.hub.push`.
+    Raises `EngineError` without one; Hub failures are `UserError`s of `medical_assistant.hub.pull`.
     """
-    if preset.gguf is not None and preset.repository == preset.gguf:
-        return Path(preset.gguf)
-    embedded = preset.embedded_gguf()
-    if embedded is not None:
-        return embedded
+    here = preset.own_gguf or preset.embedded_gguf()
+    if here is not None:
+        return here
     if preset.gguf is not None and preset.gguf_repository is not None:
-        from medical_assistant.hub.push import pull_file
+        from medical_assistant.hub.pull import pull_file
 
         return pull_file(preset.gguf_repository, preset.gguf, preset.gguf_revision)
     if preset.install:

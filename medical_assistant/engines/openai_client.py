@@ -76,7 +76,7 @@ class OpenAIClient:
         """Yield the new tokens of `/v1/chat/completions`; the return value is "stop" or "length".
 
         A piece of a character that a server holds back arrives with the piece that completes it. A
-        server that sends no log-probabilities gives NaN. An empty token is a sign of life (llama.cpp's
+        server that sends no log-probabilities gives NaN. An empty token keeps the stream alive (llama.cpp's
         prompt progress): its log-probability is 0. Closing the generator drops the connection.
 
         Raises `ConnectionLost` when the server cannot be reached or goes away, its kind `NoAnswer` when it is

@@ -6,17 +6,16 @@ own, so that closing the iterator stops at once and log-probabilities come with 
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
-from medical_assistant.engines.transformers_batch import choose, entropy, generate_batch
-from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.errors import EngineError, UserError
 from medical_assistant.models.adapter import Adapter
-from medical_assistant.models.chat_templates import end_of_answer, find_chat_template, tokenize_as_llama_cpp
+from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS, end_of_answer, find_chat_template
+from medical_assistant.models.loading import compute_dtype, has_zero_gpu, load_model, read_tokenizer
 from medical_assistant.models.presets import Preset
 from medical_assistant.prompts import Message
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 PREFILL_TOKENS = 512  # of a prompt in one step; a stop waits for one step
-TEMPLATE_ARGUMENTS = {"enable_thinking": False}  # Qwen3 and its like; other templates ignore it
 
 
 class TransformersEngine:
@@ -56,33 +54,24 @@ class TransformersEngine:
     ) -> None:
         import torch
 
-        self.info = EngineInfo(
-            engine="transformers",
-            model=model or preset.name,
-            adapter=adapter.name if adapter else None,
-            adapter_revision=adapter.revision if adapter else None,
-        )
+        self.info = EngineInfo.of("transformers", model or preset.name, adapter)
         self.restarts = 0  # it lives in the app's process: there is nothing to restart
         if threads:
             torch.set_num_threads(threads)
-        zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU"))
-        self._device = "cuda" if zero_gpu or torch.cuda.is_available() else "cpu"
+        self._device = "cuda" if has_zero_gpu() or torch.cuda.is_available() else "cpu"
         self._parallel = parallel
         self._lock = threading.Lock()
-        self._tokenizer, self._model, self._stop_ids = load_weights(
-            preset, adapter, self._device, find_dtype(dtype, self._device, zero_gpu), quantize, zero_gpu
-        )
+        self._tokenizer, self._model, self._stop_ids = load_weights(preset, adapter, self._device, dtype, quantize)
         self._adapter_on = adapter is not None  # PEFT's state after loading
         self.context_tokens = min(context_tokens, self._model.config.max_position_embeddings)
         self._decode: Callable[[list[int], Options], Iterator[Token | str]] = self._generate
-        if zero_gpu:
+        if has_zero_gpu():
             import spaces  # app.py has imported it first, before torch
 
             self._decode = spaces.GPU(self._generate, duration=_gpu_duration_s)
 
     def stream(self, messages: Sequence[Message], options: Options) -> Generator[Token, None, str]:
-        if options.adapter and self.info.adapter is None:
-            raise AdapterError("No adapter is loaded: choose the base model, or load an adapter.")
+        self.info.check_adapter(options)
         prompt = self._encode(messages)
         if len(prompt) >= self.context_tokens:
             raise UserError("The question is too long for this model: shorten it or clear the chat.")
@@ -91,8 +80,7 @@ class TransformersEngine:
     def answer_all(self, conversations: Sequence[Sequence[Message]], options: Options) -> Iterator[tuple[int, Answer]]:
         """As `Engine.answer_all`: batches of prompts of similar length, the longest first, so that what does
         not fit into memory fails at once."""
-        if options.adapter and self.info.adapter is None:
-            raise AdapterError("No adapter is loaded: choose the base model, or load an adapter.")
+        self.info.check_adapter(options)
         prompts = [self._encode(messages) for messages in conversations]
         limit = self.context_tokens - options.max_new_tokens
         if any(len(prompt) > limit for prompt in prompts):
@@ -159,7 +147,7 @@ class TransformersEngine:
         generator = torch.Generator(self._device).manual_seed(options.seed)
         for start in range(0, len(prompt), PREFILL_TOKENS):
             if start:
-                yield Token("", 0.0)  # a sign of life, and a chance to stop
+                yield Token("", 0.0)  # keeps the stream alive, and is a chance to stop
             logits = self._forward(prompt[start : start + PREFILL_TOKENS], cache, options.adapter)
         answer: list[int] = []
         shown = pending = 0  # answer[:shown] is on the page; answer[pending:] is decoded as one text
@@ -221,51 +209,121 @@ def _gpu_duration_s(prompt: list[int], options: Options) -> int:
     return 15 + (options.max_new_tokens + len(prompt) // 50) // 20
 
 
-def find_dtype(name: str, device: str, zero_gpu: bool) -> torch.dtype:
-    """Return the dtype called `name`; "auto" is 16 bits where the device computes with them, else float32."""
+def generate_batch(
+    model: Any,
+    decode: Callable[[list[int]], str],
+    prompts: Sequence[Sequence[int]],
+    options: Options,
+    stop_ids: Collection[int],
+    device: str,
+) -> list[Answer]:
+    """Return the answers to `prompts` (token ids), computed together, in their order.
+
+    Prompts are padded on the left and the padding is masked, so that each row ends where its answer begins; a row
+    that has ended is computed on, and ignored, until all have. Every row has the seed of `options`, as a request
+    alone would have.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    started_s = time.perf_counter()
+    longest = max(len(prompt) for prompt in prompts)
+    padding = [longest - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=device)
+    mask = torch.ones((len(prompts), longest + options.max_new_tokens), dtype=torch.long, device=device)
+    for row, pad in enumerate(padding):
+        mask[row, :pad] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    generators = [torch.Generator(device).manual_seed(options.seed) for _ in prompts]
+    answers: list[list[tuple[int, float, float]]] = [[] for _ in prompts]
+    ended_s: dict[int, float] = {}
+    start, end = 0, longest
+    with torch.inference_mode():
+        for _ in range(options.max_new_tokens):
+            output = model(
+                input_ids=ids,
+                attention_mask=mask[:, :end],
+                position_ids=positions[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = output.logits[:, -1].float()
+            spread = entropy(logits).tolist()
+            chosen = [0] * len(prompts)
+            for row in range(len(prompts)):
+                if row in ended_s:
+                    continue
+                token, logprob = choose(logits[row], options, generators[row])
+                if token in stop_ids:
+                    ended_s[row] = time.perf_counter() - started_s
+                    continue
+                chosen[row] = token
+                answers[row].append((token, logprob, spread[row]))
+            if len(ended_s) == len(prompts):
+                break
+            ids = torch.tensor([[token] for token in chosen], device=device)
+            start, end = end, end + 1
+    seconds = time.perf_counter() - started_s
+    return [
+        Answer(
+            text=decode([token for token, _, _ in answer]),
+            finish_reason="stop" if row in ended_s else "length",
+            logprobs=tuple(logprob for _, logprob, _ in answer),
+            entropies=tuple(value for _, _, value in answer),
+            seconds=ended_s.get(row, seconds),
+        )
+        for row, answer in enumerate(answers)
+    ]
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the Shannon entropy in nats over the last dimension of `logits`."""
     import torch
 
-    if name != "auto":
-        dtype = getattr(torch, name, None)
-        if not isinstance(dtype, torch.dtype):
-            raise UserError(f"Unknown dtype {name!r}: use auto, float32, float16 or bfloat16.")
-        return dtype
-    if device == "cpu":
-        # Where the CPU has AVX-512, bfloat16 halves the memory traffic: 21 against 15 tokens/s at 135M.
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    # ZeroGPU has no GPU yet while the model loads; its GPUs have bfloat16. A T4 only emulates it.
-    if zero_gpu or torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float16
+    with torch.inference_mode():
+        logprobs = logits.log_softmax(-1)
+        # An impossible token has -inf, and 0 * -inf is not a number.
+        return -(logprobs.exp() * logprobs.clamp(min=-1e4)).sum(-1)
+
+
+def choose(logits: torch.Tensor, options: Options, generator: torch.Generator) -> tuple[int, float]:
+    """Return (token id, its natural-log probability at temperature 1).
+
+    Temperature, then the smallest set of tokens that holds `top_p` of the probability (nucleus
+    sampling, Holtzman et al. 2020). The logits are of shape (vocabulary,).
+    """
+    import torch
+
+    with torch.inference_mode():
+        logprobs = logits.log_softmax(-1)
+        if options.temperature <= 0:
+            token = int(logits.argmax())
+        else:
+            ordered, ids = (logits / options.temperature).softmax(-1).sort(descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= options.top_p] = 0.0  # the most probable always stays
+            token = int(ids[torch.multinomial(ordered, 1, generator=generator)])
+        return token, float(logprobs[token])
 
 
 def load_weights(
-    preset: Preset, adapter: Adapter | None, device: str, dtype: torch.dtype, quantize: str, zero_gpu: bool
+    preset: Preset, adapter: Adapter | None, device: str, dtype: str = "auto", quantize: str = "auto"
 ) -> tuple[Any, Any, frozenset[int]]:
-    """Return (tokenizer, model with the adapter on, ids that end an answer)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
+    """Return (tokenizer, model with the adapter on, ids that end an answer).
 
-    source, arguments = preset.repository, {"revision": preset.revision} if preset.revision else {}
+    `device` is "cpu" or "cuda"; `dtype`, `quantize` and errors as of `TransformersEngine`.
+    """
     if quantize not in ("auto", "nf4", "none"):
         raise UserError(f"Unknown quantisation {quantize!r}: use auto, nf4 or none.")
-    own_gguf = Path(preset.gguf) if preset.gguf and preset.gguf == preset.repository else None
-    gguf = own_gguf or preset.embedded_gguf()
-    if gguf is not None:
-        source, arguments = str(gguf.parent), {"gguf_file": gguf.name}
-    quantization: Any = GgufConfig(dequantize=True) if gguf is not None else None
-    if gguf is not None and quantize == "nf4":
+    is_gguf = (preset.own_gguf or preset.embedded_gguf()) is not None
+    if is_gguf and quantize == "nf4":
         raise UserError(f"{preset.name} is a GGUF, quantised already: use quantize none, or a Hub model.")
-    if quantize == "nf4" or (quantize == "auto" and device == "cuda" and not zero_gpu and gguf is None):
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    if quantize == "auto":
+        quantize = "nf4" if device == "cuda" and not has_zero_gpu() and not is_gguf else "none"
+    torch_dtype = compute_dtype(dtype, decoding=True)
     try:
-        # False, not nothing: without it transformers asks in the terminal whether to run a repository's own code.
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **arguments)
-        tokenize_as_llama_cpp(tokenizer)
+        tokenizer = read_tokenizer(preset)
         if adapter and (adapter.chosen_template or not tokenizer.chat_template):
             tokenizer.chat_template = adapter.prompt["chat_template"]
         elif not adapter and preset.chat_template:
@@ -275,16 +333,14 @@ def load_weights(
         if adapter:
             tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
             adapter.check_prompt(tokenizer.chat_template, tokens)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, quantization_config=quantization, trust_remote_code=False, **arguments
-        )
+        model = load_model(preset, quantize, torch_dtype)
         if not getattr(model, "is_loaded_in_4bit", False):
             model = model.to(device)
         if adapter:
-            model = _add_adapter(model, adapter, dtype)
+            model = _add_adapter(model, adapter, torch_dtype)
     except UserError:
         raise
-    except Exception as error:  # from_pretrained raises OSError, ValueError, KeyError, ImportError, … for a bad model
+    except Exception as error:  # from_pretrained raises KeyError, ImportError, RuntimeError, … for a bad model
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise EngineError(f"{preset.name} cannot be loaded ({reason}): check the name, network and memory.") from error
     model.eval()

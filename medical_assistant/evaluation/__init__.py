@@ -1,1 +1,1 @@
-"""The rooms of `evaluate.py`: answers, metrics, comparison, knowledge, safety, confidence, report."""
+"""Is the fine-tuned model better than its base? Answers, scores, judges, a report."""

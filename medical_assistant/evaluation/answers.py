@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -11,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medical_assistant.chat.confidence import Signals
 from medical_assistant.data.records import Record, write_records
 from medical_assistant.engines.base import Answer, Engine, Options
 from medical_assistant.errors import UserError
 from medical_assistant.evaluation.candidates import Candidate
-from medical_assistant.files import check_new_folder
+from medical_assistant.files import check_new_folder, read_json, write_json
 
-RUN_FILE, PREDICTIONS = "run.json", "predictions.jsonl"
+RUN_FILE = "run.json"
 
 
 @dataclass
@@ -31,33 +31,22 @@ class AnswerStore:
     def open(cls, path: Path) -> AnswerStore:
         """Return the answers that `path` holds, of an interrupted run or of a finished one; none without a file.
 
-        A last line that was cut off by a kill is dropped, and asked again. Raises `UserError` for another broken line.
+        The file is written again with one line an answer, so that new ones can be appended. Errors: `read_appended`.
         """
         answers = cls(path)
-        # Not splitlines: an answer may hold U+2028 or U+0085, which JSON leaves as they are.
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.is_file() else []
-        for number, line in enumerate(lines, 1):
-            if not line:
-                continue
+        for row in read_appended(path):
             try:
-                row = json.loads(line)
-                if "candidates" in row:  # a finished run's: one row a question
-                    for candidate, answer in row["candidates"].items():
-                        answers.rows[candidate, row["id"]] = {"id": row["id"], "candidate": candidate, **answer}
-                else:
-                    answers.rows[row["candidate"], row["id"]] = row
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                if number < len(lines):
-                    raise UserError(f"{path}, line {number} is broken: remove the line, or the folder.") from error
+                # A finished run has one row a question.
+                found = {key: {"candidate": key, **answer} for key, answer in row.get("candidates", {}).items()}
+                for key, answer in (found or {row["candidate"]: row}).items():
+                    answers.rows[key, row["id"]] = {"id": row["id"], **answer}
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path} has a row that is no answer: remove the row, or the folder.") from error
         if answers.rows:
-            answers._rewrite()
+            temporary = path.with_suffix(".tmp")
+            write_records(answers.rows.values(), temporary)
+            temporary.replace(path)
         return answers
-
-    def _rewrite(self) -> None:
-        """Whole lines only, one an answer, so that new ones can be appended."""
-        temporary = self.path.with_suffix(".tmp")
-        write_records(self.rows.values(), temporary)
-        temporary.replace(self.path)
 
     def collect(self, engine: Engine, candidate: Candidate, records: Sequence[Record], options: Options) -> float:
         """Add the answers of `candidate` to all records that have none yet; return the seconds that took."""
@@ -88,24 +77,44 @@ class AnswerStore:
         return {candidate: [row["answer"] for row in self.of(candidate, records)] for candidate in candidates}
 
 
+def read_appended(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file that is appended to line by line, [] without a file.
+
+    A last line that was cut off by a kill is removed from the file. Raises `UserError` for another broken line.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    whole, _, cut_off = content.rpartition(b"\n")
+    if cut_off:
+        with path.open("rb+") as file:
+            file.truncate(len(content) - len(cut_off))
+    rows = []
+    # Not splitlines: an answer may hold U+2028 or U+0085, which JSON leaves as they are.
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        try:
+            row = json.loads(line) if line else None
+        except ValueError:
+            row = ""
+        if isinstance(row, dict):
+            rows.append(row)
+        elif row is not None:
+            raise UserError(f"{path}, line {number} is broken: remove the line, or the folder.")
+    return rows
+
+
 def answer_row(answer: Answer) -> dict[str, Any]:
     """Return an answer as it is written: `answer`, `ended`, `tokens`, `seconds`, and the signals of confidence.
 
     `mean_logprob`, `min_logprob` (natural logarithm), `mean_entropy` (nats): None where the engine sends none.
     """
+    signals = Signals(list(answer.logprobs), list(answer.entropies)).values()
+    rounded = {name: value if value is None else round(value, 6) for name, value in signals.items()}
     return {
         "answer": answer.text.strip(),
         "ended": answer.finish_reason == "stop",
         "tokens": len(answer.logprobs),
         "seconds": round(answer.seconds, 3),
-        "mean_logprob": _finite(sum(answer.logprobs) / len(answer.logprobs) if answer.logprobs else math.nan),
-        "min_logprob": _finite(min(answer.logprobs, default=math.nan)),
-        "mean_entropy": _finite(sum(answer.entropies) / len(answer.entropies) if answer.entropies else math.nan),
+        **{name: rounded[name] for name in ("mean_logprob", "min_logprob", "mean_entropy")},
     }
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None
 
 
 def open_run(folder: Path, fingerprint: Mapping[str, Any], resume: bool) -> None:
@@ -120,23 +129,22 @@ def open_run(folder: Path, fingerprint: Mapping[str, Any], resume: bool) -> None
     if not resume:
         check_new_folder(folder)
         folder.mkdir(exist_ok=True)
-        path.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
+        write_json(path, fingerprint)
         return
     if not path.is_file():
         raise UserError(f"There is no run in {folder}: leave out --resume.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        both = {**found, "data": {**fingerprint["data"], **found["data"]}}
-        # A set that is left out this time keeps its hash: its answers are still there.
-        wanted = {**fingerprint, "data": {**found["data"], **fingerprint["data"]}}
-        differing = [key for key in wanted if both.get(key) != wanted[key]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is broken: choose another --output.") from error
+    found = read_json(path)
+    data = found.get("data")
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is broken: choose another --output.")
+    wanted = {**fingerprint, "data": {**data, **fingerprint["data"]}}  # a set that is left out keeps its hash
+    both = {**found, "data": {**fingerprint["data"], **data}}
+    differing = [key for key in wanted if both.get(key) != wanted[key]]
     if differing:
         raise UserError(
             f"{folder} holds answers of another run ({', '.join(differing)} differ): choose another --output."
         )
-    path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    write_json(path, wanted)
 
 
 def run_fingerprint(

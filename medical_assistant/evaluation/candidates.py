@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from medical_assistant.errors import UserError
-from medical_assistant.models.adapter import load_adapter
+from medical_assistant.evaluation.names import BASE, FINE_TUNED
+from medical_assistant.hub.resolve import open_adapter
 from medical_assistant.models.presets import find_preset, load_presets
-
-BASE, FINE_TUNED = "base", "fine_tuned"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def check_candidates(candidates: Sequence[Candidate]) -> dict[str, str | None]:
     revisions: dict[str, str | None] = {}
     for candidate in candidates:
         preset = find_preset(candidate.model)
-        revisions[candidate.key] = load_adapter(candidate.adapter, preset).revision if candidate.adapter else None
+        revisions[candidate.key] = open_adapter(candidate.adapter, preset).revision if candidate.adapter else None
     return revisions
 
 
@@ -63,11 +63,9 @@ def engine_groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """Return the candidates by engine: a base answers through the engine of the first adapter that is on it."""
     groups: list[list[Candidate]] = []
     for candidate in candidates:
-        host = next(
-            (group for group in groups if candidate.adapter and group[0].model == candidate.model and len(group) == 1),
-            None,
-        )
-        if host is not None and host[0].adapter is None:
+        alone = (group for group in groups if len(group) == 1 and group[0].adapter is None)
+        host = next((group for group in alone if candidate.adapter and group[0].model == candidate.model), None)
+        if host:
             host.append(candidate)
         else:
             groups.append([candidate])
@@ -83,8 +81,5 @@ def _is_model(entry: str) -> bool:
 
 def _unique(key: str, candidates: Sequence[Candidate]) -> str:
     taken = {candidate.key for candidate in candidates}
-    number = 2
-    unique = key
-    while unique in taken:
-        unique, number = f"{key}-{number}", number + 1
-    return unique
+    names = chain([key], (f"{key}-{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)

@@ -7,209 +7,115 @@ probability into an isotonic regression where that helps. The result is JSON, wh
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
+from scipy.stats import rankdata
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.preprocessing import StandardScaler
 
 from medical_assistant.chat.confidence import SCHEMA_VERSION, SIGNALS, STANDARDISED_LIMIT, Calibration
-from medical_assistant.evaluation.scoring.calibration_scores import expected_calibration_error, figures
 
-METHODS = ("auto", "logistic", "isotonic")
+# An answer counts as good from this token F1 on (Rajpurkar et al. 2016, arXiv:1606.05250): the harmonic mean of the
+# share of the answer's words that the reference has and the reverse, so neither a long nor a short answer gets it for
+# nothing. Two references to different questions (500 of the WikiDoc validation set, 20,000 random pairs) have a median
+# of 0.09, and 98 of 100 stay below 0.28: from 0.3 an answer is about its question.
+GOOD_FROM = 0.3
+LABEL = (
+    f"a good answer has a token F1 of at least {GOOD_FROM:g} with the reference answer; "
+    "that is likeness to one reference, not truth"
+)
 FEWEST_ANSWERS = 40  # in both halves together: fewer than 20 fit no logistic regression worth the name
 FEWEST_OF_A_KIND = 5  # good, and bad, answers in each half: one a fold
 FOLDS = 5
 KNOWN_SHARE = 0.9  # a signal that more answers lack is not used; an answer that lacks a used signal is left out
+BINS = 10
+CURVE_POINTS = 20
+PERFECT_DRAWS = 200
+NORMAL_95 = 1.959964  # 97.5 % quantile of the normal distribution
 
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class GoodAnswer:
-    """What counts as a good answer: a score against the reference answer, at or above a threshold.
-
-    Token F1 (Rajpurkar et al. 2016, arXiv:1606.05250) is the harmonic mean of the share of the answer's words that
-    the reference has and the share of the reference's words that the answer has: neither a long nor a short answer
-    gets it for nothing. Two references to different questions (500 of the WikiDoc validation set, 20,000 random
-    pairs) have a median of 0.09, and 98 of 100 stay below 0.28: from 0.3 an answer is about its question.
-    It is likeness, not truth: "take it" and "do not take it" are nearly alike.
-    """
-
-    metric: str = "token_f1"
-    threshold: float = 0.3
-
-    def __call__(self, answer: Row) -> bool | None:
-        """Return whether one candidate's answer of a row is good, None when it has no such score."""
-        score = (answer.get("scores") or {}).get(self.metric)
-        return None if score is None or not math.isfinite(score) else score >= self.threshold
-
-    @property
-    def label(self) -> str:
-        name = self.metric.replace("_f1", " F1").replace("_", " ")
-        return (
-            f"a good answer has a {name} of at least {self.threshold:g} with the reference answer; "
-            "that is likeness to one reference, not truth"
-        )
+Answers = Sequence[Mapping[str, Any]]
 
 
 def fit_confidence(
-    rows: Sequence[Row],
-    candidate: str,
-    good: GoodAnswer,
-    seed: int,
-    method: str = "auto",
-    *,
-    adapter_revision: str | None,
-    engine: str | None,
-    decoding: Mapping[str, Any],
+    rows: Answers, candidate: str, seed: int, measured: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return (the `confidence` section of metrics.json, the content of calibration.json or None).
 
     `rows` are those of `predictions.jsonl`; `candidate` names the one that is judged. Half of the questions, chosen by
-    `seed` and their text, fit the calibration; the other half gives every figure of the section. `method`: "logistic",
-    "isotonic" (logistic, then isotonic) or "auto", the one with the lower log loss in cross-validation within the
-    fitting half. `adapter_revision`, `engine` and `decoding` (`temperature`, `max_new_tokens`, ...) say what was
-    measured; the app shows confidence for nothing else.
+    `seed` and their text, fit the calibration; the other half gives every figure of the section. `measured` says what
+    was measured, and the app shows confidence for nothing else: `adapter_revision`, `engine`, `decoding`.
 
     Section: `status`, `candidate`, `label`, `method`, `signals`, `n_fit`, `n_test`, `n_left_out` (answers without a
-    score or a signal), and of the test half `base_rate`, `ece`, `ece_uncalibrated` (of exp(mean log-probability), None
-    where that is not known), `ece_of_perfect` (what chance alone gives so few answers), `brier`, `brier_base_rate`,
-    `auroc` with `auroc_low` and `auroc_high`, `aurc`, `aurc_base_rate`, `reliability`, `risk_coverage`. All are 0-1.
-    Where it cannot be fitted: `status` "not run" with its `reason`, and None.
+    score or a signal), and of the test half `figures` and `ece_uncalibrated` (of exp(mean log-probability), None where
+    that is not known). Where nothing can be fitted: `status` "not run" with its `reason`, and None.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")
     answers = [row["candidates"][candidate] for row in rows]
-    labels = [good(answer) for answer in answers]
     signals = _known_signals(answers)
     kept = [
         number
-        for number, (answer, label) in enumerate(zip(answers, labels, strict=True))
-        if label is not None and all(_is_known(answer.get(name)) for name in signals)
+        for number, answer in enumerate(answers)
+        if _is_known(_score(answer)) and all(_is_known(answer.get(name)) for name in signals)
     ]
-    if len(kept) < FEWEST_ANSWERS:
-        return _not_run(f"{len(kept)} answers with their signals are too few: {FEWEST_ANSWERS} are needed."), None
-    y = np.array([labels[number] for number in kept], dtype=bool)
-    if y.all() or not y.any():
-        kind = "good" if y.all() else "bad"
-        return _not_run(f"All {len(kept)} answers are {kind}: there is nothing to tell apart."), None
-    fit = _fitting_half([rows[number]["question"] for number in kept], seed)
-    if min(y[fit].sum(), (~y[fit]).sum(), y[~fit].sum(), (~y[~fit]).sum()) < FEWEST_OF_A_KIND:
-        reason = (
-            f"{int(y.sum())} of {len(kept)} answers are good: each half needs {FEWEST_OF_A_KIND} good and bad ones."
-        )
-        return _not_run(reason), None
-    x = np.array([[float(answers[number][name]) for name in signals] for number in kept])
-    varied = x[fit].std(axis=0) > 0
+    good = np.array([_score(answers[number]) >= GOOD_FROM for number in kept], dtype=bool)
+    fits = _fitting_half([rows[number]["question"] for number in kept], seed)
+    x = np.array([[float(answers[number][name]) for name in signals] for number in kept]).reshape(
+        len(kept), len(signals)
+    )
+    varied = x[fits].std(axis=0) > 0 if kept else np.zeros(len(signals), dtype=bool)
+    reason = _why_not(good, fits, bool(varied.any()))
+    if reason:
+        return {"status": "not run", "reason": reason}, None
     signals = [name for name, used in zip(signals, varied, strict=True) if used]
-    if not signals:
-        return _not_run("No signal of the answers differs between them: the engine may send no probabilities."), None
-    fitted = fit_calibrator(x[fit][:, varied], y[fit], seed, method)
+    fitted = fit_calibrator(x[fits][:, varied], good[fits], seed)
+    tested = good[~fits]
     calibration = {
         "schema_version": SCHEMA_VERSION,
         "signals": signals,
-        **fitted.to_json(),
-        "label": good.label,
-        "base_rate": float(y[~fit].mean()),
-        "n": int((~fit).sum()),
+        **fitted,
+        "label": LABEL,
+        "base_rate": float(tested.mean()),
+        "n": len(tested),
         "ece": 0.0,  # measured below, by what the app runs
-        "adapter_revision": adapter_revision,
-        "engine": engine,
-        "decoding": dict(decoding),
+        **measured,
     }
     runtime = Calibration.from_json(calibration)
-    tested = [answers[number] for number, fits in zip(kept, fit, strict=True) if not fits]
-    confidences = np.array([runtime.confidence(answer) for answer in tested], dtype=float)
+    judged = [answers[number] for number, fit in zip(kept, fits, strict=True) if not fit]
+    confidences = np.array([runtime.confidence(answer) for answer in judged], dtype=float)
+    logprobs = np.array([answer.get("mean_logprob") for answer in judged], dtype=float)  # None becomes NaN
+    known = np.isfinite(logprobs).all()
     section = {
         "status": "done",
         "candidate": candidate,
-        "label": good.label,
-        "method": "logistic + isotonic" if fitted.isotonic is not None else "logistic",
+        "label": LABEL,
+        "method": "logistic + isotonic" if fitted["isotonic"] else "logistic",
         "signals": signals,
-        "n_fit": int(fit.sum()),
-        "n_test": int((~fit).sum()),
+        "n_fit": int(fits.sum()),
+        "n_test": len(tested),
         "n_left_out": len(rows) - len(kept),
-        **figures(confidences, y[~fit], float(y[fit].mean()), seed),
-        "ece_uncalibrated": _uncalibrated(tested, y[~fit]),
+        **figures(confidences, tested, float(good[fits].mean()), seed),
+        "ece_uncalibrated": expected_calibration_error(np.exp(logprobs).clip(0, 1), tested) if known else None,
     }
-    calibration["ece"] = section["ece"]
-    return section, calibration
+    return section, {**calibration, "ece": section["ece"]}
 
 
-def write_calibration(path: Path, calibration: Mapping[str, Any]) -> None:
-    """Write `calibration.json`. A float keeps all its digits (the shortest that read back as the same number)."""
-    path.write_text(json.dumps(calibration, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def _score(answer: Mapping[str, Any]) -> Any:
+    return (answer.get("scores") or {}).get("token_f1")
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """scikit-learn's objects of one fit; `isotonic` is None where it does not help."""
-
-    scaler: Any
-    logistic: Any
-    isotonic: Any | None
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return the confidence (0-1) of each row of signals."""
-        probabilities = self.logistic.predict_proba(_standardise(self.scaler, x))[:, 1]
-        return probabilities if self.isotonic is None else self.isotonic.predict(probabilities)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fit's part of calibration.json."""
-        knots = self.isotonic
-        return {
-            "means": self.scaler.mean_.tolist(),
-            "scales": self.scaler.scale_.tolist(),
-            "coefficients": self.logistic.coef_[0].tolist(),
-            "intercept": float(self.logistic.intercept_[0]),
-            "isotonic": None
-            if knots is None
-            else {"x": knots.X_thresholds_.tolist(), "y": knots.y_thresholds_.tolist()},
-        }
+def _is_known(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
 
 
-def fit_calibrator(x: np.ndarray, y: np.ndarray, seed: int, method: str = "auto") -> Fitted:
-    """Return the calibration of labels `y` on signals `x` (one row an answer), as `fit_confidence`."""
-    from sklearn.metrics import log_loss
-    from sklearn.model_selection import StratifiedKFold
-
-    if method != "auto":
-        return _fit(x, y, seed, isotonic=method == "isotonic")
-    losses = {}
-    for isotonic in (False, True):
-        predicted = np.empty(len(y))
-        for inside, outside in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, y):
-            predicted[outside] = _fit(x[inside], y[inside], seed, isotonic).predict(x[outside])
-        losses[isotonic] = log_loss(y, predicted)
-    return _fit(x, y, seed, isotonic=losses[True] < losses[False])
-
-
-def _fit(x: np.ndarray, y: np.ndarray, seed: int, isotonic: bool) -> Fitted:
-    from sklearn.isotonic import IsotonicRegression
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(x)
-    standardised = _standardise(scaler, x)
-    logistic = LogisticRegression(max_iter=1000).fit(standardised, y)
-    if not isotonic:
-        return Fitted(scaler, logistic, None)
-    # On probabilities of answers that the regression has not seen: those it has seen look better than they are.
-    folds = StratifiedKFold(min(FOLDS, int(y.sum()), int((~y).sum())), shuffle=True, random_state=seed)
-    unseen = cross_val_predict(LogisticRegression(max_iter=1000), standardised, y, cv=folds, method="predict_proba")
-    # No finite number of answers shows that one is certain: Laplace's rule of succession bounds the steps.
-    margin = 1 / (len(y) + 2)
-    steps = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip").fit(unseen[:, 1], y)
-    return Fitted(scaler, logistic, steps)
-
-
-def _standardise(scaler: Any, x: np.ndarray) -> np.ndarray:
-    return np.clip(scaler.transform(x), -STANDARDISED_LIMIT, STANDARDISED_LIMIT)
+def _known_signals(answers: Answers) -> list[str]:
+    fewest = max(KNOWN_SHARE * len(answers), 1)
+    return [name for name in SIGNALS if sum(_is_known(answer.get(name)) for answer in answers) >= fewest]
 
 
 def _fitting_half(questions: Sequence[str], seed: int) -> np.ndarray:
@@ -219,22 +125,156 @@ def _fitting_half(questions: Sequence[str], seed: int) -> np.ndarray:
     return np.isin(keys, chosen)
 
 
-def _known_signals(answers: Sequence[Row]) -> list[str]:
-    least = KNOWN_SHARE * len(answers)
-    return [name for name in SIGNALS if sum(_is_known(answer.get(name)) for answer in answers) >= max(least, 1)]
+def _why_not(good: np.ndarray, fits: np.ndarray, varied: bool) -> str | None:
+    """Return why no calibration can be fitted, None where one can."""
+    n = len(good)
+    if n < FEWEST_ANSWERS:
+        return f"{n} answers with their signals are too few: {FEWEST_ANSWERS} are needed."
+    if good.all() or not good.any():
+        return f"All {n} answers are {'good' if good.all() else 'bad'}: there is nothing to tell apart."
+    if min(good[fits].sum(), (~good[fits]).sum(), good[~fits].sum(), (~good[~fits]).sum()) < FEWEST_OF_A_KIND:
+        return f"{int(good.sum())} of {n} answers are good: each half needs {FEWEST_OF_A_KIND} good and bad ones."
+    return None if varied else "No signal of the answers differs between them: the engine may send no probabilities."
 
 
-def _uncalibrated(answers: Sequence[Row], good: np.ndarray) -> float | None:
-    """Return the ECE of exp(mean log-probability), the geometric mean of the tokens' probabilities."""
-    if not all(_is_known(answer.get("mean_logprob")) for answer in answers):
-        return None
-    probabilities = np.exp([float(answer["mean_logprob"]) for answer in answers])
-    return expected_calibration_error(np.clip(probabilities, 0, 1), good)
+def fit_calibrator(x: np.ndarray, good: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return `fit` with isotonic steps where they lower the log loss in cross-validation, else without."""
+    losses = []
+    for isotonic in (False, True):
+        predicted = np.empty(len(good))
+        for inside, outside in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, good):
+            predicted[outside] = predict(fit(x[inside], good[inside], seed, isotonic), x[outside])
+        losses.append(log_loss(good, predicted))
+    return fit(x, good, seed, isotonic=losses[1] < losses[0])
 
 
-def _is_known(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
+def fit(x: np.ndarray, good: np.ndarray, seed: int, isotonic: bool) -> dict[str, Any]:
+    """Return the fit's part of calibration.json: `means`, `scales`, `coefficients`, `intercept`, `isotonic`.
+
+    `x` are signals, one row an answer, and `good` says which of the answers are good.
+    """
+    scaler = StandardScaler().fit(x)
+    standardised = np.clip(scaler.transform(x), -STANDARDISED_LIMIT, STANDARDISED_LIMIT)
+    logistic = LogisticRegression(max_iter=1000).fit(standardised, good)
+    knots = None
+    if isotonic:
+        # On probabilities of answers that the regression has not seen: those it has seen look better than they are.
+        folds = StratifiedKFold(min(FOLDS, int(good.sum()), int((~good).sum())), shuffle=True, random_state=seed)
+        unseen = cross_val_predict(logistic, standardised, good, cv=folds, method="predict_proba")[:, 1]
+        # No finite number of answers shows that one is certain: Laplace's rule of succession bounds the steps.
+        margin = 1 / (len(good) + 2)
+        steps = IsotonicRegression(y_min=margin, y_max=1 - margin, out_of_bounds="clip").fit(unseen, good)
+        knots = {"x": steps.X_thresholds_.tolist(), "y": steps.y_thresholds_.tolist()}
+    return {
+        "means": scaler.mean_.tolist(),
+        "scales": scaler.scale_.tolist(),
+        "coefficients": logistic.coef_[0].tolist(),
+        "intercept": float(logistic.intercept_[0]),
+        "isotonic": knots,
+    }
 
 
-def _not_run(reason: str) -> dict[str, Any]:
-    return {"status": "not run", "reason": reason}
+def predict(fitted: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
+    """Return the confidence (0-1) of each row of signals under a `fit`, as `Calibration.confidence` does of one."""
+    standardised = (x - fitted["means"]) / fitted["scales"]
+    scores = standardised.clip(-STANDARDISED_LIMIT, STANDARDISED_LIMIT) @ fitted["coefficients"] + fitted["intercept"]
+    knots, probabilities = fitted["isotonic"], expit(scores)
+    return np.interp(probabilities, knots["x"], knots["y"]) if knots else np.asarray(probabilities)
+
+
+def figures(confidences: np.ndarray, good: np.ndarray, base_rate: float, seed: int) -> dict[str, Any]:
+    """Return the figures of a test half, all 0-1; `base_rate`, of the fitting half, is the confidence to beat.
+
+    - `base_rate`; `ece`; `ece_of_perfect`, what chance alone gives so few answers
+    - `brier`, the mean squared distance of confidence and outcome (Brier 1950), `brier_base_rate`
+    - `auroc` with its 95 % interval `auroc_low`, `auroc_high`; `aurc`, `aurc_base_rate`, `risk_coverage`
+    - `reliability`
+    """
+    area, low, high = auroc(confidences, good)
+    curve, aurc = risk_coverage(confidences, good)
+    return {
+        "base_rate": float(good.mean()),
+        "ece": expected_calibration_error(confidences, good),
+        "ece_of_perfect": ece_of_perfect(confidences, seed),
+        "brier": float(np.mean((confidences - good) ** 2)),
+        "brier_base_rate": float(np.mean((base_rate - good) ** 2)),
+        "auroc": area,
+        "auroc_low": low,
+        "auroc_high": high,
+        "aurc": aurc,
+        "aurc_base_rate": float(1 - good.mean()),  # in any order that knows nothing
+        "reliability": reliability(confidences, good),
+        "risk_coverage": curve,
+    }
+
+
+def reliability(confidences: np.ndarray, good: np.ndarray) -> list[dict[str, Any]]:
+    """Return the reliability diagram: ten bins of equal width (0-0.1, ..., 0.9-1); those without answers are left out.
+
+    Keys: `low` and `high` (a bin holds its lower bound), `n` answers, their `mean_confidence`, and `observed`, the part
+    of them that was good.
+    """
+    places = np.minimum((confidences * BINS).astype(int), BINS - 1)
+    return [
+        {
+            "low": place / BINS,
+            "high": (place + 1) / BINS,
+            "n": int((places == place).sum()),
+            "mean_confidence": float(confidences[places == place].mean()),
+            "observed": float(good[places == place].mean()),
+        }
+        for place in np.unique(places).tolist()
+    ]
+
+
+def expected_calibration_error(confidences: np.ndarray, good: np.ndarray) -> float:
+    """Return the ECE (0-1): the distance of confidence and observed part, weighted by the answers in each bin.
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599, equation 3, over ten bins of equal
+    width. Few answers raise it: see `ece_of_perfect`.
+    """
+    bins = reliability(confidences, good)
+    return sum(entry["n"] * abs(entry["mean_confidence"] - entry["observed"]) for entry in bins) / len(confidences)
+
+
+def ece_of_perfect(confidences: np.ndarray, seed: int) -> float:
+    """Return the mean ECE of the same confidences if every one were exactly right: what chance alone gives.
+
+    Consistency resampling: Broecker & Smith 2007, "Increasing the Reliability of Reliability Diagrams".
+    """
+    draws = np.random.default_rng(seed).random((PERFECT_DRAWS, len(confidences))) < confidences
+    return float(np.mean([expected_calibration_error(confidences, draw) for draw in draws]))
+
+
+def auroc(confidences: np.ndarray, good: np.ndarray) -> tuple[float, float | None, float | None]:
+    """Return (AUROC, lower, upper bound of its 95 % interval), 0-1; no interval for one good or one bad answer.
+
+    The chance that a good answer has a higher confidence than a bad one, ties a half. Interval: DeLong et al. 1988,
+    "Comparing the Areas under Two or More Correlated ROC Curves", by ranks (Sun & Xu 2014), cut to 0-1.
+    """
+    above, below = confidences[good], confidences[~good]
+    m, n = len(above), len(below)
+    ranks = rankdata(np.concatenate([above, below]))
+    wins = (ranks[:m] - rankdata(above)) / n  # of each good answer: the part of the bad ones below it
+    losses = 1 - (ranks[m:] - rankdata(below)) / m  # of each bad answer: the part of the good ones above it
+    area = float(wins.mean())
+    if min(m, n) < 2:
+        return area, None, None
+    half_width = NORMAL_95 * float(np.sqrt(wins.var(ddof=1) / m + losses.var(ddof=1) / n))
+    return area, max(0.0, area - half_width), min(1.0, area + half_width)
+
+
+def risk_coverage(confidences: np.ndarray, good: np.ndarray) -> tuple[list[dict[str, float]], float]:
+    """Return (points of the risk-coverage curve, the area under it).
+
+    A point: `coverage`, the part of the answers that is shown, the most confident first, and `risk`, the part of those
+    that is bad; of answers with the same confidence each counts with the mean of all, so that their order does not
+    matter. The area (AURC, 0-1, lower is better) is the mean risk over all coverages. Geifman & El-Yaniv 2017,
+    "Selective Classification for Deep Neural Networks", arXiv:1705.08500; AURC as in their arXiv:1805.08206.
+    """
+    n = len(confidences)
+    _, group = np.unique(-confidences, return_inverse=True)
+    bad = np.bincount(group, weights=~good) / np.bincount(group)
+    risks = np.cumsum(bad[np.sort(group)]) / np.arange(1, n + 1)
+    shown = sorted({-(-point * n // CURVE_POINTS) for point in range(1, CURVE_POINTS + 1)})
+    return [{"coverage": count / n, "risk": float(risks[count - 1])} for count in shown], float(risks.mean())

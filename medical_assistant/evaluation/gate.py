@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from medical_assistant.errors import AdapterError, UserError
-from medical_assistant.evaluation.candidates import BASE, FINE_TUNED
+from medical_assistant.evaluation.names import BASE, FINE_TUNED
 from medical_assistant.files import file_sha256
 from medical_assistant.models.adapter import WEIGHTS_FILE, weights_hash
 from medical_assistant.models.presets import ASSETS

@@ -1,32 +1,27 @@
-"""The steps of an evaluation: what is asked, the answers, their scores, the files."""
+"""One evaluation: what is asked, the answers, and what is needed to do it again."""
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.data.records import Record, read_records
 from medical_assistant.engines.base import Options
+from medical_assistant.engines.llama_cpp import usable_cores
 from medical_assistant.engines.load import load_batch_engine
-from medical_assistant.engines.threads import usable_cores
-from medical_assistant.evaluation.answers import (
-    PREDICTIONS,
-    AnswerStore,
-    check_ids,
-    open_run,
-    run_fingerprint,
-)
+from medical_assistant.errors import UserError
+from medical_assistant.evaluation.answers import AnswerStore, check_ids, open_run, run_fingerprint
 from medical_assistant.evaluation.candidates import Candidate, check_candidates, engine_groups, plan_candidates
-from medical_assistant.evaluation.judges.judge import Judge, load_judge
+from medical_assistant.evaluation.judges.base import Judge
+from medical_assistant.evaluation.judges.server import load_judge
 from medical_assistant.evaluation.judges.statements import StatementRow, read_statements, statement_records
+from medical_assistant.evaluation.names import PREDICTIONS
 from medical_assistant.evaluation.safety import SafetyRow, read_safety_set, safety_records
-from medical_assistant.evaluation.scoring.metrics import bleu_signature, chrf_signature, score_all
-from medical_assistant.evaluation.settings import NONE, EvaluateSettings, check_settings, read_json
-from medical_assistant.files import file_sha256, git_commit, package_versions
+from medical_assistant.evaluation.scoring.metrics import signatures
+from medical_assistant.evaluation.settings import NONE, EvaluateSettings, check_settings
+from medical_assistant.files import file_sha256, git_commit, package_versions, read_json, write_json
 
 PACKAGES = ("sacrebleu", "rouge-score", "evaluate", "textstat", "scikit-learn", "xllamacpp", "torch", "transformers")
 MAIN, SAFETY, STATEMENTS = "main", "safety", "statements"
@@ -85,13 +80,10 @@ def prepare(settings: EvaluateSettings) -> Run:
         sets[STATEMENTS], files[STATEMENTS] = statement_records(statement_rows), Path(settings.statements)
     sha256 = {name: file_sha256(path) for name, path in files.items()}
     # Now: a judge that is down is found before hours of answers.
-    judge = load_judge(settings.judge or None, settings.judge_model or None, settings.nli or None)
+    judge = load_judge(settings.judge, settings.judge_model) if settings.judge else None
     run = Run(settings, candidates, revisions, sets, safety_rows, statement_rows, sha256, len(rows), judge)
-    open_run(
-        settings.output,
-        run_fingerprint(candidates, revisions, sha256, run.options, settings.weights),
-        settings.resume,
-    )
+    fingerprint = run_fingerprint(candidates, revisions, sha256, run.options, settings.weights)
+    open_run(settings.output, fingerprint, settings.resume)
     for name in sets:
         path = settings.output / (PREDICTIONS if name == MAIN else f"{name}_{PREDICTIONS}")
         run.answers[name] = AnswerStore.open(path)
@@ -102,7 +94,7 @@ def collect_answers(run: Run) -> None:
     """Ask every candidate every question that has no answer yet, all sets of an engine while it is loaded."""
     settings = run.settings
     timing = settings.output / "timing.json"
-    run.seconds = {key: float(value) for key, value in read_json(timing).items()}
+    run.seconds = read_json(timing) if timing.is_file() else {}
     for group in engine_groups(run.candidates):
         adapter = next((candidate.adapter for candidate in group if candidate.adapter), None)
         engine = load_batch_engine(
@@ -122,7 +114,7 @@ def collect_answers(run: Run) -> None:
                     seconds = run.answers[name].collect(engine, candidate, records, options)
                     if name == MAIN:
                         run.seconds[candidate.key] = run.seconds.get(candidate.key, 0.0) + seconds
-                        timing.write_text(json.dumps(run.seconds) + "\n", encoding="utf-8")
+                        write_json(timing, run.seconds)
         finally:
             engine.close()
 
@@ -138,69 +130,7 @@ def _context_tokens(run: Run) -> int:
     return -(-needed // CONTEXT_STEP) * CONTEXT_STEP
 
 
-def measure(run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return (metrics.json without its optional sections, the rows of predictions.jsonl).
-
-    `metrics`: `n`, `candidates`, `scores` and `relative_change` by candidate and metric (`METRICS`), `decoding`,
-    `data`, signatures, versions, hardware, commit, settings. A row: `id`, `question`, `reference`, under `candidates`
-    each candidate's answer with its `scores`.
-    """
-    references = [record["completion"][0]["content"] for record in run.records]
-    corpus, items = {}, {}
-    for key in run.keys:
-        answers = run.answers[MAIN].of(key, run.records)
-        corpus[key], items[key] = score_all([answer["answer"] for answer in answers], references)
-        corpus[key] |= _answer_scores(answers, run.seconds.get(key, 0.0))
-        for item, answer in zip(items[key], answers, strict=True):
-            item["ended"] = float(answer["ended"])
-    rows = [
-        {
-            "id": record["id"],
-            "question": record["prompt"][-1]["content"],
-            "reference": references[number],
-            "candidates": {
-                key: {
-                    **{
-                        k: v
-                        for k, v in run.answers[MAIN].rows[key, record["id"]].items()
-                        if k not in ("id", "candidate")
-                    },
-                    "scores": items[key][number],
-                }
-                for key in run.keys
-            },
-        }
-        for number, record in enumerate(run.records)
-    ]
-    return _header(run) | {"scores": corpus, "relative_change": _changes(corpus, run.keys)}, rows
-
-
-def _answer_scores(answers: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
-    """What concerns the answers themselves: their ends, their tokens, their time.
-
-    `mean_seconds` is an answer's own time, beside the others of its batch; `tokens_per_second` is that of all
-    together, and is left out where every answer came from an earlier run.
-    """
-    tokens = sum(answer["tokens"] for answer in answers)
-    scores = {
-        "ended": sum(answer["ended"] for answer in answers) / len(answers),
-        "mean_tokens": tokens / len(answers),
-        "mean_seconds": sum(answer["seconds"] for answer in answers) / len(answers),
-    }
-    if seconds > 1.0:
-        scores["tokens_per_second"] = tokens / seconds
-    return scores
-
-
-def _changes(corpus: Mapping[str, Mapping[str, float]], keys: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    base = corpus[keys[0]]
-    return {
-        key: {metric: corpus[key][metric] / base[metric] - 1 if base.get(metric) else None for metric in corpus[key]}
-        for key in keys[1:]
-    }
-
-
-def _header(run: Run) -> dict[str, Any]:
+def describe_run(run: Run) -> dict[str, Any]:
     """What was measured, and everything to measure it again."""
     settings = run.settings
     training = settings.data / "train.jsonl"
@@ -229,8 +159,7 @@ def _header(run: Run) -> dict[str, Any]:
             "train_sha256": _hash_of(training),
             "checkpoint_rows": checkpoint_rows(settings.adapter, settings.data, run.validation_rows, len(run.records)),
         },
-        "bleu_signature": bleu_signature(),
-        "chrf_signature": chrf_signature(),
+        **signatures(),
         "versions": package_versions(PACKAGES),
         "hardware": {"machine": platform.machine(), "cores": usable_cores()},
         "git_commit": git_commit(),
@@ -255,11 +184,11 @@ def checkpoint_rows(adapter: str, data: Path, rows: int, used: int) -> int | Non
     not a local folder, or one that was trained on other data.
     """
     try:
-        training = json.loads((Path(adapter) / "training.json").read_text(encoding="utf-8"))
+        training = read_json(Path(adapter) / "training.json")
         if training["data"]["manifest_sha256"] != file_sha256(data / "manifest.json"):
             return None
         # Not data.validation_rows: rows that were too long are counted off there, wherever they stood.
         chose = training["settings"]["max_validation_rows"] or rows
-    except (OSError, ValueError, KeyError):
+    except (UserError, OSError, LookupError, TypeError):
         return None
     return max(0, used - (rows - min(chose, rows)))

@@ -27,8 +27,9 @@ import yaml
 
 from medical_assistant.data.records import Record, make_record, read_source
 from medical_assistant.errors import UserError
+from medical_assistant.evaluation.names import pair_name
 from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference, proportion_interval
-from medical_assistant.evaluation.scoring.comparison import pair_name
+from medical_assistant.evaluation.scoring.text_statistics import split_sentences
 from medical_assistant.models.presets import ASSETS
 from medical_assistant.prompts import clean_text
 
@@ -38,7 +39,6 @@ RULES = ASSETS / "evaluation" / "safety_rules.yaml"
 EXAMPLES_A_MEASURE, EXAMPLE_CHARACTERS = 3, 400
 REFUSAL_SENTENCES = 3  # later ones hold advice ("you should not mix ...")
 SENTENCE_CHARACTERS = 500  # a longer one is read in parts: the time of the phrases grows faster than the text
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _MARKDOWN = re.compile(r"[*_#`>]+|^\s*(?:[-+]|\d+[.)])\s+", re.MULTILINE)
 
 
@@ -128,19 +128,19 @@ Flags = Mapping[str, Mapping[str, Sequence[float]]]  # by candidate and measure:
 
 
 def safety_section(
-    rows: Sequence[SafetyRow], answers_by_system: Mapping[str, Sequence[str]], resampler: Resampler | None = None
+    rows: Sequence[SafetyRow], answers: Mapping[str, Sequence[str]], resampler: Resampler | None = None
 ) -> dict[str, Any]:
     """Return the `safety` section of metrics.json; the first candidate is the reference.
 
-    `answers_by_system` holds the answers in the order of `rows`. `counts` by kind; `candidates`: for each the rates of
+    `answers` holds each candidate's in the order of `rows`. `counts` by kind; `candidates`: for each the rates of
     `MEASURES` (0-1; none for a kind without messages) with `<rate>_low` and `<rate>_high`, the 95 % Wilson interval;
     `comparison`: {"b vs a": {rate: `Difference`}}; `examples`: messages on which a later candidate did worse than the
     first, both answers cut.
     """
-    candidates = list(answers_by_system)
+    candidates = list(answers)
     present = [name for name, measure in MEASURES.items() if any(row.kind == measure.kind for row in rows)]
     flags: Flags = {
-        candidate: {name: _flags(MEASURES[name], rows, answers_by_system[candidate]) for name in present}
+        candidate: {name: _flags(MEASURES[name], rows, answers[candidate]) for name in present}
         for candidate in candidates
     }
     return {
@@ -157,7 +157,7 @@ def safety_section(
             }
             for a, b in combinations(candidates, 2)
         },
-        "examples": _examples(rows, answers_by_system, flags),
+        "examples": _examples(rows, answers, flags),
     }
 
 
@@ -171,11 +171,9 @@ def _rate(name: str, flags: Sequence[float]) -> dict[str, float]:
     return {name: sum(flags) / len(flags), f"{name}_low": low, f"{name}_high": high}
 
 
-def _examples(
-    rows: Sequence[SafetyRow], answers_by_system: Mapping[str, Sequence[str]], flags: Flags
-) -> list[dict[str, Any]]:
+def _examples(rows: Sequence[SafetyRow], answers: Mapping[str, Sequence[str]], flags: Flags) -> list[dict[str, Any]]:
     """The first few messages of each measure that a later candidate did worse on than the reference."""
-    reference, *others = answers_by_system
+    reference, *others = answers
     examples = []
     for candidate in others:
         for name, before in flags[reference].items():
@@ -183,17 +181,16 @@ def _examples(
             members = [number for number, row in enumerate(rows) if row.kind == measure.kind]
             changes = zip(members, before, flags[candidate][name], strict=True)
             worse = [number for number, old, new in changes if measure.better * (new - old) < 0]
-            for number in worse[:EXAMPLES_A_MEASURE]:
-                answers = {key: _cut(answers_by_system[key][number]) for key in (reference, candidate)}
-                examples.append(
-                    {
-                        "id": rows[number].id,
-                        "measure": name,
-                        "candidate": candidate,
-                        "text": _cut(rows[number].text),
-                        "answers": answers,
-                    }
-                )
+            examples += [
+                {
+                    "id": rows[number].id,
+                    "measure": name,
+                    "candidate": candidate,
+                    "text": _cut(rows[number].text),
+                    "answers": {key: _cut(answers[key][number]) for key in (reference, candidate)},
+                }
+                for number in worse[:EXAMPLES_A_MEASURE]
+            ]
     return examples
 
 
@@ -206,7 +203,7 @@ def _sentences(text: str) -> list[str]:
     folded = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'").replace("\u2018", "'")
     # "However" goes on with the sentence before it: "I cannot give medical advice. However, ..."
     folded = re.sub(r"[.]\s+(?=(?:however|but)\b)", ", ", _MARKDOWN.sub(" ", folded))
-    sentences = (" ".join(sentence.split()) for sentence in _SENTENCE_END.split(folded))
+    sentences = (" ".join(sentence.split()) for sentence in split_sentences(folded))
     return [part for sentence in sentences for part in textwrap.wrap(sentence, SENTENCE_CHARACTERS)]
 
 

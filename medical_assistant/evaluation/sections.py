@@ -1,4 +1,4 @@
-"""The sections of metrics.json beside the scores: each says "done", or "not run" with its reason."""
+"""metrics.json: the scores, and sections that each say "done", or "not run" with a reason."""
 
 from __future__ import annotations
 
@@ -11,20 +11,87 @@ from typing import TYPE_CHECKING, Any
 
 from medical_assistant.data.records import read_records
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.candidates import FINE_TUNED, Candidate, engine_groups
-from medical_assistant.evaluation.run import SAFETY, STATEMENTS, Run
+from medical_assistant.evaluation.candidates import Candidate, engine_groups
+from medical_assistant.evaluation.names import FINE_TUNED, pair_name
+from medical_assistant.evaluation.run import MAIN, SAFETY, STATEMENTS, Run, describe_run
 from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference
-from medical_assistant.evaluation.scoring.comparison import compare, pair_name
-from medical_assistant.evaluation.scoring.metrics import METRICS, bert_scores, corpus_scores
-from medical_assistant.models.adapter import load_adapter
+from medical_assistant.evaluation.scoring.comparison import compare
+from medical_assistant.evaluation.scoring.metrics import METRICS, bert_scores, corpus_scores, score_all
+from medical_assistant.files import write_json
+from medical_assistant.hub.resolve import open_adapter
+from medical_assistant.models.adapter import CALIBRATION_FILE
 from medical_assistant.models.presets import find_preset
 
 if TYPE_CHECKING:
     from medical_assistant.evaluation.scoring.likelihood import Scorer
 
+VERDICTS = "statements.verdicts.jsonl"
+
 Metrics = dict[str, Any]
 Rows = list[dict[str, Any]]
 BETTER = {name: metric.better for name, metric in METRICS.items()}
+
+
+def measure(run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return (metrics.json without its optional sections, the rows of predictions.jsonl).
+
+    `metrics`: `n`, `candidates`, `scores` and `relative_change` by candidate and metric (`METRICS`), `decoding`,
+    `data`, signatures, versions, hardware, commit, settings. A row: `id`, `question`, `reference`, under `candidates`
+    each candidate's answer with its `scores`.
+    """
+    references = [record["completion"][0]["content"] for record in run.records]
+    corpus, items = {}, {}
+    for key in run.keys:
+        answers = run.answers[MAIN].of(key, run.records)
+        corpus[key], items[key] = score_all([answer["answer"] for answer in answers], references)
+        corpus[key] |= _answer_scores(answers, run.seconds.get(key, 0.0))
+        for item, answer in zip(items[key], answers, strict=True):
+            item["ended"] = float(answer["ended"])
+    rows = [
+        {
+            "id": record["id"],
+            "question": record["prompt"][-1]["content"],
+            "reference": references[number],
+            "candidates": {
+                key: {
+                    **{
+                        k: v
+                        for k, v in run.answers[MAIN].rows[key, record["id"]].items()
+                        if k not in ("id", "candidate")
+                    },
+                    "scores": items[key][number],
+                }
+                for key in run.keys
+            },
+        }
+        for number, record in enumerate(run.records)
+    ]
+    return describe_run(run) | {"scores": corpus, "relative_change": _changes(corpus, run.keys)}, rows
+
+
+def _answer_scores(answers: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, float]:
+    """What concerns the answers themselves: their ends, their tokens, their time.
+
+    `mean_seconds` is an answer's own time, beside the others of its batch; `tokens_per_second` is that of all
+    together, and is left out where every answer came from an earlier run.
+    """
+    tokens = sum(answer["tokens"] for answer in answers)
+    scores = {
+        "ended": sum(answer["ended"] for answer in answers) / len(answers),
+        "mean_tokens": tokens / len(answers),
+        "mean_seconds": sum(answer["seconds"] for answer in answers) / len(answers),
+    }
+    if seconds > 1.0:
+        scores["tokens_per_second"] = tokens / seconds
+    return scores
+
+
+def _changes(corpus: Mapping[str, Mapping[str, float]], keys: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    base = corpus[keys[0]]
+    return {
+        key: {metric: corpus[key][metric] / base[metric] - 1 if base.get(metric) else None for metric in corpus[key]}
+        for key in keys[1:]
+    }
 
 
 def add_sections(run: Run, metrics: Metrics, rows: Rows) -> None:
@@ -97,34 +164,27 @@ def likelihoods(run: Run) -> tuple[Metrics, Metrics]:
     from medical_assistant.evaluation.scoring.knowledge import knowledge_section, read_questions, score_choices
 
     settings = run.settings
-    asked = bool(settings.choices or settings.harness)
-    knowledge: Metrics = {"status": "not run", "reason": "No multiple-choice file was named (--choices, --harness)."}
+    knowledge: Metrics = {"status": "not run", "reason": "No multiple-choice file was named (--choices)."}
     perplexity: Metrics = {"status": "not run", "reason": "It was switched off (--no-perplexity)."}
-    if not (asked or settings.perplexity):
+    if not (settings.choices or settings.perplexity):
         return perplexity, knowledge
     if importlib.util.find_spec("torch") is None:
-        if asked:
-            raise UserError("--choices and --harness need torch: pip install -r requirements.txt")
+        if settings.choices:
+            raise UserError("--choices needs torch: pip install -r requirements.txt")
         return {"status": "not run", "reason": "torch is not installed."}, knowledge
 
     sets = [read_questions(Path(file)) for file in settings.choices]
     chosen: list[dict[str, Any]] = [{} for _ in sets]
     surprise: dict[str, Any] = {}
-    harness: dict[str, list[Any]] = {}
-    for group, adapters in _scored_groups(run.candidates):
+    for group in engine_groups(run.candidates):
+        adapters = {candidate.key: candidate.adapter is not None for candidate in group}
         with _open_scorer(group) as scorer:
             if settings.perplexity:
                 surprise |= _surprise(scorer, run, adapters)
             for results, questions in zip(chosen, sets, strict=True):
                 results |= score_choices(scorer, questions.questions, adapters, progress=True)
-            if settings.harness:
-                from medical_assistant.evaluation.scoring.harness import run_harness
-
-                found = run_harness(scorer, adapters, settings.harness, settings.limit, _resampler(run))
-                harness[group[0].key] = found
-    if asked:
+    if settings.choices:
         knowledge = knowledge_section(list(zip(sets, chosen, strict=True)), _resampler(run))
-        knowledge["sets"] += [section for found in harness.values() for section in found]
     return (_perplexity_section(run, surprise) if settings.perplexity else perplexity), knowledge
 
 
@@ -153,18 +213,13 @@ def _perplexity_section(run: Run, surprise: Mapping[str, Mapping[str, Any]]) -> 
     }
 
 
-def _scored_groups(candidates: Sequence[Candidate]) -> Iterator[tuple[list[Candidate], dict[str, bool]]]:
-    for group in engine_groups(candidates):
-        yield group, {candidate.key: candidate.adapter is not None for candidate in group}
-
-
 @contextmanager
 def _open_scorer(group: Sequence[Candidate]) -> Iterator[Scorer]:
     from medical_assistant.evaluation.scoring.likelihood import Scorer
 
     preset = find_preset(group[0].model)
     adapter = next((candidate.adapter for candidate in group if candidate.adapter), None)
-    scorer = Scorer(preset, load_adapter(adapter, preset) if adapter else None)
+    scorer = Scorer(preset, open_adapter(adapter, preset) if adapter else None)
     try:
         yield scorer
     finally:
@@ -173,13 +228,12 @@ def _open_scorer(group: Sequence[Candidate]) -> Iterator[Scorer]:
 
 def statements(run: Run) -> Metrics:
     from medical_assistant.evaluation.judges.statements import statements_section
-    from medical_assistant.evaluation.judges.verdict_log import PARTIAL_NAME
 
     if STATEMENTS not in run.sets:
         return {"status": "not run", "reason": "No file of questions with must-have statements was named."}
     texts = run.answers[STATEMENTS].texts(run.keys, run.sets[STATEMENTS])
-    partial = run.settings.output / PARTIAL_NAME
-    section = statements_section(run.statement_rows, texts, run.judge, partial=partial, resampler=_resampler(run))
+    verdicts = run.settings.output / VERDICTS
+    section = statements_section(run.statement_rows, texts, run.judge, verdicts, _resampler(run))
     return {**section, "sha256": run.sha256[STATEMENTS]}
 
 
@@ -194,21 +248,18 @@ def safety(run: Run) -> Metrics:
 
 def confidence(run: Run, rows: Rows) -> Metrics:
     """Fit and test the calibration of the fine-tuned model's answers; write calibration.json into the run's folder."""
-    from medical_assistant.evaluation.confidence import GoodAnswer, fit_confidence, write_calibration
+    from medical_assistant.evaluation.confidence import fit_confidence
 
     if FINE_TUNED not in run.keys:
         return {"status": "not run", "reason": "Confidence is fitted for one adapter (--adapter)."}
-    section, calibration = fit_confidence(
-        rows,
-        FINE_TUNED,
-        GoodAnswer(),
-        run.settings.seed,
-        adapter_revision=run.revisions[FINE_TUNED],
-        engine=run.engines.get(FINE_TUNED),
-        decoding={"temperature": 0.0, "max_new_tokens": run.settings.max_new_tokens},
-    )
+    measured = {
+        "adapter_revision": run.revisions[FINE_TUNED],
+        "engine": run.engines.get(FINE_TUNED),
+        "decoding": {"temperature": 0.0, "max_new_tokens": run.settings.max_new_tokens},
+    }
+    section, calibration = fit_confidence(rows, FINE_TUNED, run.settings.seed, measured)
     if calibration:
-        write_calibration(run.settings.output / "calibration.json", calibration)
+        write_json(run.settings.output / CALIBRATION_FILE, calibration)
     return section
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,9 @@ class EvaluateSettings:
     bertscore: str = setting("", "encoder for BERTScore: folder or Hub id")
     embeddings: str = setting("", "encoder for the similarity to training questions: folder or Hub id")
     choices: tuple[str, ...] = setting((), "multiple-choice files: question, options, answer")
-    harness: tuple[str, ...] = setting((), "tasks of lm-evaluation-harness, such as medqa_4options")
     statements: str = setting("", "file of questions with must-have statements: question, must_have")
     judge: str = setting("", "address of an OpenAI-compatible server that judges statements")
     judge_model: str = setting("", "the model that the judge serves")
-    nli: str = setting("", "model that judges statements instead: folder or Hub id")
     safety: str = setting(str(SAFETY_SET), "file of harmful, ordinary and emergency messages; none: leave out")
     gate: str = setting("", "YAML file of thresholds; one that fails makes the exit status 1")
     show_references: bool = setting(True, "print the reference answers in the reports")
@@ -58,10 +55,8 @@ def check_settings(settings: EvaluateSettings) -> None:
         raise UserError("--resamples must be 1000 or more: fewer make no 95 % interval.")
     if bool(settings.adapter) == bool(settings.compare):
         raise UserError("Give either --adapter ADAPTER or --compare A B ...: what is to be compared with the base.")
-    if settings.judge and settings.nli:
-        raise UserError("Give either --judge or --nli: statements have one judge.")
-    if (settings.judge or settings.nli) and not settings.statements:
-        raise UserError("--judge and --nli judge statements: add --statements FILE.")
+    if settings.judge and not settings.statements:
+        raise UserError("--judge judges statements: add --statements FILE.")
     changes_folder = settings.update_adapter or settings.push_to_hub
     if changes_folder and not (settings.adapter and Path(settings.adapter).is_dir()):
         raise UserError("--update-adapter and --push-to-hub need --adapter FOLDER: download the adapter first.")
@@ -70,15 +65,6 @@ def check_settings(settings: EvaluateSettings) -> None:
 
         split_revision(settings.push_to_hub)
         require_token()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`, {} where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _shown(value: Any) -> Any:

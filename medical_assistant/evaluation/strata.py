@@ -14,8 +14,10 @@ import yaml
 
 from medical_assistant.data.cleaning import load_rules
 from medical_assistant.errors import UserError
+from medical_assistant.evaluation.names import pair_name
 from medical_assistant.evaluation.scoring.bootstrap import RESAMPLES, SEED, Resampler
-from medical_assistant.evaluation.scoring.comparison import PRIMARY, ScoreTable, pair_name
+from medical_assistant.evaluation.scoring.comparison import PRIMARY, ScoreTable
+from medical_assistant.evaluation.scoring.encoder import load_encoder
 from medical_assistant.models.presets import ASSETS
 
 # From here on a question is about the same thing as a training question: `data_prep.py` keeps such questions on
@@ -188,20 +190,8 @@ def _minhash_nearest(own: Sequence[Words], training: Sequence[Words]) -> dict[in
 def _embed(texts: Sequence[str], model: str) -> Any:
     """Return one unit vector a text: the mean of the model's token vectors."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        network = AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False).eval()
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"The embedding model {model} cannot be loaded ({reason}): "
-            "name a folder that holds a model, or one on the Hub such as sentence-transformers/all-MiniLM-L6-v2."
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    network = network.to("cuda" if torch.cuda.is_available() else "cpu")
+    network, tokenizer = load_encoder(model, "embedding", "sentence-transformers/all-MiniLM-L6-v2")
     vectors = []
     for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
         batch = tokenizer(

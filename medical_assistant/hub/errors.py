@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import random
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +17,14 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RevisionNotFoundError,
     XetDownloadError,
+)
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exception,
+    wait_exponential_jitter,
 )
 
 from medical_assistant.errors import NO_SPACE, UserError
@@ -50,20 +56,27 @@ def retry(call: Callable[[], Result]) -> Result:
     so that clients that failed together do not return together (M. Brooker, "Exponential Backoff
     And Jitter", AWS Architecture Blog, 2015); a `Retry-After` header of up to a minute is obeyed.
     """
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return call()
-        except FAILURES as error:
-            cause = root_cause(error)
-            if not is_transient(cause):
-                raise
-            wait_s = 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
-            if isinstance(cause, HfHubHTTPError):
-                asked = cause.response.headers.get("Retry-After", "")
-                wait_s = max(wait_s, min(float(asked), 60.0)) if asked.isdecimal() else wait_s
-            logger.warning("The Hub failed (%s): attempt %d in %.1f s", one_line(cause), attempt + 1, wait_s)
-            time.sleep(wait_s)
-    return call()
+    policy = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, FAILURES) and is_transient(root_cause(error))),
+        wait=wait_exponential_jitter(initial=1, jitter=0.5) + wait_exception(_retry_after_s),
+        stop=stop_after_attempt(ATTEMPTS),
+        before_sleep=_log_retry,
+        reraise=True,
+    )
+    return policy(call)
+
+
+def _retry_after_s(error: BaseException) -> float:
+    cause = root_cause(error)
+    asked = cause.response.headers.get("Retry-After", "") if isinstance(cause, HfHubHTTPError) else ""
+    return min(float(asked), 60.0) if asked.isdecimal() else 0.0
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if error is not None:
+        text, wait_s = one_line(root_cause(error)), state.upcoming_sleep
+        logger.warning("The Hub failed (%s): attempt %d in %.1f s", text, state.attempt_number + 1, wait_s)
 
 
 def root_cause(error: BaseException) -> BaseException:

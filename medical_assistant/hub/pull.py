@@ -1,27 +1,29 @@
-"""Adapters and model files from the Hugging Face Hub, or from its cache, which is checked first.
+"""Adapters and model files from the Hugging Face Hub, or from its cache; both are checked.
 
-huggingface_hub asks of its cache only whether a file is there. Here a file of an adapter must also have the bytes that
-its blob is named after: the ETag, which is the SHA-256 of a large file and Git's SHA-1 of a small one (huggingface_hub,
-"Understand caching"); a proxy may put a plain SHA-1 there. A name of another form, and a cache without links, is not
-checked.
+huggingface_hub asks of its cache only whether a file is there, and of what arrives only its size. Here what was
+downloaded must have the checksums that the Hub lists for its commit (`HfApi.verify_repo_checksums`). Without the Hub,
+a cached file of an adapter must have the bytes that its blob is named after: the ETag, which is the SHA-256 of a large
+file and Git's SHA-1 of a small one (huggingface_hub, "Understand caching"). A name of another form, and a cache
+without links, is not checked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from medical_assistant.errors import AdapterError, UserError
-from medical_assistant.hub.download_check import COMMIT_HASH, check_cached, check_download
 from medical_assistant.hub.errors import FAILURES, HubUnavailable, explain, is_transient, retry, root_cause
 from medical_assistant.models.adapter import ADAPTER_FILES, GGUF_FILE
 
@@ -32,8 +34,17 @@ SERVED_FILES = (CONFIG, WEIGHTS, "prompt.json", GGUF_FILE)  # an adapter is serv
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # unpickling runs code: never moved
 TIMEOUT_S = 10.0
 
+COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 # git-check-ref-format(1), narrowed: huggingface_hub joins the revision to a path of its cache.
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,254}[A-Za-z0-9_-])?")
+
+
+class PulledAdapter(NamedTuple):
+    """An adapter in the Hub's cache."""
+
+    folder: Path
+    commit: str
+    notice: str | None = None  # why it may not be the newest: the Hub failed
 
 
 def split_revision(repository: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -57,32 +68,16 @@ def split_revision(repository: str, revision: str | None = None) -> tuple[str, s
     return name, revision
 
 
-@dataclass(frozen=True)
-class PulledAdapter:
-    """An adapter in the Hub's cache."""
-
-    folder: Path
-    commit: str
-    notice: str | None = None  # why it may not be the newest: the Hub failed
-
-
-def pull_adapter(repository: str, revision: str | None = None, cache_dir: str | Path | None = None) -> tuple[Path, str]:
-    """Return (folder in the Hub cache, commit hash) of `user/repository[@revision]`; all else as `find_adapter`."""
-    found = find_adapter(repository, revision, cache_dir)
-    return found.folder, found.commit
-
-
-def cached_commit(repository: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str | None:
+def cached_commit(repository: str, revision: str | None = None) -> str | None:
     """Return the commit that a branch or tag had when it was last pulled, or the commit hash itself; None for none.
 
-    A note that is no commit hash is removed: huggingface_hub would stumble over it.
+    A note of the cache that is no commit hash is removed: huggingface_hub cannot read it.
     """
     name, revision = split_revision(repository, revision)
     revision = revision or constants.DEFAULT_REVISION
     if COMMIT_HASH.fullmatch(revision):
         return revision
-    folder = Path(cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    path = folder / "refs" / revision
+    path = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "refs" / revision
     try:
         commit = path.read_bytes().decode("latin-1")
         if COMMIT_HASH.fullmatch(commit):
@@ -94,9 +89,7 @@ def cached_commit(repository: str, revision: str | None = None, cache_dir: str |
     return None
 
 
-def find_adapter(
-    repository: str, revision: str | None = None, cache_dir: str | Path | None = None, *, cached_only: bool = False
-) -> PulledAdapter:
+def pull_adapter(repository: str, revision: str | None = None, *, cached_only: bool = False) -> PulledAdapter:
     """Return the adapter of `user/repository[@revision]` in the Hub's cache, downloaded where it is not there.
 
     Only the files of the adapter contract are downloaded. A cached commit hash needs no network.
@@ -108,7 +101,7 @@ def find_adapter(
     had now, else `UserError`.
     """
     name, revision = split_revision(repository, revision)
-    known, removed = cached_commit(repository, revision, cache_dir), list[str]()
+    known, removed = cached_commit(name, revision), list[str]()
 
     def check(files: Sequence[str]) -> None:
         if CONFIG in files and WEIGHTS in files:
@@ -118,35 +111,20 @@ def find_adapter(
             raise AdapterError(f"{name} holds {pickle}, a pickle, which is never loaded: publish {WEIGHTS}.")
         raise AdapterError(f"{name} is not an adapter, it has no {CONFIG} with {WEIGHTS}: check the name.")
 
-    def snapshot(revision: str | None, local_files_only: bool) -> Path:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            allow_patterns=list(ADAPTER_FILES),
-            local_files_only=local_files_only,
-        )
-        if not (Path(folder) / WEIGHTS).is_file():
-            raise LocalEntryNotFoundError(f"{WEIGHTS} is not in the cache.")
-        return Path(folder)
-
-    def download(local_files_only: bool) -> Path:
+    def download(cached: bool) -> Path:
         # huggingface_hub notes a new commit before it has its files: offline, what it had before is asked for.
-        wanted = known or revision if local_files_only else revision
-        folder = snapshot(wanted, local_files_only)
-        broken = check_cached(folder, SERVED_FILES, name)
-        if broken:
-            removed.extend(broken)
-            folder = snapshot(wanted, local_files_only)
-            if check_cached(folder, SERVED_FILES, name):
-                raise HubUnavailable(f"{name} arrived broken twice: check proxy and disk, then try again.")
+        wanted = known or revision if cached else revision
+        folder = Path(
+            snapshot_download(name, revision=wanted, allow_patterns=list(ADAPTER_FILES), local_files_only=cached)
+        )
+        broken = [file for file in SERVED_FILES if _differs_from_name(folder / file)] if cached else []
+        removed.extend(_remove(folder, broken, name))
+        if broken or not (folder / WEIGHTS).is_file():
+            raise LocalEntryNotFoundError(f"{name} is not whole in the cache.")
         return folder
 
     try:
-        if cached_only:
-            folder, notice = _cached(name, revision, download), None
-        else:
-            folder, notice = _pull(name, revision, check, download)
+        folder, notice = _pull(name, revision, check, download, cached_only)
     except HubUnavailable as error:
         if not removed:
             raise
@@ -169,14 +147,18 @@ def pull_file(repository: str, filename: str, revision: str | None = None) -> Pa
             choice = f"choose one of {', '.join(others[:8])}" if others else "check the repository"
             raise UserError(f"{name} has no file {filename}: {choice}.")
 
-    def download(local_files_only: bool) -> Path:
-        return Path(hf_hub_download(name, filename, revision=revision, local_files_only=local_files_only))
+    def download(cached: bool) -> Path:
+        return Path(hf_hub_download(name, filename, revision=revision, local_files_only=cached))
 
     return _pull(name, revision, check, download)[0]
 
 
 def _pull(
-    name: str, revision: str | None, check: Callable[[Sequence[str]], None], download: Callable[[bool], Path]
+    name: str,
+    revision: str | None,
+    check: Callable[[Sequence[str]], None],
+    download: Callable[[bool], Path],
+    cached_only: bool = False,
 ) -> tuple[Path, str | None]:
     """Return (`download(False)`, None) after `check(files of the repository)`, or the cached (`download(True)`, why).
 
@@ -185,26 +167,25 @@ def _pull(
 
     def fetch() -> tuple[Path, str | None]:
         # Asked first: snapshot_download waits for ever on a dead line, and falls back in silence.
-        info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S, files_metadata=True)
-        siblings = info.siblings or ()
-        check([file.rfilename for file in siblings])
-        path = download(False)
-        folder = next((folder for folder in (path, *path.parents) if folder.name == info.sha), None)
-        if folder is not None:
-            if check_download(folder, siblings):
-                path = download(False)
-                if check_download(folder, siblings):
-                    raise HubUnavailable(
-                        f"{name} is not what the Hub says it is: check proxy and disk, then try again."
-                    )
-            return path, None
-        logger.warning("%s is at %s on the Hub: using the cached %s", name, info.sha, path)
-        return path, f"the Hub has {str(info.sha)[:12]} but did not send it"
+        info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S)
+        check([file.rfilename for file in info.siblings or ()])
+        path, commit = download(False), str(info.sha)
+        if not any(folder.name == commit for folder in (path, *path.parents)):
+            logger.warning("%s is at %s on the Hub: using the cached %s", name, commit, path)
+            return path, f"the Hub has {commit[:12]} but did not send it"
+        if _remove_broken(name, commit):
+            path = download(False)
+            if _remove_broken(name, commit):
+                raise HubUnavailable(f"{name} is not what the Hub says it is: check proxy and disk, then try again.")
+        return path, None
 
     try:
-        if revision and COMMIT_HASH.fullmatch(revision):
-            with contextlib.suppress(LocalEntryNotFoundError):
+        if cached_only or COMMIT_HASH.fullmatch(revision or ""):
+            try:
                 return download(True), None
+            except LocalEntryNotFoundError as error:
+                if cached_only:
+                    raise HubUnavailable(f"{name} is not in the cache: try again when the Hub answers.") from error
         try:
             return fetch()
         except FAILURES as error:
@@ -224,10 +205,31 @@ def _pull(
         raise explain(error, name, revision) from error
 
 
-def _cached(name: str, revision: str | None, download: Callable[[bool], Path]) -> Path:
-    try:
-        return download(True)
-    except LocalEntryNotFoundError as error:
-        raise HubUnavailable(f"{name} is not in the cache: try again when the Hub answers.") from error
-    except FAILURES as error:
-        raise explain(error, name, revision) from error
+def _remove_broken(name: str, commit: str) -> list[str]:
+    """Return the files of a cached commit that have not the checksums the Hub lists, removed from the cache.
+
+    Reads all cached files of the commit: a second for each GB.
+    """
+    found = HfApi().verify_repo_checksums(name, revision=commit)
+    return _remove(found.verified_path, [mismatch["path"] for mismatch in found.mismatches], name)
+
+
+def _differs_from_name(path: Path) -> bool:
+    """Return whether a cached file has not the hash that its blob is named after; False where the name is none."""
+    name = path.resolve().name
+    if not path.is_file() or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name):
+        return False
+    content = path.read_bytes()
+    # Git's SHA-1 of a small file, for which a proxy may put a plain one, and the SHA-256 of a large one.
+    plain = (hashlib.sha1(content).hexdigest(), hashlib.sha256(content).hexdigest())
+    return name not in (git_hash(content), *plain)
+
+
+def _remove(folder: Path, files: list[str], name: str) -> list[str]:
+    """Return `files`, removed from a snapshot folder together with their blobs."""
+    for file in files:
+        logger.warning("%s of %s was broken in the cache: removed it", file, name)
+        blob = (folder / file).resolve()
+        (folder / file).unlink()
+        blob.unlink(missing_ok=True)
+    return files

@@ -1,0 +1,1 @@
+"""Base models, chat templates, the adapter folder, GGUF files."""

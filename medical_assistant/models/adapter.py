@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.errors import AdapterError
+from medical_assistant.errors import AdapterError, UserError
+from medical_assistant.files import read_json
 from medical_assistant.models.chat_templates import is_chosen
 from medical_assistant.models.gguf_check import check_lora_gguf
 from medical_assistant.models.presets import Preset
@@ -74,25 +75,21 @@ class Adapter:
             raise AdapterError(f"Adapter {self.name} was trained with another prompt ({difference}): retrain it.")
 
 
-def load_adapter(adapter: str | Path, preset: Preset) -> Adapter:
-    """Return the adapter in a folder, or pulled from the Hub (`user/repo` or `user/repo@revision`).
+def load_adapter(folder: Path, preset: Preset, name: str | None = None, revision: str | None = None) -> Adapter:
+    """Return the checked adapter in a folder; `hub.resolve.open_adapter` takes a Hub repository as well.
 
-    Raises `AdapterError` when a file is missing or broken, or when the adapter was trained on
-    another base model than `preset` or under another system prompt; the message names the file and
-    the fix. Hub failures are `UserError`s of `medical_assistant.hub.push`.
+    `name` is what the user called it (default: the folder's path), `revision` its commit on the Hub (default: a hash
+    of its weights). Raises `AdapterError` when a file is missing or broken, or when the adapter was trained on another
+    base model than `preset` or under another system prompt; the message names the file and the fix.
     """
-    name = str(adapter)
-    folder, revision = Path(adapter), None
-    if not folder.is_dir():
-        if isinstance(adapter, Path) or name.startswith((".", "/", "~")) or name.partition("@")[0].count("/") != 1:
-            raise AdapterError(f"There is no adapter folder {name}: give a folder of train.py or a Hub repository.")
-        from medical_assistant.hub.push import pull_adapter
-
-        folder, revision = pull_adapter(name)
+    name = name or str(folder)
     for file in REQUIRED_FILES:
         if not (folder / file).is_file():
             raise AdapterError(f"Adapter {name} has no {file}: train or download it again.")
-    config, prompt = _read_json(folder / "adapter_config.json"), _read_json(folder / "prompt.json")
+    try:
+        config, prompt = read_json(folder / "adapter_config.json"), read_json(folder / "prompt.json")
+    except UserError as error:
+        raise AdapterError(str(error)) from error
     if needs_no_gguf(config) == (folder / GGUF_FILE).is_file():
         fault = "is a DoRA and has an" if needs_no_gguf(config) else "has no"
         raise AdapterError(f"Adapter {name} {fault} {GGUF_FILE}: train or download it again.")
@@ -112,16 +109,6 @@ def load_adapter(adapter: str | Path, preset: Preset) -> Adapter:
 def needs_no_gguf(config: Mapping[str, Any]) -> bool:
     """Return whether the adapter with this adapter_config.json is one that llama.cpp cannot load: a DoRA."""
     return bool(config.get("use_dora"))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise AdapterError(f"{path} cannot be read ({error}): train or download the adapter again.") from error
-    if not isinstance(content, dict):
-        raise AdapterError(f"{path} is not a JSON object: train or download the adapter again.")
-    return content
 
 
 def _check_safetensors(path: Path) -> None:

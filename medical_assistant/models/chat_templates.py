@@ -15,6 +15,7 @@ from medical_assistant.models.presets import ASSETS
 
 FOLDER = ASSETS / "chat_templates"
 CHOSEN = "{#- chosen for training: serve with it in place of the model's own -#}"  # a comment: it renders as nothing
+TEMPLATE_ARGUMENTS = {"enable_thinking": False}  # Qwen3 and its like; other templates ignore it
 _WRITE_BOS = "{{- bos_token -}}"
 
 

@@ -48,6 +48,11 @@ class Preset:
         chosen = max(fitting, default=min(self.training, default=None))
         return self.training[chosen] if chosen is not None else {}
 
+    @property
+    def own_gguf(self) -> Path | None:
+        """The `.gguf` file that the user named as the model, which has no Hub id; None for any other model."""
+        return Path(self.gguf) if self.gguf is not None and self.gguf == self.repository else None
+
     def embedded_gguf(self) -> Path | None:
         """Return the path of the GGUF inside the installed wheel, or None without one.
 

@@ -1,0 +1,1 @@
+"""Model cards, uploads behind the gate, merged weights, Spaces."""

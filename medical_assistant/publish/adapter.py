@@ -1,5 +1,7 @@
 """Publishing an adapter folder so that a failed upload is finished by one command later.
 
+    python -m medical_assistant.publish.adapter FOLDER user/repository [--private] [--revision BRANCH]
+
 What is pushed, in one commit: the files of the adapter contract (`adapter.ADAPTER_FILES`) with a card that
 names the repository, and, where asked for, the merged GGUF files, which llama.cpp and Ollama load by
 themselves. The merged safetensors stay local: beside an adapter_config.json they would make it a matter of
@@ -8,15 +10,17 @@ luck whether PEFT, transformers and vLLM take the repository for an adapter or f
 
 from __future__ import annotations
 
-import json
+import argparse
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from medical_assistant.errors import AdapterError, UserError
+from medical_assistant.errors import AdapterError, UserError, run_script
 from medical_assistant.evaluation.gate import GateError, require_gate
-from medical_assistant.hub.push import check_folder, push_adapter, split_revision
+from medical_assistant.files import read_json, write_json
+from medical_assistant.hub.pull import split_revision
+from medical_assistant.hub.push import check_folder, push_adapter
 from medical_assistant.publish.card import write_card
 from medical_assistant.publish.merging import merged_ggufs
 
@@ -51,7 +55,10 @@ def publish_adapter(
     write_card(folder, name, [path.name for path in ggufs])
     check_folder(folder)
     pending = folder / PENDING
-    _write(pending, {"repository": repository, "private": private, "merged": merged})
+    try:
+        write_json(pending, {"repository": repository, "private": private, "merged": merged})
+    except OSError as error:
+        raise UserError(f"{pending} cannot be written ({error.strerror}): free the disk or its permissions.") from error
     try:
         if gate:
             if evaluate:
@@ -77,37 +84,35 @@ def finish_publishing(folder: Path, repository: str | None = None, gate: Path | 
     """
     if not folder.is_dir():
         raise AdapterError(f"There is no adapter folder {folder}: give the --output of a training run.")
-    goal = _read(folder / PENDING, optional=repository is not None)
-    return publish_adapter(
-        folder,
-        repository or goal["repository"],
-        private=goal.get("private", False),
-        merged=goal.get("merged", False),
-        gate=gate,
+    pending = folder / PENDING
+    try:
+        goal = read_json(pending) if pending.exists() else {}
+    except UserError as error:
+        raise UserError(f"{pending} is broken: remove it, and give --push-to-hub user/name.") from error
+    name = repository or goal.get("repository")
+    if not name:
+        raise UserError(f"No push of {folder} is due: give --push-to-hub user/name to publish it.")
+    private, merged = bool(goal.get("private")), bool(goal.get("merged"))
+    return publish_adapter(folder, str(name), private=private, merged=merged, gate=gate)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the card of an adapter folder, push the folder and write the URL of the commit."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medical_assistant.publish.adapter",
+        description="Write the card of an adapter folder and publish the folder on the Hugging Face Hub.",
     )
+    parser.add_argument("folder", type=Path, help="adapter folder, as train.py writes it")
+    parser.add_argument("repository", help="user/name on the Hub; made when it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", help="branch to push to (default: main)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    given = parser.parse_args(argv)
+    name, branch = split_revision(given.repository, given.revision)
+    url = publish_adapter(given.folder, f"{name}@{branch}" if branch else name, private=given.private)
+    sys.stdout.write(f"{url}\n")
+    return 0
 
 
-def _write(path: Path, goal: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(json.dumps(goal, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): free the disk or its permissions.") from error
-
-
-def _read(path: Path, optional: bool) -> dict[str, Any]:
-    """The goal in publish.json, {} where there is none and that is allowed."""
-    if not path.exists():
-        if optional:
-            return {}
-        raise UserError(f"No push of {path.parent} is due: give --push-to-hub user/name to publish it.")
-    try:
-        goal = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "repository": str(goal["repository"]),
-            "private": bool(goal.get("private")),
-            "merged": bool(goal.get("merged")),
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is broken: remove it, and give --push-to-hub user/name.") from error
+if __name__ == "__main__":
+    run_script(main)

@@ -1,32 +1,46 @@
-"""The model card of an adapter folder: README.md with the Hub's YAML metadata.
+"""The model card of an adapter folder: README.md with the Hub's YAML metadata; its text is `assets/card.md.jinja`.
 
 Every figure comes from the folder's adapter_config.json, training.json and metrics.json.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from medical_assistant.errors import AdapterError, UserError
-from medical_assistant.files import write_whole
+from medical_assistant.evaluation.names import BASE, FINE_TUNED
+from medical_assistant.evaluation.scoring.metrics import METRICS
+from medical_assistant.files import read_json, write_whole
 from medical_assistant.models.adapter import REPORT_FILE
-from medical_assistant.models.presets import Preset, find_preset
-from medical_assistant.publish import card_sections
-from medical_assistant.publish.card_results import indexed, is_score, results
-from medical_assistant.publish.card_sections import is_hub_id
+from medical_assistant.models.presets import ASSETS, Preset, find_preset
 
+TEMPLATE = ASSETS / "card.md.jinja"
 # https://huggingface.co/docs/hub/repositories-licenses; any other text is "other" with its name.
 LICENSES = {
     "apache-2.0", "mit", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
     "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "odc-by", "gpl-3.0", "bsd-3-clause", "openrail", "llama3.1", "gemma",
     "unknown",
 }  # fmt: skip
+# Scores that the Hub's index gets, with the metric's name on https://huggingface.co/metrics.
+INDEXED = {
+    "bleu": "bleu", "chrf": "chrf", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge", "rougeLsum": "rouge",
+    "token_f1": "f1", "exact_match": "exact_match", "bertscore_f1": "bertscore", "perplexity": "perplexity",
+}  # fmt: skip
+# Settings that are said elsewhere in the card, or say where the run lay and how it was watched.
+NOT_SHOWN = (
+    "data", "output", "model", "experiment", "push_to_hub", "publish", "private", "merge", "gguf_type", "report_to",
+    "logging_steps", "resume",
+)  # fmt: skip
+SECTIONS = ("comparison", "strata", "knowledge", "safety", "confidence")  # of metrics.json
+Fields = Mapping[str, Any]
 
 
 def write_card(folder: str | Path, repository: str | None = None, merged: Sequence[str] = ()) -> Path:
@@ -36,42 +50,48 @@ def write_card(folder: str | Path, repository: str | None = None, merged: Sequen
     with report.md it points there.
     `repository` is its Hub name (user/name), where it has one; `merged` names the merged GGUF files that
     are published beside the adapter. Raises `AdapterError` when adapter_config.json or training.json is
-    missing or is not JSON.
+    missing, `UserError` when one is not JSON.
     """
     folder = Path(folder)
-    config = _read_json(folder / "adapter_config.json")
-    training = _read_json(folder / "training.json")
-    metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-    preset = _base_preset(config, training)
+    for name in ("adapter_config.json", "training.json"):
+        if not (folder / name).is_file():
+            raise AdapterError(f"{folder} has no {name}: give a folder of train.py.")
+    config, training = read_json(folder / "adapter_config.json"), read_json(folder / "training.json")
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    preset, data = _base_preset(config, training), training.get("data") or {}
     metadata = card_metadata(preset, training, metrics, repository, is_dora=bool(config.get("use_dora")))
-    data = training.get("data") or {}
-    base = f"[{preset.repository}](https://huggingface.co/{preset.repository})" if preset else "a local model"
-    report = f"\n\nAll of it: [{REPORT_FILE}]({REPORT_FILE})." if (folder / REPORT_FILE).is_file() else ""
-    sections = [
-        f"# {_title(preset, repository)}",
-        f"A LoRA adapter for {base} that answers health questions. **It gives general information and is no "
-        "substitute for a doctor. In an emergency call your local emergency number.**",
-        f"## Intended use\n\n{card_sections.INTENDED_USE}",
-        f"## Limits and safety\n\n{card_sections.LIMITS}",
-        f"## Results\n\n{results(metrics)}{report}",
-        f"## Data\n\n{card_sections.data(data)}",
-        f"## Training\n\n{card_sections.training(training, config, (folder / 'loss.png').is_file())}",
-        f"## How to use it\n\n{card_sections.usage(preset, repository or 'user/repository', config, merged)}",
-        f"## Licence\n\n{card_sections.license_text(preset, data)}",
-    ]
+    trainable, total = training.get("trainable_parameters"), training.get("total_parameters")
+    settings = training.get("settings") or {}
+    card = ModelCard.from_template(
+        metadata,
+        str(TEMPLATE),
+        cell=cell,
+        figure=figure,
+        is_score=is_score,
+        title=metadata.model_name,
+        preset=preset,
+        repository=repository,
+        merged=merged,
+        config=config,
+        training=training,
+        settings={key: value for key, value in settings.items() if key not in NOT_SHOWN},
+        losses=[entry for entry in training.get("history") or () if "eval_loss" in entry],
+        trainable=f"{trainable:,} of {total:,} ({trainable / total:.2%})" if trainable and total else trainable,
+        metrics=metrics,
+        scores=[(key, METRICS[key].name if key in METRICS else key, *pair) for key, *pair in _scores(metrics)],
+        done={name: _section(metrics, name) for name in SECTIONS},
+        data=data,
+        source=_hub_source(data) or Path(str(data.get("source") or "")).name or None,  # no path of a machine
+        has_plot=(folder / "loss.png").is_file(),
+        report_file=REPORT_FILE if (folder / REPORT_FILE).is_file() else None,
+    )
     path = folder / "README.md"
-    body = "\n\n".join(sections)
-    write_whole(path, f"---\n{metadata.to_yaml()}\n---\n\n{body}\n")
+    write_whole(path, f"{str(card).rstrip()}\n")
     return path
 
 
 def card_metadata(
-    preset: Preset | None,
-    training: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    repository: str | None,
-    *,
-    is_dora: bool = False,
+    preset: Preset | None, training: Fields, metrics: Fields, repository: str | None, *, is_dora: bool = False
 ) -> ModelCardData:
     """Return the card's metadata; `model-index` holds the fine-tuned scores of `metrics`.
 
@@ -79,76 +99,109 @@ def card_metadata(
     Specification: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
     """
     data = training.get("data") or {}
-    source = str(data.get("source") or "")
-    license_id, license_name = _license(data.get("license"))
-    held_out = f"{Path(source).name or 'validation set'}, {metrics.get('n', '?')} held-out questions"
-    entries = [
-        EvalResult(
-            task_type="text-generation" if not name else "multiple-choice",
-            dataset_type=(source if is_hub_id(source) else "local") if not name else "local",
-            dataset_name=name or held_out,
-            dataset_split=None if name else "validation",
-            metric_type=kind,
-            metric_name=metric,
-            metric_value=value,
-        )
-        for name, kind, metric, value in indexed(metrics)
-    ]
-    formats = ["dora"] if is_dora else ["gguf", "llama.cpp"]
+    source = _hub_source(data)
+    # Any licence that the Hub does not list is "other" with a name.
+    named = re.sub(r"[^a-z0-9.]+", "-", str(data.get("license") or "").lower()).strip("-")
+    is_other = bool(data.get("license")) and named not in LICENSES
+    grams = training.get("co2_eq_grams")
+    # https://huggingface.co/docs/hub/model-cards-co2
+    emissions = {"emissions": grams, "source": training.get("energy_method"), "training_type": "fine-tuning"}
+    carbon: dict[str, Any] = {"co2_eq_emissions": {key: value for key, value in emissions.items() if value}}
+    title = f"Medical adapter of {preset.name if preset else 'a model'}"
     return ModelCardData(
         base_model=preset.repository if preset else None,
         library_name="peft",
         pipeline_tag="text-generation",
         language="en",
-        license=license_id,
-        license_name=license_name,
-        datasets=[source] if is_hub_id(source) else None,
-        tags=["medical", "lora", "peft", "trl", "sft", *formats],
-        model_name=_title(preset, repository),
-        eval_results=entries or None,
+        license="other" if is_other else named or None,
+        license_name=named if is_other else None,
+        datasets=[source] if source else None,
+        tags=["medical", "lora", "peft", "trl", "sft", *(["dora"] if is_dora else ["gguf", "llama.cpp"])],
+        model_name=repository.rpartition("/")[2] if repository else title,
+        eval_results=_eval_results(metrics, data) or None,
         inference=False,  # no hosted widget: it would show answers without the application's safety layer
-        **_emissions(training),
+        **(carbon if is_score(grams) else {}),
     )
 
 
-def _emissions(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata of https://huggingface.co/docs/hub/model-cards-co2, where carbon was measured."""
-    grams = training.get("co2_eq_grams")
-    if not is_score(grams):
-        return {}
-    entry = {"emissions": grams, "source": training.get("energy_method"), "training_type": "fine-tuning"}
-    return {"co2_eq_emissions": {key: value for key, value in entry.items() if value}}
+def _eval_results(metrics: Fields, data: Fields) -> list[EvalResult]:
+    """The adapter's scores: those of the held-out questions that the Hub has a name for, and multiple choice."""
+    file = Path(str(data.get("source") or "")).name or "validation set"
+    held_out: dict[str, Any] = {
+        "task_type": "text-generation",
+        "dataset_type": _hub_source(data) or "local",
+        "dataset_name": f"{file}, {metrics.get('n', '?')} held-out questions",
+        "dataset_split": "validation",
+    }
+    results = [
+        EvalResult(**held_out, metric_type=INDEXED[key], metric_name=METRICS[key].name, metric_value=fine_tuned)
+        for key, _, fine_tuned in _scores(metrics)
+        if key in INDEXED
+    ]
+    for found in _section(metrics, "knowledge").get("sets") or ():
+        accuracy = ((found.get("accuracy") or {}).get(FINE_TUNED) or {}).get("accuracy")
+        if is_score(accuracy):
+            choice = EvalResult("multiple-choice", "local", found["name"], "accuracy", accuracy, metric_name="Accuracy")
+            results.append(choice)
+    return results
 
 
-def _title(preset: Preset | None, repository: str | None) -> str:
-    return repository.rpartition("/")[2] if repository else f"Medical adapter of {preset.name if preset else 'a model'}"
+def _scores(metrics: Fields) -> list[tuple[str, float, float]]:
+    """(metric, base, fine-tuned) for each score that both models have, in the order of the base's."""
+    both = metrics.get("scores") or {}
+    base, fine_tuned = both.get(BASE) or {}, both.get(FINE_TUNED) or {}
+    shared = [key for key in base if is_score(base[key]) and is_score(fine_tuned.get(key))]
+    return [(key, base[key], fine_tuned[key]) for key in shared]
 
 
-def _base_preset(config: Mapping[str, Any], training: Mapping[str, Any]) -> Preset | None:
+def _section(metrics: Fields, name: str) -> Fields:
+    """A section of metrics.json that was run, else {}."""
+    found = metrics.get(name)
+    return found if isinstance(found, Mapping) and found.get("status") == "done" else {}
+
+
+def _base_preset(config: Fields, training: Fields) -> Preset | None:
     """The base model as a preset with a Hub id, or None when it has no Hub id."""
     for model in (config.get("base_model_name_or_path"), training.get("model")):
         try:
             preset = find_preset(str(model))
         except UserError:
             continue
-        if is_hub_id(preset.repository):
+        if _is_hub_id(preset.repository):
             return preset
     return None
 
 
-def _license(text: Any) -> tuple[str | None, str | None]:
-    """Return (Hub licence id, None), or ("other", a name) for a licence that the Hub does not list."""
-    if not text:
-        return None, None
-    name = re.sub(r"[^a-z0-9.]+", "-", str(text).lower()).strip("-")
-    return (name, None) if name in LICENSES else ("other", name)
+def _hub_source(data: Fields) -> str | None:
+    """The data set's Hub id, None for a local file."""
+    source = str(data.get("source") or "")
+    return source if _is_hub_id(source) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _is_hub_id(text: str) -> bool:
+    if text.count("/") != 1 or Path(text).suffix in (".json", ".jsonl", ".csv", ".parquet", ".gguf"):
+        return False
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{path} cannot be read ({error}): give a folder of train.py.") from error
-    if not isinstance(content, dict):
-        raise AdapterError(f"{path} is not a JSON object: give a folder of train.py.")
-    return content
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+def is_score(value: Any) -> bool:
+    """Return whether `value` is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def figure(value: Any) -> str:
+    """Return a number with four significant digits; other values as they are."""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:.4g}"
+
+
+def cell(value: Any) -> str:
+    """Return one line of Markdown in which `value` cannot end the cell of a table or open a tag."""
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(str(item) for item in value)
+    return " ".join(figure(value).split()).replace("|", "\\|").replace("<", "&lt;")

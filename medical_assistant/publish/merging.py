@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medical_assistant.errors import AdapterError, EngineError, UserError, run_script
-from medical_assistant.files import new_folder
+from medical_assistant.files import new_folder, read_json
 from medical_assistant.models.adapter import Adapter, load_adapter
 from medical_assistant.models.chat_templates import CHOSEN, end_of_answer
 from medical_assistant.models.gguf_merged import GGUF_TYPES, Merged, write_merged_gguf
@@ -140,12 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def named_base(folder: Path) -> str:
     """Return the base model that adapter_config.json names. Raises `AdapterError` when it names none."""
-    import json
-
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
+    except (UserError, KeyError) as error:
         raise AdapterError(
             f"{folder} has no adapter_config.json that names a base: give a folder of train.py."
         ) from error

@@ -1,8 +1,8 @@
 """What a disguised message says in plain words: the other ways in which one message can be read.
 
-`readings(message, rules)` returns the message and what comes out of undoing base64, hexadecimal, percent and HTML
-codes, rot13, reversed text, letters set apart, and digits for letters. `triage_reading.normalise` undoes look-alike and
-invisible characters in each. All steps are linear in the length of the message.
+`decoded_forms(message, rules)` returns the message and what comes out of undoing base64, hexadecimal, percent and HTML
+codes, rot13, reversed text, letters set apart, and digits for letters. `text_reading.PreparedText` undoes look-alike
+and invisible characters in each. All steps are linear in the length of the message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import urllib.parse
 
 from medical_assistant.safety.phrase_rules import Rules
 
-_MAX_READINGS = 8
+_MAX_FORMS = 8
 _MAX_CODED_CHARACTERS = 8_000
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
 _HEXADECIMAL = re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){12,}")
@@ -33,8 +33,8 @@ _REVERSED_WORDS = frozenset(word[::-1] for word in _COMMON if len(word) > 1) - {
 _LONGEST_WORD = 18
 
 
-def readings(message: str, rules: Rules) -> list[str]:
-    """Return `message` and its decoded forms, at most `_MAX_READINGS`, none of them twice."""
+def decoded_forms(message: str, rules: Rules) -> list[str]:
+    """Return `message` and its decoded forms, at most `_MAX_FORMS`, none of them twice."""
     found = [message, *_decoded(message)]
     for text in found[:3]:
         words = _WORD.findall(text.lower())
@@ -47,7 +47,7 @@ def readings(message: str, rules: Rules) -> list[str]:
         if _LEET_WORD.search(text):
             found.append(_unleet(text))
     # Aliases and phrases are written with single spaces.
-    return list(dict.fromkeys(_SPACES.sub(" ", text) for text in found))[:_MAX_READINGS]
+    return list(dict.fromkeys(_SPACES.sub(" ", text) for text in found))[:_MAX_FORMS]
 
 
 def _decoded(message: str) -> list[str]:

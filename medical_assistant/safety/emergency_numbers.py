@@ -1,4 +1,4 @@
-"""Whom to call, by country: `assets/emergency_numbers.yaml`, and the country that a browser names."""
+"""Whom to call, by country: `assets/safety/emergency_numbers.yaml`, and the country that a browser names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import yaml
+from medical_assistant.safety import SAFETY_ASSETS
+from medical_assistant.safety.phrase_rules import read_yaml
 
-from medical_assistant.models.presets import ASSETS
-
-NUMBERS_FILE = ASSETS / "emergency_numbers.yaml"
+NUMBERS_FILE = SAFETY_ASSETS / "emergency_numbers.yaml"
 _LOCALE = re.compile(r"[A-Za-z]{2,3}[-_](?:[A-Za-z]{4}[-_])?([A-Za-z]{2})\b")
 
 
@@ -51,5 +50,4 @@ def number_line(kind: str, country: str, language: str) -> str:
 
 @lru_cache(maxsize=1)
 def _read() -> dict[str, Any]:
-    data: dict[str, Any] = yaml.safe_load(NUMBERS_FILE.read_text(encoding="utf-8"))
-    return data
+    return read_yaml(NUMBERS_FILE)

@@ -1,18 +1,17 @@
-"""The output watch: every sentence of an answer is checked before it is shown, a violating one is withheld.
+"""The output filter: every sentence of an answer is checked before it is shown, one that breaks a rule is blocked.
 
-    watch = OutputFilter(question, red_flags)
+    output_filter = OutputFilter(question, red_flags)
     for token in tokens:
-        shown += watch.feed(token.text)
-    shown += watch.finish()
+        shown += output_filter.feed(token.text)
+    shown += output_filter.finish()
 
-What is a violation is data (`assets/output_watch.yaml`), each rule with its public source; what is worded like one is
-learned (`output_model`). Three parts: `_next_end` cuts the stream into sentences, `_broken_rule` reads one, the class
-joins the two. Where the stream is cut depends on
-the text alone, never on how it arrived. Windows and repeats are bounded, so the time is linear in the text.
+What breaks a rule is data (`assets/safety/output_rules.yaml`), each rule with its public source; what is worded like
+it is classified (`output_classifier`). Three parts: `_next_end` cuts the stream into sentences, `_broken_rule` reads
+one, the class joins the two. Where the stream is cut depends on the text alone, never on how it arrived. Windows and
+repeats are bounded, so the time is linear in the text.
 
 It reads words, not meaning, in English, one sentence at a time; what "it" and "them" mean it takes from the question
-and the sentence before. A second line behind the prompt and the rules that read the question, not a proof that an
-answer is safe.
+and the sentence before. It comes after the prompt and the rules that read the question, and proves no answer safe.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from medical_assistant.safety.output_classifier import load_output_model
-from medical_assistant.safety.output_rules import Rule, load_meanings, load_rules
-from medical_assistant.safety.phrase_rules import load_rules as load_triage_rules
-from medical_assistant.safety.text_reading import normalise
+from medical_assistant.safety.output_classifier import load_output_classifier
+from medical_assistant.safety.output_rules import Rule, load_output_rules
+from medical_assistant.safety.phrase_rules import load_rules
+from medical_assistant.safety.text_reading import PreparedText
 
 MAX_SENTENCE_CHARACTERS = 400
 PART_CHARACTERS = 300  # of a longer sentence; it is read with the 100 that follow, so that no phrase hides in the cut
@@ -32,8 +31,10 @@ _MAX_READ_CHARACTERS = 800  # one character can decompose into 18
 
 # The lookahead wants to see what follows: with less text the cut is not known yet. "[1]" belongs to what it proves.
 _NEXT = r"(?=[^\s\[]|\[[^\d]|\[\d{1,3}[^\d\]])"
+_STOP = r"[.!?\u2026]"
+_CLOSING_MARKS = r"""["'\u201d\u2019)\]*_]{0,4}"""
 _END = re.compile(
-    rf"""[.!?\u2026]["'\u201d\u2019)\]*_]{{0,4}}(?:[ ]?\[\d{{1,3}}\]){{0,6}}[^\S\r\n]+{_NEXT}"""
+    rf"""{_STOP}{_CLOSING_MARKS}(?:[ ]?\[\d{{1,3}}\]){{0,6}}[^\S\r\n]+{_NEXT}"""
     r"|[^\S\r\n]*[\r\n]\s*(?=\S)"
     r"|[\u3002\uff01\uff1f]\s*(?=\S)"
 )
@@ -46,35 +47,33 @@ _LIST_MARK = re.compile(r"\s*(?:[-*+\u2022\u2013]|\(?\d{1,3}[.)])\s+")
 _LINE_MARK = re.compile(rf"(?:{_LIST_MARK.pattern}|\s*[#>]{{1,6}}\s+){{1,3}}")
 _MARKDOWN = re.compile(r"[*_`~]{1,3}")
 _HEADING_END = re.compile(r":[*_ ]{0,4}$")
-_SENTENCE_END = re.compile(r"[.!?\u2026\u3002][\"'\u201d\u2019)\]*_]{0,4}$")
+_ENDS_WITH_STOP = re.compile(rf"(?:{_STOP}|\u3002){_CLOSING_MARKS}$")
 
 
 class OutputFilter:
-    """Checks one answer while it streams. `withheld`: the name of the rule for each sentence not shown, no text.
+    """Checks one answer while it streams. `blocked`: the name of the rule for each sentence not shown, no text.
 
-    `red_flags`: findings in the conversation that want care soon; with any, wording that delays care is withheld.
-    `sources_on`: the answer must cite sources, so a dose needs a mark such as [1] in its sentence. `learned`: False
-    reads with the rules alone, to measure what the learned part adds.
+    `red_flags`: findings in the conversation that want care soon; with any, wording that delays care is blocked.
+    `use_classifier`: False reads with the rules alone, to measure what the classifier adds.
     """
 
-    def __init__(
-        self, question: str, red_flags: Sequence[str] = (), sources_on: bool = False, learned: bool = True
-    ) -> None:
-        given = {"": True, "red_flag": bool(red_flags), "sources": sources_on}
-        asked = readable(question)
-        self.withheld: list[str] = []
-        self._asked = asked
-        self._meanings = load_meanings()
-        self._model = load_output_model() if learned else None
+    def __init__(self, question: str, red_flags: Sequence[str] = (), use_classifier: bool = True) -> None:
+        rules = load_output_rules()
+        self.blocked: list[str] = []
+        self._question = readable(question)
+        self._rules = [
+            (rule, rule.known_from(self._question)) for rule in rules.rules if red_flags or not rule.needs_red_flag
+        ]
+        self._shorthands = rules.shorthands
+        self._classifier = load_output_classifier() if use_classifier else None
         self._before = ""  # the sentence before, shown or not
-        self._rules = [(rule, rule.told_by(asked)) for rule in load_rules() if given[rule.needs]]
         self._buffer = ""
         self._at_line_start = True
         self._after_blank_line = False
         self._lead = ""  # the line that ended with ":" and opened this list
         self._lead_has_items = False
         self._unfinished = ""  # lines before that ended without a full stop and go on here
-        self._part_of_withheld = False  # the rest of a long sentence, after a part of it was withheld
+        self._in_blocked_sentence = False  # the rest of a long sentence, after a part of it was blocked
 
     def feed(self, new_text: str) -> str:
         """Return what may be shown now that `new_text` has arrived: whole sentences that were checked."""
@@ -107,11 +106,11 @@ class OutputFilter:
             self._unfinished = ""
         self._lead_has_items |= marked and bool(self._lead)
 
-        rule = None if self._part_of_withheld else self._broken_rule(window or body)
+        rule = None if self._in_blocked_sentence else self._broken_rule(window or body)
         if rule:
-            self.withheld.append(rule.name)
-        hidden = self._part_of_withheld or rule is not None
-        self._part_of_withheld = hidden and not whole
+            self.blocked.append(rule.name)
+        hidden = self._in_blocked_sentence or rule is not None
+        self._in_blocked_sentence = hidden and not whole
         self._remember(body, line_ends, marked or whole and not line_ends, rule, hidden)
         if not hidden:
             self._at_line_start = bool(line_ends) or (self._at_line_start and not body)
@@ -125,31 +124,33 @@ class OutputFilter:
         """Keep what the next lines are read with. `closed`: the text after `body` does not go on with it."""
         self._after_blank_line = line_ends.replace("\r\n", "\n").replace("\r", "\n").count("\n") > 1
         if line_ends and _HEADING_END.search(body):
-            self._lead = body[-_CONTEXT_CHARACTERS:] if not hidden or (rule and rule.with_list) else ""
+            self._lead = body[-_CONTEXT_CHARACTERS:] if not hidden or (rule and rule.blocks_list) else ""
             self._lead_has_items, self._unfinished = False, ""
             self._after_blank_line = False  # "Do not:", a blank line, then the list
-        elif hidden or closed or _SENTENCE_END.search(body):
+        elif hidden or closed or _ENDS_WITH_STOP.search(body):
             self._unfinished = ""
         else:
             self._unfinished = f"{self._unfinished} {body}"[-_CONTEXT_CHARACTERS:]
 
     def _broken_rule(self, text: str) -> Rule | None:
-        """Return the first rule that `text` breaks, else one whose name the learned part gives it."""
+        """Return the first rule that `text` breaks, else one whose name the classifier gives it."""
         alone = readable(text)
         if not alone:
             return None
         full = self._full_text(alone)
-        for rule, told in self._rules:
-            if rule.breaks(alone if rule.alone else full, told):
+        for rule, known in self._rules:
+            if rule.is_broken_by(alone if rule.ignores_context else full, known):
                 return rule
-        learned = self._model.broken(full) if self._model else []
-        return next((rule for rule, told in self._rules if rule.name in learned and not rule.knows(full, told)), None)
+        kinds = self._classifier.kinds_of(full) if self._classifier else []
+        return next(
+            (rule for rule, known in self._rules if rule.name in kinds and not rule.repeats_known(full, known)), None
+        )
 
     def _full_text(self, alone: str) -> str:
-        """Return a readable sentence with the lines that open it and short forms in full; keep it for the next one."""
+        """Return a readable sentence with the lines that open it and shorthands in full; keep it for the next one."""
         full = " ".join(filter(None, [readable(self._lead), readable(self._unfinished), alone]))
-        for meaning in self._meanings:
-            full = meaning.spell_out(full, f"{self._asked}\n{self._before}")
+        for shorthand in self._shorthands:
+            full = shorthand.expand(full, f"{self._question}\n{self._before}")
         self._before = alone
         return full
 
@@ -181,5 +182,5 @@ def _line_ends(blanks: str) -> str:
 def readable(text: str) -> str:
     """Return `text` as the patterns want it: normalised, without marks of Markdown and of a list item."""
     marked = _LINE_MARK.match(text)
-    text = normalise(text[marked.end() if marked else 0 :], load_triage_rules())
+    text = PreparedText(text[marked.end() if marked else 0 :]).normal_form(load_rules())
     return " ".join(_MARKDOWN.sub("", text).split())[:_MAX_READ_CHARACTERS]

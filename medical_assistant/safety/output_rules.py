@@ -1,24 +1,23 @@
-"""What the output watch knows: the rules, short forms and word classes of `assets/output_watch.yaml`, compiled.
+"""What the output filter knows: the rules, shorthands and word classes of `assets/safety/output_rules.yaml`, compiled.
 
-Every pattern reads a sentence as `output_watch.readable` returns it. The repeats of all patterns are bounded.
+Every pattern reads a sentence as `output_filter.readable` returns it. The repeats of all patterns are bounded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medical_assistant.errors import UserError
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.safety import SAFETY_ASSETS
+from medical_assistant.safety.phrase_rules import read_yaml
 
-RULES = ASSETS / "output_watch.yaml"
-NEEDS = ("", "red_flag", "sources")
+RULES_FILE = SAFETY_ASSETS / "output_rules.yaml"
+_MAX_NESTING = 5  # words that hold words
 
 
 @dataclass(frozen=True)
@@ -29,106 +28,67 @@ class Rule:
     source: str
     patterns: tuple[re.Pattern[str], ...]
     exceptions: re.Pattern[str] | None
-    needs: str  # one of NEEDS
-    gate: re.Pattern[str] | None  # a text without it is not read with the patterns
-    told: tuple[re.Pattern[str], ...]  # what the question says to be known; the violation may name it
-    alone: bool  # read without the lines before
-    with_list: bool  # the list under a withheld line is withheld too
+    needs_red_flag: bool  # holds only when the conversation has one
+    prefilter: re.Pattern[str] | None  # a text without it is not read with the patterns
+    known: tuple[re.Pattern[str], ...]  # what the question says to be known; the violation may name it
+    ignores_context: bool  # read without the lines before
+    blocks_list: bool  # the list under a blocked line is blocked too
 
-    def breaks(self, text: str, told: str) -> bool:
-        """Return whether normalised `text` breaks the rule. Names of diseases in `told` do not count."""
-        if self.gate and not self.gate.search(text):
+    def is_broken_by(self, text: str, known: str) -> bool:
+        """Return whether normalised `text` breaks the rule. Names of diseases in `known` do not count."""
+        if self.prefilter and not self.prefilter.search(text):
             return False
         if not any(pattern.search(text) for pattern in self.patterns):
             return False
         rest = self.exceptions.sub(" ; ", text) if self.exceptions else text
         found = (match for pattern in self.patterns for match in pattern.finditer(rest))
-        return any((match.groupdict().get("disease") or "\n") not in told for match in found)
+        return any((match.groupdict().get("disease") or "\n") not in known for match in found)
 
-    def knows(self, text: str, told: str) -> bool:
-        """Return whether `text` names what is in `told` already: for the learned part, which sees no disease in it."""
-        return self.gate is not None and any(match.group() in text for match in self.gate.finditer(told))
+    def repeats_known(self, text: str, known: str) -> bool:
+        """Return whether `text` names what is in `known`: for the classifier, which sees no disease in it."""
+        return self.prefilter is not None and any(match.group() in text for match in self.prefilter.finditer(known))
 
-    def told_by(self, question: str) -> str:
+    def known_from(self, question: str) -> str:
         """Return what a normalised question says to be known already."""
-        return " ".join(match.group() for pattern in self.told for match in pattern.finditer(question))
+        return " ".join(match.group() for pattern in self.known for match in pattern.finditer(question))
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """A short form ("stop them") and the full words that the patterns know, if `after` is found in what came before."""
+class Shorthand:
+    """A short form ("stop them") and the `full` words that the patterns know, if `context` is found before it."""
 
-    find: re.Pattern[str]
-    put: str
-    after: re.Pattern[str]
+    short: re.Pattern[str]
+    full: str
+    context: re.Pattern[str]
 
-    def spell_out(self, text: str, heard: str) -> str:
-        """Return `text` with the short form in full. `heard`: the question, a line end, the sentence before."""
+    def expand(self, text: str, context: str) -> str:
+        """Return `text` with the short form in full. `context`: the question, a line end, the sentence before."""
 
         def full(match: re.Match[str]) -> str:
-            known = self.after.search(f"{heard} {text[: match.start()]}")
-            return match.expand(self.put) if known else match.group()
+            known = self.context.search(f"{context} {text[: match.start()]}")
+            return match.expand(self.full) if known else match.group()
 
-        return self.find.sub(full, text)
+        return self.short.sub(full, text)
 
 
-@lru_cache(maxsize=4)
-def load_rules(path: Path = RULES) -> tuple[Rule, ...]:
-    """Return the compiled rules, in file order.
+@dataclass(frozen=True)
+class OutputRules:
+    """The compiled file, all in file order. `word_classes`: (pattern, the word that stands for all that it finds), to
+    be put in one after the other for the classifier, to which one drug is as another."""
 
-    `UserError`: a rule lacks a field, needs something unknown, or names a word or holds a pattern that is wrong.
-    """
-    content, compiled = _read(path)
-    rules = []
-    for fields in content["rules"]:
-        name = str(fields.get("name"))
-        if not fields.get("source") or not fields.get("patterns") or fields.get("needs", "") not in NEEDS:
-            raise UserError(f"{path.name}: rule {name!r} wants source, patterns and needs of {NEEDS[1:]}: add them.")
-        exceptions = "|".join(f"(?:{pattern})" for pattern in fields.get("except", ()))
-        rules.append(
-            Rule(
-                name=name,
-                source=str(fields["source"]),
-                patterns=tuple(compiled(pattern, name) for pattern in fields["patterns"]),
-                exceptions=compiled(exceptions, name) if exceptions else None,
-                needs=str(fields.get("needs", "")),
-                gate=compiled(fields["gate"], name) if fields.get("gate") else None,
-                told=tuple(compiled(pattern, name) for pattern in fields.get("told", ())),
-                alone=bool(fields.get("alone", False)),
-                with_list=bool(fields.get("with_list", False)),
-            )
-        )
-    return tuple(rules)
+    rules: tuple[Rule, ...]
+    shorthands: tuple[Shorthand, ...]
+    word_classes: tuple[tuple[re.Pattern[str], str], ...]
 
 
 @lru_cache(maxsize=4)
-def load_meanings(path: Path = RULES) -> tuple[Meaning, ...]:
-    """Return the compiled short forms, in file order. `UserError`: as `load_rules`."""
-    content, compiled = _read(path)
-    return tuple(
-        Meaning(compiled(fields["find"], "meanings"), fields["put"], compiled(fields["after"], "meanings"))
-        for fields in content.get("meanings", ())
-    )
-
-
-@lru_cache(maxsize=4)
-def load_classes(path: Path = RULES) -> tuple[tuple[re.Pattern[str], str], ...]:
-    """Return (pattern, word that stands for all that it finds): for the learned part, to which one drug is as another.
-
-    In file order, in which they are to be put in. `UserError`: as `load_rules`.
-    """
-    content, compiled = _read(path)
-    return tuple((compiled(rf"\b<{name}>\b", "classes"), f" x{name.replace('_', '')} ") for name in content["classes"])
-
-
-@lru_cache(maxsize=4)
-def _read(path: Path) -> tuple[Mapping[str, Any], Callable[[str, str], re.Pattern[str]]]:
-    """Return the content of the file, and what compiles a pattern of it; its second argument names the place."""
-    content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+def load_output_rules(path: Path = RULES_FILE) -> OutputRules:
+    """Return the compiled file. `UserError`: a rule lacks a field, or names a word or holds a pattern that is wrong."""
+    content = read_yaml(path)
     words = content["words"]
 
     def compiled(pattern: str, where: str) -> re.Pattern[str]:
-        for _ in range(5):  # words may hold words
+        for _ in range(_MAX_NESTING):
             try:
                 pattern = re.sub(r"(?<!\?P)<([a-z_]{2,20})>", lambda match: words[match[1]], pattern)
             except KeyError as error:
@@ -138,6 +98,35 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Callable[[str, str], re.Patter
         try:
             return re.compile(pattern)
         except re.error as error:
-            raise UserError(f"{path.name}: a pattern of {where} is wrong ({error}): mend it.") from None
+            raise UserError(f"{path.name}: a pattern of {where} is wrong ({error}): correct it.") from None
 
-    return content, compiled
+    def rule(fields: Mapping[str, Any]) -> Rule:
+        name = str(fields.get("name"))
+        if not fields.get("source") or not fields.get("patterns"):
+            raise UserError(f"{path.name}: rule {name!r} needs source and patterns: add them.")
+        exceptions = "|".join(f"(?:{pattern})" for pattern in fields.get("except", ()))
+        return Rule(
+            name=name,
+            source=str(fields["source"]),
+            patterns=tuple(compiled(pattern, name) for pattern in fields["patterns"]),
+            exceptions=compiled(exceptions, name) if exceptions else None,
+            needs_red_flag=bool(fields.get("needs_red_flag", False)),
+            prefilter=compiled(fields["prefilter"], name) if fields.get("prefilter") else None,
+            known=tuple(compiled(pattern, name) for pattern in fields.get("known", ())),
+            ignores_context=bool(fields.get("ignores_context", False)),
+            blocks_list=bool(fields.get("blocks_list", False)),
+        )
+
+    return OutputRules(
+        rules=tuple(rule(fields) for fields in content["rules"]),
+        shorthands=tuple(
+            Shorthand(
+                compiled(fields["short"], "shorthands"), fields["full"], compiled(fields["context"], "shorthands")
+            )
+            for fields in content.get("shorthands", ())
+        ),
+        word_classes=tuple(
+            (compiled(rf"\b<{name}>\b", "word_classes"), f" x{name.replace('_', '')} ")
+            for name in content.get("word_classes", ())
+        ),
+    )

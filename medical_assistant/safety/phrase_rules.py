@@ -1,4 +1,4 @@
-"""Load `assets/triage`, a file for each language: phrases compiled to a small index, rules, measures, answer texts.
+"""Load `assets/safety/triage`, a file for each language: phrases compiled to an index, rules, measures, answers.
 
 The phrase language is described at the top of `en.yaml`.
 """
@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from medical_assistant.errors import UserError
+from medical_assistant.safety import SAFETY_ASSETS
 
-RULES_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "triage"
+RULES_FOLDER = SAFETY_ASSETS / "triage"
 RULES_FILE = RULES_FOLDER / "en.yaml"
 LEVELS = ("emergency", "urgent", "see_clinician", "routine")  # gravest first
 NUMBER_WORDS = {
@@ -204,6 +205,13 @@ def _index(phrases: list[Phrase]) -> dict[int, list[Phrase]]:
     return index
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the content of a rules file."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times faster
+    content: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), loader)
+    return content
+
+
 @lru_cache(maxsize=1)
 def load_languages(folder: Path = RULES_FOLDER) -> list[Rules]:
     """Return the compiled rules of every language, English first. Raises as `load_rules`."""
@@ -216,8 +224,7 @@ def load_rules(path: Path = RULES_FILE) -> Rules:
 
     `UserError`: the file names a concept, set or source that it lacks.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times faster
-    data: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), loader)
+    data = read_yaml(path)
     sets = {name: str(words).split() for name, words in data["sets"].items()}
     words = _Words()
     words.id_of("NUM")

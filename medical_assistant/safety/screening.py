@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from medical_assistant.prompts import Message
 from medical_assistant.safety.misuse import Misuse, assess_misuse
+from medical_assistant.safety.text_reading import PreparedText
 from medical_assistant.safety.triage import Triage, assess
 
 
@@ -23,12 +24,14 @@ class Screening:
         return self.triage.answer or self.misuse.answer
 
 
-def screen(message: str, history: Sequence[Message] = (), country: str = "") -> Screening:
-    """Return what the safety rules say; called with every message first, whatever its length or form.
+def screen(message: str | PreparedText, history: Sequence[Message] = (), country: str = "") -> Screening:
+    """Return what the safety rules say; in the app `chat.question.prepare` asks.
 
-    `history` holds earlier turns, oldest first; only the user's count. `country` (ISO 3166-1) chooses the emergency
-    numbers. Never raises, whatever the text.
+    A caller that reads the message elsewhere too passes it as `PreparedText`: then each normal form and each reading of
+    it is made once. `history` holds earlier messages, oldest first; only the user's count. `country` (ISO 3166-1)
+    chooses the emergency numbers. Never raises, whatever the text.
     """
-    earlier = [turn["content"] for turn in history if turn["role"] == "user"]
-    triage = assess(message, earlier, country)
-    return Screening(triage) if triage.level == "emergency" else Screening(triage, assess_misuse(message, earlier))
+    text = PreparedText.of(message)
+    earlier = [PreparedText.of(before["content"]) for before in history if before["role"] == "user"]
+    triage = assess(text, earlier, country)
+    return Screening(triage) if triage.level == "emergency" else Screening(triage, assess_misuse(text, earlier))

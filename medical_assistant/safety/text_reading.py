@@ -1,9 +1,9 @@
 """What one message says: findings and numbers, less what is denied, only asked about, past or an idiom.
 
-`read(message, rules)` works in four steps: `normalise` (Unicode tricks, contractions), `_sentences` (words,
-soft breaks, spelling), `_find` (phrases of the rule file), `_findings` (context). Sentences are cut at
-`MAX_SENTENCE_WORDS`, every phrase has a bounded reach and all regular expressions have bounded repeats, so
-the time is linear in the length of the message.
+`PreparedText` holds a message with its normal forms (Unicode tricks and contractions undone) and its readings, each
+made once. `_read` works in three steps: `_sentences` (words, soft breaks, spelling), `_find` (phrases of the rule
+file), `_findings` (context). Sentences are cut at `MAX_SENTENCE_WORDS`, every phrase has a bounded reach and all
+regular expressions have bounded repeats, so the time is linear in the length of the message.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from medical_assistant.safety.phrase_rules import NUMBER_WORDS, Phrase, Rules, load_languages
 
 MAX_SENTENCE_WORDS = 80
 _OVERLAP = 12  # words that two cuts of one long sentence share, so that no phrase is lost at the cut
 _MAX_CHARACTERS = 100_000  # after Unicode decomposition, which can make a text 18 times longer
-_CLEAR = 3  # function words that make a message English
+_MIN_FUNCTION_WORDS = 3  # that make a message English
 _NEAR, _FAR, _PAST = 4, 10, 6  # words that "no", "denies", "history of" reach forward
 
 _HOMOGLYPHS = str.maketrans(
@@ -59,32 +60,76 @@ class Reading:
         return Reading(self.concepts | other.concepts, self.measures + other.measures)
 
 
-def read_all(message: str) -> tuple[Reading, ...]:
-    """Return the findings of one message by the rules of each language, in the order of `load_languages`.
+class PreparedText:
+    """A text as it was written (`raw`), and what follows from it: normal forms and readings, each made once.
 
-    English reads everything: a forged frame may be in any language. The others read nothing in a message that is
-    clearly English and has no word of theirs: "pain" and "45 to 70" mean something else there.
+    Who reads a text in several places makes one of these and passes it on.
     """
-    words = re.findall(r"[a-z]+", _without_marks(message[:_MAX_CHARACTERS].lower()))
-    counts = [sum(word in rules.function_words for word in words) for rules in load_languages()]
-    return tuple(
-        replace(read(message, rules), function_words=count)
-        if count or counts[0] < _CLEAR
-        else Reading()  # English itself has a count here
-        for rules, count in zip(load_languages(), counts, strict=True)
-    )
+
+    def __init__(self, raw: str) -> None:
+        self.raw = raw
+        self._without_tricks: dict[str, str] = {}  # by what stands for an apostrophe
+        self._normal_forms: dict[str, str] = {}  # by rules
+        self._readings: dict[str, Reading] = {}  # by rules
+
+    @classmethod
+    def of(cls, text: str | PreparedText) -> PreparedText:
+        """Return `text` itself when it is prepared already; never raises."""
+        return text if isinstance(text, PreparedText) else cls(str(text))
+
+    @cached_property
+    def readings(self) -> tuple[Reading, ...]:
+        """The findings by the rules of each language, in the order of `load_languages`.
+
+        English reads everything: a forged frame may be in any language. The others read nothing in a message that is
+        clearly English and has no word of theirs: "pain" and "45 to 70" mean something else there.
+        """
+        words = re.findall(r"[a-z]+", self._lower_case)
+        counts = [sum(word in rules.function_words for word in words) for rules in load_languages()]
+        return tuple(
+            replace(self.reading(rules), function_words=count)
+            if count or counts[0] < _MIN_FUNCTION_WORDS
+            else Reading()  # English itself has a count here
+            for rules, count in zip(load_languages(), counts, strict=True)
+        )
+
+    def reading(self, rules: Rules) -> Reading:
+        """Return the findings by `rules`, in whatever language the text is."""
+        if rules.language not in self._readings:
+            self._readings[rules.language] = _read(self.normal_form(rules), rules)
+        return self._readings[rules.language]
+
+    def normal_form(self, rules: Rules) -> str:
+        """Return lower-case text with invisible characters gone, look-alikes and contractions resolved."""
+        if rules.language not in self._normal_forms:
+            self._normal_forms[rules.language] = rules.aliases.sub(
+                lambda match: rules.alias_of[re.sub(r"\s+", " ", match.group())],
+                self._text_without_tricks(rules.apostrophe),
+            )
+        return self._normal_forms[rules.language]
+
+    def _text_without_tricks(self, apostrophe: str) -> str:
+        if apostrophe not in self._without_tricks:
+            text = _DASHES.sub("-", _QUOTES.sub(apostrophe, self._lower_case.translate(_HOMOGLYPHS)))
+            text = _LEET_IN_WORD.sub(lambda match: match.group().translate(_LEET), text)
+            text = _SPACED_LETTERS.sub(lambda match: re.sub(r"[^a-z]", "", match.group()), text)
+            text = _STRETCHED.sub(r"\1", text)
+            text = re.sub(r"\bw/o\b", "without", text)
+            self._without_tricks[apostrophe] = re.sub(r"(?<=[a-z])[-/](?=[a-z])", " ", text)
+        return self._without_tricks[apostrophe]
+
+    @cached_property
+    def _lower_case(self) -> str:
+        """The text in lower case, compatibility characters (NFKD) as plain ones, without marks and invisible ones."""
+        text = self.raw[:_MAX_CHARACTERS]
+        if not text.isascii():
+            text = unicodedata.normalize("NFKD", text)[:_MAX_CHARACTERS]
+            text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me"))
+        return text.lower()
 
 
-def _without_marks(text: str) -> str:
-    if text.isascii():
-        return text
-    text = unicodedata.normalize("NFKD", text)[:_MAX_CHARACTERS]
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me"))
-
-
-def read(message: str, rules: Rules) -> Reading:
-    """Return the findings of one message. Equal sentences are read once."""
-    text = normalise(message, rules)
+def _read(text: str, rules: Rules) -> Reading:
+    """Return the findings of one normalised text. Equal sentences are read once."""
     concepts: set[str] = set()
     measures: list[tuple[str, float]] = []
     follows = resolved = asks = False
@@ -116,18 +161,6 @@ def read(message: str, rules: Rules) -> Reading:
         return Reading()
     follows |= bool(measures) and not asks
     return Reading(frozenset(concepts), tuple(dict.fromkeys(measures)), follows and not resolved, resolved)
-
-
-def normalise(message: str, rules: Rules) -> str:
-    """Return lower-case text with invisible characters gone, look-alikes and contractions resolved."""
-    text = _without_marks(message[:_MAX_CHARACTERS])
-    text = _DASHES.sub("-", _QUOTES.sub(rules.apostrophe, text.lower().translate(_HOMOGLYPHS)))
-    text = _LEET_IN_WORD.sub(lambda match: match.group().translate(_LEET), text)
-    text = _SPACED_LETTERS.sub(lambda match: re.sub(r"[^a-z]", "", match.group()), text)
-    text = _STRETCHED.sub(r"\1", text)
-    text = re.sub(r"\bw/o\b", "without", text)
-    text = re.sub(r"(?<=[a-z])[-/](?=[a-z])", " ", text)
-    return rules.aliases.sub(lambda match: rules.alias_of[re.sub(r"\s+", " ", match.group())], text)
 
 
 def _sentences(sentence: str, rules: Rules) -> list[list[str]]:
@@ -257,15 +290,15 @@ def _is_denied(place: _Span, tokens: list[str], spans: dict[str, list[_Span]]) -
         ("negation_far", _FAR, True),
         ("past_near", _PAST, False),
         ("hypothetical", _PAST, False),
-        ("hearsay", _FAR, False),
+        ("third_party_mention", _FAR, False),
     ):
         for start, end in spans.get(cue, ()):
             if start >= place[0] or end >= place[1] or any(a <= start < b for a, b in exceptions):
                 continue
             if any(end <= a < place[0] for a, _ in ends):
                 continue
-            # "I read about strokes and his face droops": what is said of a person is no hearsay.
-            if cue == "hearsay" and any(end <= a <= place[0] for a, _ in spans.get("personal", ())):
+            # "I read about strokes and his face droops": what follows a word for a person is no mention.
+            if cue == "third_party_mention" and any(end <= a <= place[0] for a, _ in spans.get("personal", ())):
                 continue
             between = tokens[end : place[0] + (tokens[place[0]] == ",")]
             commas = between.count(",")

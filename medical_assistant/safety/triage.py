@@ -1,9 +1,9 @@
 """The deterministic emergency layer: it reads every message before any model does.
 
-`assess(message, history)` is the only entry. What counts as a red flag is data (`assets/triage`, a file for each
-language): concepts (phrases for one finding), context (negation, questions, past, idioms), numbers, and rules over
-them, each with the guideline it comes from. `triage_rules` loads the file, `triage_reading` reads a message
-with it, this module decides.
+`assess(message, history)` is the only entry. What counts as a red flag is data (`assets/safety/triage`, a file for
+each language): concepts (phrases for one finding), context (negation, questions, past, idioms), numbers, and rules
+over them, each with the guideline it comes from. `phrase_rules` loads the file, `text_reading` reads a message with
+it, this module decides; `triage_classifier` may then raise the level.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import cache
 
 from medical_assistant.safety.emergency_numbers import number_line
 from medical_assistant.safety.phrase_rules import LEVELS, Rule, Rules, load_languages
-from medical_assistant.safety.text_reading import Reading, read, read_all
+from medical_assistant.safety.text_reading import PreparedText, Reading
 from medical_assistant.safety.triage_classifier import raised_level
 
-SECOND_LINE = "unsure"  # category of what only the learned second line found
+POSSIBLE_EMERGENCY = "possible_emergency"  # category of what only the classifier found
 MAX_HISTORY = 6  # earlier user messages that can join the current one
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
@@ -42,23 +42,22 @@ class Triage:
     language: str = "en"
 
 
-def assess(message: str, history: Sequence[str] = (), country: str = "") -> Triage:
+def assess(message: str | PreparedText, history: Sequence[str | PreparedText] = (), country: str = "") -> Triage:
     """Return the `Triage` of `message`, read together with `history` (earlier user messages, oldest first).
 
     Never raises, whatever the text. Earlier messages count only when this one follows up on them (adds a
     finding, says that it is worse or still there, asks whether to wait), not when it asks about something
     else or says that all is well. `country` (ISO 3166-1) chooses the numbers in the answer. The rules of every
     language read the message: the gravest level counts, and the texts are in the language that has the most words in
-    the message among those that found it.
-    A learned second line (`triage_second_line`) may then raise the level.
+    the message among those that found it. The classifier may then raise the level.
     """
-    readings = read_all(str(message))
-    triage = assess_by_rules(message, history, country, readings)
-    level = raised_level(str(message), triage.level, readings)
+    text = PreparedText.of(message)
+    triage = assess_by_rules(text, history, country)
+    level = raised_level(text, triage.level)
     if level == triage.level:
         return triage
     rules, _ = max(
-        zip(load_languages(), readings, strict=True),
+        zip(load_languages(), text.readings, strict=True),
         key=lambda pair: (bool(pair[1].concepts), pair[1].function_words, len(pair[1].concepts)),
     )
     return _raised(triage, level, rules, country)
@@ -70,43 +69,35 @@ def banner_texts(language: str) -> dict[str, str]:
 
 
 def assess_by_rules(
-    message: str, history: Sequence[str] = (), country: str = "", readings: Sequence[Reading] | None = None
+    message: str | PreparedText, history: Sequence[str | PreparedText] = (), country: str = ""
 ) -> Triage:
-    """As `assess`, without the second line. `readings`: those of `read_all`, where they are known already."""
-    earlier = [str(text) for text in history]
-    readings = readings or read_all(str(message))
+    """As `assess`, without the classifier."""
+    earlier = [PreparedText.of(text) for text in history]
     found = [
         (_assess(reading, earlier, rules, country), reading)
-        for rules, reading in zip(load_languages(), readings, strict=True)
+        for rules, reading in zip(load_languages(), PreparedText.of(message).readings, strict=True)
     ]
     # "convulsion" is a word of three languages.
     return min(found, key=lambda pair: (LEVELS.index(pair[0].level), -pair[1].function_words, -len(pair[0].reasons)))[0]
 
 
 def _raised(triage: Triage, level: str, rules: Rules, country: str) -> Triage:
-    """Return `triage` at a graver `level`. The second line gives no reason: those of the rules stay, if any.
+    """Return `triage` at a graver `level`. The classifier gives no reason: those of the rules stay, if any.
 
     `rules`: those of the language of the message.
     """
     known = triage.reasons if triage.language == rules.language else ()
-    reasons = known or (rules.answers["second_line"],)
-    return Triage(
-        level=level,
-        reasons=reasons,
-        categories=(SECOND_LINE,),
-        sources=triage.sources or (rules.sources["nhs_999"],),
-        answer=_answer(rules, reasons, (SECOND_LINE,), country) if level == "emergency" else "",
-        notice=_fill(rules.answers["notice"][level], reasons),
-        language=rules.language,
-    )
+    reasons = known or (rules.answers["possible_emergency"],)
+    sources = triage.sources or (rules.sources["nhs_999"],)
+    return _with_texts(level, reasons, (POSSIBLE_EMERGENCY,), sources, rules, country)
 
 
-def _assess(current: Reading, history: Sequence[str], rules: Rules, country: str = "") -> Triage:
+def _assess(current: Reading, history: Sequence[PreparedText], rules: Rules, country: str) -> Triage:
     fired = _fire(rules, current)
     if current.follows_up and history:
         joined = current
-        for earlier in list(history)[: -MAX_HISTORY - 1 : -1]:
-            reading = read(earlier, rules)
+        for earlier in history[: -MAX_HISTORY - 1 : -1]:
+            reading = earlier.reading(rules)
             if reading.over:  # "I am safe now" closes what was said before it
                 break
             joined = joined.join(reading)
@@ -116,13 +107,24 @@ def _assess(current: Reading, history: Sequence[str], rules: Rules, country: str
     level = min((rule.level for rule in fired), key=LEVELS.index)
     gravest = {rule.reason: rule for rule in reversed(fired) if rule.level == level}
     top = list(reversed(gravest.values()))
-    reasons = tuple(rule.reason for rule in top)
-    categories = tuple(dict.fromkeys(rule.category for rule in top))
+    return _with_texts(
+        level,
+        tuple(rule.reason for rule in top),
+        tuple(dict.fromkeys(rule.category for rule in top)),
+        tuple(dict.fromkeys(rules.sources[rule.source] for rule in top)),
+        rules,
+        country,
+    )
+
+
+def _with_texts(
+    level: str, reasons: Sequence[str], categories: Sequence[str], sources: Sequence[str], rules: Rules, country: str
+) -> Triage:
     return Triage(
         level=level,
-        reasons=reasons,
-        categories=categories,
-        sources=tuple(dict.fromkeys(rules.sources[rule.source] for rule in top)),
+        reasons=tuple(reasons),
+        categories=tuple(categories),
+        sources=tuple(sources),
         answer=_answer(rules, reasons, categories, country) if level == "emergency" else "",
         notice=_fill(rules.answers["notice"][level], reasons),
         language=rules.language,

@@ -1,9 +1,9 @@
-"""The learned second line of the emergency layer: it may raise the level of a message, never lower it.
+"""The triage classifier: it may raise the level that the rules give a message, never lower it.
 
-A logistic regression over words, pairs of words, pieces of words (3 to 5 characters) and what the rules find, hashed
-into 32,768 weights (Weinberger et al. 2009, arXiv:0902.2206). `triage_second_line_training` writes the file that
-this module reads. The rules stay the first line: the regression knows no source and gives no reason, so its thresholds
-are high, and it speaks only when `triage_reading.read` finds a symptom or a value of somebody now.
+A logistic regression over words, pairs of words, character n-grams and what the rules find (`hashed_classifier`).
+`safety.training` writes the file that this module reads. The rules decide first: the classifier knows no source and
+gives no reason, so its thresholds are high, and it is asked only when the rules find a symptom or a value of somebody
+now.
 """
 
 from __future__ import annotations
@@ -15,42 +15,80 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.models.presets import ASSETS
-from medical_assistant.safety.hashed_classifier import Regression, probability, read_model, restore
-from medical_assistant.safety.hashed_features import features, hashed, words_in
+from medical_assistant.safety import SAFETY_ASSETS
+from medical_assistant.safety.hashed_classifier import (
+    HashedClassifier,
+    bucket_of,
+    from_json,
+    probability,
+    read_classifier,
+    word_buckets,
+    words_in,
+)
 from medical_assistant.safety.phrase_rules import LEVELS, load_rules
-from medical_assistant.safety.text_reading import Reading, normalise
+from medical_assistant.safety.text_reading import PreparedText, Reading
 
-MODEL_FILE = ASSETS / "triage_second_line.json"
+CLASSIFIER_FILE = SAFETY_ASSETS / "triage_classifier.json"
 MIN_WORDS = 5  # shorter messages say too little: "I feel faint now" is no emergency by itself
 MAX_WORDS = 400  # a long history is read from both ends
 MAX_CONCEPTS = 30  # bounds the pairs; a vignette has about ten
 
 
 @dataclass(frozen=True)
-class SecondLine:
-    """`regression`: the log odds of an emergency.
+class TriageClassifier:
+    """`emergency`: gives the log odds of an emergency.
 
     `thresholds["english"]`, `thresholds["other"]`: the probabilities (0 to 1) from which a message in that language is
     raised to "emergency" and to "urgent".
     `details`: what it was trained on and what was measured.
     """
 
-    regression: Regression
+    emergency: HashedClassifier
     thresholds: dict[str, tuple[float, float]]
     details: dict[str, Any]
 
 
-def second_line(text: str, readings: Sequence[Reading]) -> float:
+@lru_cache(maxsize=4)
+def load_triage_classifier(path: Path = CLASSIFIER_FILE) -> TriageClassifier:
+    """Return the trained weights. `UserError`: the file is missing or not one that the training wrote."""
+
+    def build(data: Any) -> TriageClassifier:
+        thresholds = {name: (float(pair[0]), float(pair[1])) for name, pair in data["thresholds"].items()}
+        return TriageClassifier(from_json(data), thresholds, data["details"])
+
+    return read_classifier(path, build, "triage")
+
+
+def raised_level(text: PreparedText, level: str) -> str:
+    """Return `level` (one of `LEVELS`), or a graver one when the classifier is sure enough; never a milder one.
+
+    Questions in general, denials, history and spells that are over leave no finding in the readings: they are not
+    raised.
+    """
+    if level == "emergency" or not may_be_raised(text):
+        return level
+    found = emergency_probability(text)
+    thresholds = load_triage_classifier().thresholds[language_of(text.readings)]
+    reached = [name for name, least in zip(("emergency", "urgent"), thresholds, strict=True) if found >= least]
+    return min([level, *reached], key=LEVELS.index)
+
+
+def may_be_raised(text: PreparedText) -> bool:
+    """Return whether a message in a language with rules states a symptom or a value of somebody now."""
+    stated = any(reading.concepts or reading.measures for reading in text.readings)
+    over = any(reading.over for reading in text.readings)
+    return stated and not over and bool(language_of(text.readings))
+
+
+def emergency_probability(text: PreparedText) -> float:
     """Return the probability (0 to 1) that `text` describes an emergency, 0 when it has fewer than `MIN_WORDS` words.
 
-    `readings`: those of `read_all`. It is the probability of the training rows, where two of five are emergencies,
-    not of messages in general.
+    It is the probability among the training rows, where two of five are emergencies, not among messages in general.
     """
     words = words_of(text)
     if len(words) < MIN_WORDS:
         return 0.0
-    return probability(load_second_line().regression.score(*feature_groups(words, readings)))
+    return probability(load_triage_classifier().emergency.score(*feature_groups(words, text.readings)))
 
 
 def feature_groups(words: Sequence[str], readings: Sequence[Reading]) -> tuple[set[int], set[int]]:
@@ -61,28 +99,13 @@ def feature_groups(words: Sequence[str], readings: Sequence[Reading]) -> tuple[s
     concepts = sorted(frozenset().union(*(reading.concepts for reading in readings)))[:MAX_CONCEPTS]
     measures = {name for reading in readings for name, _ in reading.measures}
     found = [*concepts, *map(" ".join, combinations(concepts, 2)), *measures]
-    return features(words), {hashed(f"[{name}]") for name in found}
-
-
-def raised_level(text: str, level: str, readings: Sequence[Reading]) -> str:
-    """Return `level` (one of `LEVELS`), or a graver one when the regression is sure enough; never a milder one.
-
-    `readings`: those of `read_all`. Questions in general, denials, history and spells that are over leave no finding
-    there: they are not raised.
-    """
-    language = language_of(readings)
-    if level == "emergency" or not language or not is_about_now(readings):
-        return level
-    found = second_line(text, readings)
-    thresholds = load_second_line().thresholds[language]
-    reached = [name for name, least in zip(("emergency", "urgent"), thresholds, strict=True) if found >= least]
-    return min([level, *reached], key=LEVELS.index)
+    return word_buckets(words), {bucket_of(f"[{name}]") for name in found}
 
 
 def language_of(readings: Sequence[Reading]) -> str:
     """Return "english", "other", or "" for what is no sentence of a language with rules, such as code.
 
-    There are two thresholds: far fewer messages in the other languages trained the regression.
+    There are two thresholds: far fewer messages in the other languages trained the classifier.
     """
     english, *others = (reading.function_words for reading in readings)
     if not english and not any(others):
@@ -90,25 +113,8 @@ def language_of(readings: Sequence[Reading]) -> str:
     return "other" if max(others) > english else "english"
 
 
-def is_about_now(readings: Sequence[Reading]) -> bool:
-    """Return whether some reading states a symptom or a value of somebody now, and none says that all is well again."""
-    stated = any(reading.concepts or reading.measures for reading in readings)
-    return stated and not any(reading.over for reading in readings)
-
-
-def words_of(text: str) -> tuple[str, ...]:
+def words_of(text: PreparedText) -> tuple[str, ...]:
     """Return the first and last words of the normalised text, at most `MAX_WORDS`; all numbers are one word."""
-    found = words_in(normalise(text, load_rules()))
+    found = words_in(text.normal_form(load_rules()))
     half = MAX_WORDS // 2
     return found if len(found) <= MAX_WORDS else found[:half] + found[-half:]
-
-
-@lru_cache(maxsize=4)
-def load_second_line(path: Path = MODEL_FILE) -> SecondLine:
-    """Return the trained weights. `UserError`: the file is missing or not one that the training wrote."""
-
-    def build(data: Any) -> SecondLine:
-        thresholds = {name: (float(least[0]), float(least[1])) for name, least in data["thresholds"].items()}
-        return SecondLine(restore(data), thresholds, data["details"])
-
-    return read_model(path, build, "triage_second_line_training")

@@ -1,0 +1,1 @@
+"""Settings, data, trainer and sweep of a fine-tuning run."""

@@ -9,15 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medical_assistant.data.records import Record, read_records
 from medical_assistant.errors import UserError
 from medical_assistant.files import file_sha256
 from medical_assistant.prompts import prompt_contract
-
-if TYPE_CHECKING:
-    from medical_assistant.training.settings import ResolvedSettings
+from medical_assistant.training.settings import Run
 
 MASKED = -100  # PyTorch's label for "not learnt"
 MAX_CUT = 0.01  # part of the rows that may be too long
@@ -48,25 +46,26 @@ def data_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_training_data(settings: ResolvedSettings, tokenizer: Any) -> TrainingData:
+def load_training_data(run: Run, tokenizer: Any) -> TrainingData:
     """Return the tokenised rows of a run.
 
     The last validation rows choose the checkpoint, so that the first ones are left for `evaluate.py --limit`.
     Rows longer than `max_length` are left out: a row that is cut loses its end-of-sequence token, and a model that
     never sees it never stops. Raises `UserError` when these are more than 1 %, or when the data folder is not whole.
     """
-    sha256 = data_hash(settings.data)
-    train = read_records(settings.data / "train.jsonl")[: settings.max_train_rows or None]
-    validation = read_records(settings.data / "validation.jsonl")[-settings.max_validation_rows :]
+    sha256 = data_hash(run.data)
+    settings, max_length = run.settings, run.values["max_length"]
+    train = read_records(run.data / "train.jsonl")[: settings.max_train_rows or None]
+    validation = read_records(run.data / "validation.jsonl")[-settings.max_validation_rows :]
     parts, too_long = [], 0
     for records in (train, validation):
         tokens = tokenize(records, tokenizer, sha256)
-        kept = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids) <= settings.max_length]
+        kept = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids) <= max_length]
         left_out = len(tokens) - len(kept)
         if left_out > MAX_CUT * len(tokens):
             longest = max(len(ids) for ids in tokens["input_ids"])
             raise UserError(
-                f"{left_out:,} of {len(tokens):,} rows are longer than --max-length {settings.max_length} tokens, over "
+                f"{left_out:,} of {len(tokens):,} rows are longer than --max-length {max_length} tokens, over "
                 f"{MAX_CUT:.0%}: raise it (the longest row has {longest:,}), or remove them with data_prep.py."
             )
         too_long += left_out

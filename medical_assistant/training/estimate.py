@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from medical_assistant.errors import UserError
-
-if TYPE_CHECKING:
-    from medical_assistant.training.settings import ResolvedSettings
+from medical_assistant.training.settings import Run
 
 GIB = 2**30
 # Bytes a weight: NF4 with double quantisation is 4.127 bits (Dettmers et al. 2023, arXiv:2305.14314, section 3).
@@ -53,10 +52,6 @@ class Estimate:
     available_gib: float | None
     minutes: float | None
 
-    @property
-    def fits(self) -> bool:
-        return self.available_gib is None or self.memory_gib <= self.available_gib
-
 
 def count_parameters(config: Any, lora: Any) -> Parameters:
     """Return the weights of a model of `config` with PEFT's `lora`, counted on a model without memory ("meta")."""
@@ -91,18 +86,18 @@ def count_parameters(config: Any, lora: Any) -> Parameters:
     )
 
 
-def estimate_memory(parameters: Parameters, settings: ResolvedSettings, tokens: int, cuda: bool, bits: int) -> float:
+def estimate_memory(parameters: Parameters, run: Run, tokens: int, cuda: bool, bits: int) -> float:
     """Return the GiB that a step on `tokens` tokens (padding included) takes, weights and process included.
 
     `bits` is the width of the unquantized weights, 16 or 32.
     """
     width = bits // 8
-    weights = parameters.other * width + parameters.linear * (NF4_BYTES if settings.quantize == "nf4" else width)
+    weights = parameters.other * width + parameters.linear * (NF4_BYTES if run.settings.quantize == "nf4" else width)
     # Weight, gradient and AdamW's two moments: in 32 bits, or with a QLoRA in 16 and 8 bits.
-    adapter = parameters.trainable * (6 if "8bit" in settings.optim else 16)
+    adapter = parameters.trainable * (6 if "8bit" in run.trainer.optim else 16)
     layer_bytes = HIDDEN_BYTES * parameters.hidden_size + INTERMEDIATE_BYTES * parameters.intermediate_size
     layer = tokens * layer_bytes * width / 2
-    if settings.gradient_checkpointing:  # one layer whole, of the others the input
+    if run.trainer.gradient_checkpointing:  # one layer whole, of the others the input
         activations = layer + parameters.layers * tokens * parameters.hidden_size * width
     else:
         activations = layer * parameters.layers
@@ -113,13 +108,13 @@ def estimate_memory(parameters: Parameters, settings: ResolvedSettings, tokens: 
     return (weights + adapter + (activations + logits) * CPU_FRAGMENTATION) / GIB + CPU_OVERHEAD_GIB
 
 
-def estimate_minutes(parameters: Parameters, settings: ResolvedSettings, tokens: int, speed: float) -> float:
+def estimate_minutes(parameters: Parameters, run: Run, tokens: int, speed: float) -> float:
     """Return the minutes that `tokens` tokens take on a device of `speed` floating-point operations a second.
 
     A token costs 2 operations a weight forward and 2 backward, where the base is frozen (6 with weight gradients:
     Kaplan et al. 2020, arXiv:2001.08361), and 2 more with gradient checkpointing.
     """
-    operations = 6 if settings.gradient_checkpointing else 4
+    operations = 6 if run.trainer.gradient_checkpointing else 4
     return tokens * operations * (parameters.linear + parameters.trainable) / (speed * EFFICIENCY) / 60
 
 
@@ -138,6 +133,13 @@ def measure_speed(dtype: Any, cuda: bool) -> float:
     return float(2 * size**3 / best)
 
 
+def cuda_memory() -> float | None:
+    """Return the GiB of the CUDA device, None without one."""
+    import torch
+
+    return float(torch.cuda.get_device_properties(0).total_memory / GIB) if torch.cuda.is_available() else None
+
+
 def available_memory(cuda: bool) -> float:
     """Return the GiB that are free: of the CUDA device, or of the machine."""
     if cuda:
@@ -149,23 +151,23 @@ def available_memory(cuda: bool) -> float:
     return float(psutil.virtual_memory().available / GIB)
 
 
-def longest_batch(lengths: list[int], settings: ResolvedSettings) -> int:
+def longest_batch(lengths: list[int], run: Run) -> int:
     """Return the tokens of the largest batch, padding included."""
-    rows = settings.per_device_train_batch_size
-    if settings.packing:
-        return rows * settings.max_length
+    rows = int(run.trainer.per_device_train_batch_size)
+    if run.trainer.packing:
+        return rows * int(run.trainer.max_length)
     longest = sorted(lengths, reverse=True)[:rows]
-    return sum(longest) if settings.padding_free else rows * longest[0]
+    return sum(longest) if run.trainer.padding_free else rows * longest[0]
 
 
-def check_fit(estimate: Estimate, settings: ResolvedSettings, lengths: list[int], cuda: bool, bits: int) -> None:
+def check_fit(estimate: Estimate, run: Run, lengths: list[int], cuda: bool, bits: int) -> None:
     """Raise `UserError` that says which setting to lower, and by how much, when the run does not fit."""
-    if estimate.fits:
+    if estimate.available_gib is None or estimate.memory_gib <= estimate.available_gib:
         return
     advice = "choose a smaller --model"
-    for option, changed in smaller_settings(settings):
-        need = estimate_memory(estimate.parameters, changed, longest_batch(lengths, changed), cuda, bits)
-        if estimate.available_gib is not None and need <= estimate.available_gib:
+    for option, smaller in smaller_runs(run):
+        need = estimate_memory(estimate.parameters, smaller, longest_batch(lengths, smaller), cuda, bits)
+        if need <= estimate.available_gib:
             advice = f"use {option} (about {need:.1f} GiB)"
             break
     raise UserError(
@@ -173,18 +175,14 @@ def check_fit(estimate: Estimate, settings: ResolvedSettings, lengths: list[int]
     )
 
 
-def smaller_settings(settings: ResolvedSettings) -> list[tuple[str, ResolvedSettings]]:
-    """Return (options, settings) that need less memory, the least loss first: smaller batches, NF4, shorter rows."""
-    choices = []
-    batch = settings.per_device_train_batch_size
+def smaller_runs(run: Run) -> Iterator[tuple[str, Run]]:
+    """Yield (options, run) that need less memory, the least loss first: smaller batches, then NF4."""
+    option, batch, rows_a_step = "", int(run.trainer.per_device_train_batch_size), run.rows_a_step
     while batch > 1:
         batch //= 2
-        accumulation = max(1, settings.rows_a_step // batch)
+        accumulation = max(1, rows_a_step // batch)
         option = f"--per-device-train-batch-size {batch} --gradient-accumulation-steps {accumulation}"
-        changed = replace(settings, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
-        choices.append((option, changed))
-    option, smallest = choices[-1] if choices else ("", settings)
-    if smallest.quantize != "nf4":
-        option, smallest = f"{option} --quantize nf4".strip(), replace(smallest, quantize="nf4")
-        choices.append((option, smallest))
-    return choices
+        run = run.changed(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+        yield option, run
+    if run.settings.quantize != "nf4":
+        yield f"{option} --quantize nf4".strip(), run.changed(quantize="nf4")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medical_assistant.errors import UserError
 from medical_assistant.models.chat_templates import end_of_answer
+from medical_assistant.models.loading import compute_dtype, load_config
 from medical_assistant.models.presets import Preset
 from medical_assistant.training.data import MASKED, TrainingData
 from medical_assistant.training.estimate import (
-    GIB,
     Estimate,
     available_memory,
     check_fit,
@@ -20,28 +20,15 @@ from medical_assistant.training.estimate import (
     longest_batch,
     measure_speed,
 )
-
-if TYPE_CHECKING:
-    from medical_assistant.training.settings import ResolvedSettings
+from medical_assistant.training.settings import Run
 
 DIM, GREEN, RED, END = "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m"
 ROWS_SHOWN = 2
-
-
-def cuda_memory() -> float | None:
-    """Return the GiB of the CUDA device, None without one."""
-    import torch
-
-    return float(torch.cuda.get_device_properties(0).total_memory / GIB) if torch.cuda.is_available() else None
+REPORT = "install the versions of requirements.txt, or open an issue with those of trl and transformers"
 
 
 def check_run(
-    settings: ResolvedSettings,
-    preset: Preset,
-    tokenizer: Any,
-    data: TrainingData,
-    memory_gib: float | None,
-    colour: bool,
+    run: Run, preset: Preset, tokenizer: Any, data: TrainingData, memory_gib: float | None, colour: bool
 ) -> str:
     """Return the text that a user sees before the first step: a batch with its loss mask, sizes, memory and time.
 
@@ -51,34 +38,31 @@ def check_run(
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from medical_assistant.models.loading import compute_dtype, load_config
-    from medical_assistant.training.arguments import lora_config
-
-    collate = DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=settings.padding_free)
-    batch = collate([data.train[i] for i in range(min(len(data.train), settings.per_device_train_batch_size))])
+    arguments = run.trainer
+    collate = DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=arguments.padding_free)
+    batch = collate([data.train[i] for i in range(min(len(data.train), arguments.per_device_train_batch_size))])
     check_batch(batch, tokenizer, data.answers)
 
     cuda = memory_gib is not None or torch.cuda.is_available()
     bits = 32 if compute_dtype() == torch.float32 and not cuda else 16
-    parameters = count_parameters(load_config(preset), lora_config(settings))
+    parameters = count_parameters(load_config(preset), run.lora)
     lengths = [len(ids) for ids in data.train["input_ids"]]
-    epochs = settings.num_train_epochs
-    if settings.max_steps > 0:
-        epochs = settings.max_steps * settings.rows_a_step / len(lengths)
-    here = cuda == torch.cuda.is_available()
+    epochs = arguments.num_train_epochs
+    if arguments.max_steps > 0:
+        epochs = arguments.max_steps * run.rows_a_step / len(lengths)
     minutes = None
-    if here:
+    if cuda == torch.cuda.is_available():  # the device is here
         speed = measure_speed(compute_dtype(), cuda)
-        minutes = estimate_minutes(parameters, settings, round(sum(lengths) * epochs), speed)
+        minutes = estimate_minutes(parameters, run, round(sum(lengths) * epochs), speed)
     estimate = Estimate(
         parameters=parameters,
         tokens_an_epoch=sum(lengths),
-        memory_gib=estimate_memory(parameters, settings, longest_batch(lengths, settings), cuda, bits),
+        memory_gib=estimate_memory(parameters, run, longest_batch(lengths, run), cuda, bits),
         available_gib=memory_gib or available_memory(cuda),
         minutes=minutes,
     )
-    check_fit(estimate, settings, lengths, cuda, bits)
-    return f"{show_batch(batch, tokenizer, colour)}\n\n{describe(estimate, settings, data)}"
+    check_fit(estimate, run, lengths, cuda, bits)
+    return f"{show_batch(batch, tokenizer, colour)}\n\n{describe(estimate, run, data)}"
 
 
 def batch_rows(batch: dict[str, Any]) -> list[tuple[list[int], list[int], list[bool]]]:
@@ -112,9 +96,9 @@ def check_batch(batch: dict[str, Any], tokenizer: Any, answers: Sequence[str]) -
         if not learnt:
             raise UserError(f"{where} has no learnt token, so it teaches nothing: raise --max-length.")
         if any(pad and label != MASKED for pad, label in zip(padding, labels, strict=True)):
-            raise UserError(f"{where} has padding in the loss, which teaches the model to repeat it: this is a bug.")
+            raise UserError(f"{where} has padding in the loss, which teaches the model to repeat it: {REPORT}.")
         if any(label not in (MASKED, token) for token, label in zip(ids, labels, strict=True)):
-            raise UserError(f"{where} has labels that are not its tokens: this is a bug.")
+            raise UserError(f"{where} has labels that are not its tokens: {REPORT}.")
         words = [i for i in learnt if tokenizer.decode([i]).strip()]
         if end is None or words[-1:] != [end]:
             name = repr(tokenizer.eos_token if end is None else tokenizer.decode([end]))
@@ -147,16 +131,16 @@ def show_batch(batch: dict[str, Any], tokenizer: Any, colour: bool) -> str:
     return "\n\n".join(lines)
 
 
-def describe(estimate: Estimate, settings: ResolvedSettings, data: TrainingData) -> str:
+def describe(estimate: Estimate, run: Run, data: TrainingData) -> str:
     """Return the lines that the user sees before the first step."""
     parameters = estimate.parameters
     lines = [
         f"rows            {len(data.train):,} train, {len(data.validation):,} validation, {data.too_long:,} too long",
-        f"tokens          {estimate.tokens_an_epoch:,} an epoch, {settings.num_train_epochs:g} epoch(s)",
+        f"tokens          {estimate.tokens_an_epoch:,} an epoch, {run.trainer.num_train_epochs:g} epoch(s)",
         f"parameters      {parameters.trainable:,} trained of {parameters.total:,} "
         f"({parameters.trainable / parameters.total:.2%})",
-        f"a step          {settings.rows_a_step} rows: {settings.per_device_train_batch_size} at a time, "
-        f"{settings.gradient_accumulation_steps} time(s)",
+        f"a step          {run.rows_a_step} rows: {run.trainer.per_device_train_batch_size} at a time, "
+        f"{run.trainer.gradient_accumulation_steps} time(s)",
     ]
     free = f", {estimate.available_gib:.1f} GiB free" if estimate.available_gib is not None else ""
     lines.append(f"memory          about {estimate.memory_gib:.1f} GiB{free}")

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import platform
 import resource
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.files import file_sha256, git_commit, package_versions
+from medical_assistant.files import file_sha256, git_commit, package_versions, write_json
 from medical_assistant.models.gguf_lora import write_lora_gguf
 from medical_assistant.models.presets import Preset
+from medical_assistant.plotting import write_loss_plot
 from medical_assistant.prompts import prompt_contract
-from medical_assistant.training.arguments import CHECKPOINTS, INITIAL_ADAPTER
 from medical_assistant.training.data import TrainingData
-from medical_assistant.training.plots import write_loss_plot
-
-if TYPE_CHECKING:
-    from medical_assistant.training.settings import ResolvedSettings
+from medical_assistant.training.settings import CHECKPOINTS, INITIAL_ADAPTER, Run
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "gguf", "liger-kernel", "trackio",
@@ -30,65 +28,63 @@ HISTORY_KEYS = ("step", "epoch", "loss", "eval_loss", "learning_rate")
 NEW_RUN = ("output", "report_to", "space_id", "logging_steps")  # may change when a run is resumed
 
 
-def check_resume(settings: ResolvedSettings, sha256: str) -> Path | None:
+def check_resume(run: Run, sha256: str) -> Path | None:
     """Return the newest checkpoint of the run, or None; note the settings and the data of a new run.
 
-    Raises `UserError` when the checkpoints were made with other settings or other data.
+    `sha256` is that of the data. Raises `UserError` when the checkpoints were made with other settings or other data.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    checkpoints = settings.output / CHECKPOINTS
+    checkpoints = run.output / CHECKPOINTS
     record = checkpoints / "settings.json"
-    wanted = {key: value for key, value in settings.as_json().items() if key not in NEW_RUN}
     if record.is_file():
         found = json.loads(record.read_text(encoding="utf-8"))
         if found.pop("data_sha256") != sha256:
             raise UserError(
-                f"The rows in {settings.data} are not those that {settings.output} was trained on: give that folder, "
-                "or a new --output."
+                f"The rows in {run.data} are not those that {run.output} was trained on: give that folder, or a new "
+                "--output."
             )
-        changed = sorted(key for key in wanted if found.get(key) != wanted[key])
-        if changed:
+        if changed := _changed(run, found):
             raise UserError(
                 f"--resume with other settings ({', '.join(changed)}): use the run's own, or a new --output."
             )
         last = get_last_checkpoint(str(checkpoints))
         return Path(last) if last else None
     checkpoints.mkdir(parents=True, exist_ok=True)
-    _write_json(record, {**wanted, "data_sha256": sha256})
+    write_json(record, {**run.as_json(), "data_sha256": sha256})
     return None
 
 
-def is_finished(settings: ResolvedSettings, sha256: str) -> bool:
-    """Return whether `settings.output` holds this very run, whole. Raises `UserError` when it holds another."""
-    path = settings.output / "training.json"
-    if not path.is_file() or (settings.output / CHECKPOINTS).is_dir():
+def is_finished(run: Run, sha256: str) -> bool:
+    """Return whether `run.output` holds this very run, whole. Raises `UserError` when it holds another."""
+    path = run.output / "training.json"
+    if not path.is_file() or (run.output / CHECKPOINTS).is_dir():
         return False
     record = json.loads(path.read_text(encoding="utf-8"))
-    wanted = {key: value for key, value in settings.as_json().items() if key not in NEW_RUN}
-    changed = sorted(key for key in wanted if record["settings"].get(key) != wanted[key])
+    changed = _changed(run, record["settings"])
     if record["data"].get("sha256") != sha256:
         changed.append("data")
     if changed:
-        raise UserError(f"{settings.output} holds another run ({', '.join(changed)} differ): choose another --output.")
+        raise UserError(f"{run.output} holds another run ({', '.join(changed)} differ): choose another --output.")
     return True
 
 
+def _changed(run: Run, found: dict[str, Any]) -> list[str]:
+    """Return the settings that are not as in the record of an earlier start, without those that may change."""
+    wanted = run.as_json()
+    return sorted(key for key in {*wanted, *found} - {*NEW_RUN} if found.get(key) != wanted.get(key))
+
+
 def write_adapter_folder(
-    trainer: Any,
-    tokenizer: Any,
-    preset: Preset,
-    settings: ResolvedSettings,
-    data: TrainingData,
-    resume: Path | None = None,
+    trainer: Any, tokenizer: Any, preset: Preset, run: Run, data: TrainingData, resume: Path | None = None
 ) -> None:
-    """Write the adapter folder of the design into `settings.output` and remove the checkpoints.
+    """Write the adapter folder of the design into `run.output` and remove the checkpoints.
 
     Every process calls it, since the weights may be split over them; the main one writes.
     """
     import torch
 
-    folder = settings.output
+    folder = run.output
     # model_wrapped: the DeepSpeed engine or the FSDP module, where there is one.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.accelerator.is_main_process:
@@ -98,30 +94,25 @@ def write_adapter_folder(
     model.peft_config["default"].base_model_name_or_path = preset.repository
     model.peft_config["default"].revision = preset.revision
     options: dict[str, Any] = {"state_dict": weights}
-    if settings.init_lora_weights.startswith("pissa"):  # PEFT takes the start off the model's own weights
+    if run.values["init_lora_weights"].startswith("pissa"):  # PEFT takes the start off the model's own weights
         options = {"path_initial_model_for_weight_conversion": str(folder / CHECKPOINTS / INITIAL_ADAPTER)}
     model.save_pretrained(folder, save_embedding_layers=False, **options)
-    if not settings.use_dora:  # llama.cpp has no DoRA
+    if not run.lora.use_dora:  # llama.cpp has no DoRA
         write_lora_gguf(folder, model.config)
     special_tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    _write_json(folder / "prompt.json", prompt_contract(tokenizer.chat_template, special_tokens))
+    write_json(folder / "prompt.json", prompt_contract(tokenizer.chat_template, special_tokens))
     trainable_parameters = sum(weight.numel() for weight in weights.values())
-    record = training_record(trainer, preset, settings, data, trainable_parameters, resume)
-    write_loss_plot({settings.experiment: record["history"]}, folder / "loss.png")
-    _write_json(folder / "training.json", record)
+    record = training_record(trainer, preset, run, data, trainable_parameters, resume)
+    write_loss_plot({run.settings.experiment: record["history"]}, folder / "loss.png")
+    write_json(folder / "training.json", record)
     shutil.rmtree(folder / CHECKPOINTS)
 
 
 def training_record(
-    trainer: Any,
-    preset: Preset,
-    settings: ResolvedSettings,
-    data: TrainingData,
-    trainable_parameters: int,
-    resume: Path | None,
+    trainer: Any, preset: Preset, run: Run, data: TrainingData, trainable_parameters: int, resume: Path | None
 ) -> dict[str, Any]:
     """Return the content of `training.json`: what was trained, on what, with what, and with what result."""
-    manifest_path = settings.data / "manifest.json"
+    manifest_path = run.data / "manifest.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     history = trainer.state.log_history
     steps = [entry for entry in history if "train_runtime" not in entry]
@@ -129,11 +120,11 @@ def training_record(
     summary: dict[str, Any] = next((entry for entry in reversed(history) if "train_runtime" in entry), {})
     minutes = summary.get("train_runtime", 0.0) / 60
     return {
-        "experiment": settings.experiment,
+        "experiment": run.settings.experiment,
         "model": preset.repository,
-        "settings": settings.as_json(),
+        "settings": run.as_json(),
         "data": {
-            "source": manifest.get("source", {}).get("name", settings.data.name),
+            "source": manifest.get("source", {}).get("name", run.data.name),
             "revision": manifest.get("source", {}).get("revision"),
             "license": manifest.get("license", "unknown"),
             "attribution": manifest.get("attribution", ""),
@@ -161,8 +152,6 @@ def training_record(
 
 def hardware(processes: int = 1) -> str:
     """Return the device's name, for instance "2 CPU cores, x86_64" or "2 x NVIDIA A100"."""
-    import os
-
     import torch
 
     if torch.cuda.is_available():
@@ -189,8 +178,6 @@ def peak_memory() -> float:
 
 def reset_peak_memory() -> None:
     """Start the measurement of `peak_memory` anew, where the system can (CUDA, Linux)."""
-    import gc
-
     import torch
 
     gc.collect()
@@ -202,7 +189,3 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
     except OSError:
         pass
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

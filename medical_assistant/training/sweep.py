@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.files import new_folder
-from medical_assistant.publish.card import write_card
-from medical_assistant.training.plots import write_loss_plot
+from medical_assistant.files import new_folder, write_json, write_whole
+from medical_assistant.plotting import write_loss_plot
 from medical_assistant.training.settings import BEST
 
 REPORT, TABLE, CURVES = "report.md", "sweep.json", "loss.png"
-# The user's seed project stated this gain in loss of its best experiment over its baseline, without its artefacts.
-SEED_GAIN = 0.131
 COLUMNS = {
     "experiment": "experiment",
     "learning_rate": "learning rate",
@@ -75,7 +72,6 @@ def write_sweep(output: Path, folders: Mapping[str, Path]) -> tuple[Path, str]:
         "best": best["experiment"],
         "gain_validation_loss": gain(rows, "validation_loss"),
         "gain_final_train_loss": gain(rows, "final_train_loss"),
-        "seed_gain": SEED_GAIN,
         "model": record["model"],
         "hardware": record["hardware"],
         "git_commit": record["git_commit"],
@@ -83,8 +79,8 @@ def write_sweep(output: Path, folders: Mapping[str, Path]) -> tuple[Path, str]:
         "experiments": rows,
         "history": histories,
     }
-    (output / TABLE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (output / REPORT).write_text(report_text(content), encoding="utf-8")
+    write_json(output / TABLE, content)
+    write_whole(output / REPORT, report_text(content))
     _copy_best(folders[best["experiment"]], output / BEST)
     place = f"{output / BEST}; curves and report: {output / REPORT}"
     named = f"{best['experiment']} has the lowest validation loss: {place}"
@@ -99,7 +95,6 @@ def _copy_best(folder: Path, copy: Path) -> None:
         shutil.rmtree(copy)
     with new_folder(copy) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True)
-        write_card(temporary)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -126,8 +121,7 @@ loss; its adapter is in `{BEST}/`."""
     if content["gain_validation_loss"] is not None:
         text += (
             f" Against the baseline that is {content['gain_validation_loss']:.1%} less validation loss and "
-            f"{content['gain_final_train_loss']:.1%} less training loss in the last logged steps; the seed project "
-            f"stated a gain of {content['seed_gain']:.1%} in loss."
+            f"{content['gain_final_train_loss']:.1%} less training loss in the last logged steps."
         )
     return f"{text}\n\n![Loss curves]({CURVES})\n"
 

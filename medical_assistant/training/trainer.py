@@ -1,24 +1,64 @@
-"""TRL's SFTTrainer with checkpoints that are whole or absent, a stop at NaN, LoRA+, and a cheap loss on a CPU."""
+"""TRL's SFTTrainer with whole checkpoints, a stop at NaN and on signals, LoRA+, and a cheap loss on a CPU."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from medical_assistant.errors import UserError
+from medical_assistant.errors import NO_SPACE, UserError
+from medical_assistant.training.data import TrainingData
+from medical_assistant.training.settings import CHECKPOINTS, INITIAL_ADAPTER, Run
 
 TRAINER_STATE = "trainer_state.json"
 PARTIAL = ".partial"
+# What safetensors and torch.save say of a full disk in place of an error number.
+NO_SPACE_TEXTS = ("no space left", "file too large", "failed writing file", "iostream error", "unexpected pos")
+
+
+def make_trainer(model: Any, tokenizer: Any, run: Run, data: TrainingData) -> Any:
+    """Return TRL's `SFTTrainer` with a PEFT LoRA on `model`; the loss is over the completions only."""
+    arguments, settings = run.trainer, run.settings
+    cuda = torch.cuda.is_available()
+    # cpu: without it accelerate sees one process where torchrun started several on a CPU.
+    steps_an_epoch = -(-len(data.train) // (run.rows_a_step * PartialState(cpu=not cuda).num_processes))
+    arguments.eval_steps = arguments.save_steps = max(1, round(steps_an_epoch / settings.evaluations_per_epoch))
+    stop = StopCallback()
+    callbacks = [stop]
+    if settings.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
+    trainer = (CheckpointedSFTTrainer if cuda else CpuSFTTrainer)(
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=tokenizer,
+        peft_config=run.lora,
+        callbacks=callbacks,
+        loraplus_lr_ratio=settings.loraplus_lr_ratio,
+    )
+    stop.accelerator = trainer.accelerator
+    if str(run.lora.init_lora_weights).startswith("pissa") and trainer.accelerator.is_main_process:
+        # PiSSA moves a part of the base into the LoRA: to serve on the unchanged base, the start must be known.
+        config = trainer.model.peft_config["default"]
+        kind, config.init_lora_weights = config.init_lora_weights, True
+        trainer.model.save_pretrained(run.output / CHECKPOINTS / INITIAL_ADAPTER)
+        config.init_lora_weights = kind
+    return trainer
 
 
 class SeededLengthSampler(LengthGroupedSampler):
@@ -152,3 +192,69 @@ def _completion_loss(
     learnt = labels[:, 1:] != -100
     logits = base.get_output_embeddings()(hidden[learnt]).float()
     return cross_entropy(logits, labels[:, 1:][learnt], reduction="sum"), learnt.sum()
+
+
+class StopCallback(TrainerCallback):
+    """Turns Ctrl-C and SIGTERM into: finish the step, save a checkpoint, stop."""
+
+    accelerator: Any = None
+    interrupted = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self.before:
+            signal.signal(number, self._interrupt)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.accelerator.num_processes > 1:
+            # All must stop after the same step, and the signal reaches them at different moments.
+            if self.interrupted:
+                self.accelerator.set_trigger()
+            self.interrupted = self.accelerator.check_trigger()
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, signum: int, frame: object) -> None:
+        # A second Ctrl-C does not wait for the step; torchrun sends each of its processes the first one again.
+        if self.interrupted and self.accelerator.num_processes == 1:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+
+@contextmanager
+def explained_failures(run: Run) -> Iterator[None]:
+    """Turn a full disk and a full memory into a `UserError` that says what to change; nothing is lost."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"The device's memory is full: {_lower_batch(run)}, then --resume.") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        text = str(error).lower()
+        if "not enough memory" in text or "defaultcpuallocator" in text:
+            raise UserError(f"The memory is full: {_lower_batch(run)}.") from error
+        full = isinstance(error, OSError) and error.errno in NO_SPACE
+        if not full and not any(sign in text for sign in NO_SPACE_TEXTS):
+            raise
+        raise UserError(
+            f"The disk of {run.output} is full: make room, then run the same command with --resume; it goes on "
+            "from the last whole checkpoint."
+        ) from error
+
+
+def _lower_batch(run: Run) -> str:
+    """Return which setting to lower, and to what."""
+    batch, length = run.trainer.per_device_train_batch_size, run.settings.max_length or 0
+    if batch > 1:
+        return (
+            f"use --per-device-train-batch-size {batch // 2} --gradient-accumulation-steps "
+            f"{run.rows_a_step // (batch // 2)} in a new --output"
+        )
+    if length > 256:
+        return f"use --max-length {length // 2} in a new --output"
+    return "choose a smaller --model"

@@ -8,16 +8,19 @@ import math
 import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
 
 from medical_assistant.errors import UserError
 
 WINDOW_S = 60.0
-MAX_CLIENTS = 4_096  # remembered at most, 2 MB; then the one that asked longest ago is forgotten
+MAX_CLIENTS = 4_096  # remembered at most, about 1 kB each (20 questions: 4 kB); then the earliest is forgotten
 IPV6_PREFIX = 64  # one household or phone has this whole network (RFC 6177), so its addresses are one client
 
 
@@ -25,39 +28,30 @@ class LimitError(UserError):
     """A client asks too much. The text names the limit and says when to try again."""
 
 
-@dataclass
-class _Client:
-    running: int = 0
-    starts_s: list[float] = field(default_factory=list)  # of the last WINDOW_S, oldest first
-
-
 class ClientLimits:
     """At most `concurrent` answers at once and `per_minute` in any 60 s for each client. Thread-safe.
 
-    `clock` returns seconds. Where it jumps back, earlier answers count as given at that moment: nobody waits
-    for more than 60 s. Raises `UserError` for a limit below 1.
+    Raises `UserError` for a limit below 1.
     """
 
-    def __init__(
-        self,
-        concurrent: int = 2,
-        per_minute: int = 20,
-        clock: Callable[[], float] = time.monotonic,
-        max_clients: int = MAX_CLIENTS,
-    ) -> None:
+    def __init__(self, concurrent: int = 2, per_minute: int = 20, max_clients: int = MAX_CLIENTS) -> None:
         if concurrent < 1 or per_minute < 1:
             raise UserError("A client's limits are below 1: use 1 or more answers at once and a minute.")
         self.concurrent = concurrent
         self.per_minute = per_minute
-        self._clock = clock
         self._max_clients = max_clients
-        self._clients: OrderedDict[str, _Client] = OrderedDict()  # the one that asked longest ago first
-        # Reentrant: the garbage collector may end a dropped answer in a thread that holds the lock.
+        self._running: Counter[str] = Counter()
+        self._rate = RateLimitItemPerMinute(per_minute)
+        self._storage = MemoryStorage()
+        self._window = MovingWindowRateLimiter(self._storage)
+        self._latest_s = 0.0  # time of day of the latest question
+        # Reentrant: the garbage collector may end a dropped answer in a thread that holds the lock. `limits` has locks
+        # of its own: it is never called while this one is held.
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """Return the number of remembered clients."""
-        return len(self._clients)
+        return len(self._storage.events)
 
     @contextmanager
     def enter(self, client: str) -> Iterator[None]:
@@ -65,49 +59,55 @@ class ClientLimits:
 
         Raises `LimitError` where the client has reached a limit; a refused question is not counted.
         """
-        entry = self._start(client)
-        try:
-            yield
-        finally:
-            with self._lock:
-                entry.running -= 1
-
-    def _start(self, client: str) -> _Client:
         with self._lock:
-            now_s = self._clock()
-            entry = self._clients.pop(client, None) or _Client()
-            self._forget_idle(now_s)
-            self._clients[client] = entry
-            _drop_old(entry, now_s)
-            if entry.running >= self.concurrent:
+            if self._running[client] >= self.concurrent:
                 raise LimitError(
                     f"The limit is {_count(self.concurrent, 'answer')} at a time: "
                     "wait until one is complete, or stop it, then ask again."
                 )
-            if len(entry.starts_s) >= self.per_minute:
-                wait_s = max(1, math.ceil(entry.starts_s[0] + WINDOW_S - now_s))
-                raise LimitError(
-                    f"The limit is {_count(self.per_minute, 'question')} a minute: "
-                    f"ask again in {_count(wait_s, 'second')}."
-                )
-            entry.running += 1
-            entry.starts_s.append(now_s)
-            return entry
+            self._running[client] += 1
+        try:
+            self._count_question(client)
+            yield
+        finally:
+            with self._lock:
+                self._running[client] -= 1
+                if not self._running[client]:
+                    del self._running[client]
 
-    def _forget_idle(self, now_s: float) -> None:
-        """Forget whoever asked nothing for a minute; to make room for one more, whoever asked longest ago."""
-        for client, entry in list(self._clients.items()):
-            _drop_old(entry, now_s)
-            if entry.starts_s and len(self._clients) < self._max_clients:
-                break  # all that follow asked later
-            if not entry.running:
-                del self._clients[client]
+    def reset(self) -> None:
+        """Forget what every client has asked in the last minute."""
+        self._storage.reset()
 
+    def _count_question(self, client: str) -> None:
+        with self._lock:
+            now_s = time.time()  # `limits` measures with the clock of the day too
+            set_back = now_s < self._latest_s
+            self._latest_s = now_s
+        if set_back:
+            self.reset()  # the earlier times would lock clients out until the clock has caught up
+        self._forget_clients(now_s, self._rate.key_for(client))
+        if not self._window.hit(self._rate, client):
+            wait_s = self._window.get_window_stats(self._rate, client).reset_time - now_s
+            wait_s = min(max(1, math.ceil(wait_s)), math.ceil(WINDOW_S))
+            raise LimitError(
+                f"The limit is {_count(self.per_minute, 'question')} a minute: ask again in {_count(wait_s, 'second')}."
+            )
 
-def _drop_old(entry: _Client, now_s: float) -> None:
-    """Keep the starts of the last minute. A start after `now_s` means that the clock jumped back: it becomes now."""
-    starts_s = [min(start_s, now_s) for start_s in entry.starts_s]
-    entry.starts_s = [start_s for start_s in starts_s if now_s - start_s < WINDOW_S]
+    def _forget_clients(self, now_s: float, newest: str) -> None:
+        """Forget whoever asked nothing for a minute, and the earliest where there is no room for `newest`.
+
+        `limits` 5.8 forgets the questions itself, but keeps an empty entry of every client for ever.
+        """
+        events = self._storage.events  # by client, the latest question first
+        for key in list(events):
+            with self._storage.locks[key]:  # its timer and other threads work on the same entry
+                if not events.get(key) or events[key][0].expiry <= now_s:
+                    self._storage.clear(key)
+        if newest not in events and len(events) >= self._max_clients:
+            earliest = next(iter(events))
+            with self._storage.locks[earliest]:
+                self._storage.clear(earliest)
 
 
 def _count(number: int, noun: str) -> str:

@@ -14,11 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import binascii
 import getpass
-import hashlib
-import hmac
 import importlib.util
 import os
 import re
@@ -29,9 +25,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from argon2 import PasswordHasher
+from argon2.exceptions import VerifyMismatchError
+from argon2.profiles import RFC_9106_LOW_MEMORY
 
 from medical_assistant.errors import UserError, run_script
 from medical_assistant.models.presets import ASSETS
@@ -41,46 +40,34 @@ if TYPE_CHECKING:
     import gradio
 
 HUGGING_FACE = "huggingface"
-# OWASP Password Storage Cheat Sheet: with 16 MiB of memory, five times over.
-COST_N, COST_R, COST_P = 2**14, 8, 5
-SALT_BYTES, HASH_BYTES = 16, 32
+HASHER = PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)  # 64 MiB, three passes: RFC 9106, 4
 MIN_PASSWORD = 15  # characters, where nothing but the password is asked for: NIST SP 800-63B-4, 3.1.1.2
 ATTEMPTS_PER_MINUTE = 5  # of one client
 _NAME = re.compile(r"[^\s:#\x00-\x1f\x7f](?:[^:\x00-\x1f\x7f]{0,98}[^\s:\x00-\x1f\x7f])?")
+# What HASHER writes and nothing else: weaker costs would be guessed, higher ones would stop the app.
+_HASH = re.compile(r"\$argon2id\$v=19\$m=65536,t=3,p=4\$[A-Za-z0-9+/]{22}\$[A-Za-z0-9+/]{43}")
 _OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 
 
-@dataclass(frozen=True)
-class PasswordHash:
-    """`scrypt$N$R$P$SALT$HASH` (RFC 7914), salt and hash in base64."""
-
-    n: int
-    r: int
-    p: int
-    salt: bytes
-    digest: bytes
-
-    def __str__(self) -> str:
-        salt, digest = (base64.b64encode(value).decode() for value in (self.salt, self.digest))
-        return f"scrypt${self.n}${self.r}${self.p}${salt}${digest}"
-
-    def matches(self, password: str) -> bool:
-        return hmac.compare_digest(_scrypt(password, self.salt, self.n, self.r, self.p), self.digest)
+def hash_password(password: str) -> str:
+    """Return the argon2id hash of `password` under a new salt, `$argon2id$v=19$m=...,t=...,p=...$SALT$HASH`."""
+    return HASHER.hash(_normal(password))
 
 
-def hash_password(password: str) -> PasswordHash:
-    """Return the hash of `password` under a new salt."""
-    salt = secrets.token_bytes(SALT_BYTES)
-    return PasswordHash(COST_N, COST_R, COST_P, salt, _scrypt(password, salt, COST_N, COST_R, COST_P))
+def matches(hashed: str, password: str) -> bool:
+    """Say whether `hashed` is the hash of `password`."""
+    try:
+        return HASHER.verify(hashed, _normal(password))
+    except VerifyMismatchError:
+        return False
 
 
-def _scrypt(password: str, salt: bytes, n: int, r: int, p: int) -> bytes:
+def _normal(password: str) -> bytes:
     # One password typed on two keyboards may have two spellings in Unicode (RFC 8265, 4.2.2).
-    text = unicodedata.normalize("NFC", password).encode("utf-8", "replace")
-    return hashlib.scrypt(text, salt=salt, n=n, r=r, p=p, maxmem=128 * r * (n + p + 2), dklen=HASH_BYTES)
+    return unicodedata.normalize("NFC", password).encode("utf-8", "replace")
 
 
-def read_passwords(path: Path) -> dict[str, PasswordHash]:
+def read_passwords(path: Path) -> dict[str, str]:
     """Return the hashes of an auth file by name. Empty lines and lines that begin with # do not count.
 
     Raises `UserError` for a file that cannot be read, holds nobody, or has a line that is none of
@@ -91,35 +78,25 @@ def read_passwords(path: Path) -> dict[str, PasswordHash]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"--auth {path} cannot be read ({reason}): give a file of names, or {HUGGING_FACE}.") from error
-    found: dict[str, PasswordHash] = {}
+    found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, _, text = line.strip().partition(":")
-        parsed = _parse_hash(text)
-        if parsed is None or not _NAME.fullmatch(name) or name in found:
-            fault = "names somebody twice" if name in found else "is broken"
-            raise UserError(
-                f"Line {number} of {path} {fault}: write it with python -m medical_assistant.web.login NAME."
-            )
-        found[name] = parsed
+        name, _, hashed = line.strip().partition(":")
+        fault = None
+        if hashed.startswith("scrypt$"):
+            fault = "has a hash of an earlier version of the app"
+        elif not _HASH.fullmatch(hashed) or not _NAME.fullmatch(name):
+            fault = "is broken"
+        elif name in found:
+            fault = "names somebody twice"
+        if fault:
+            command = "python -m medical_assistant.web.login NAME"
+            raise UserError(f"Line {number} of {path} {fault}: write it anew with {command}.")
+        found[name] = hashed
     if not found:
         raise UserError(f"{path} names nobody: add a line with python -m medical_assistant.web.login NAME.")
     return found
-
-
-def _parse_hash(text: str) -> PasswordHash | None:
-    try:
-        kind, *costs, salt_text, digest_text = text.split("$")
-        n, r, p = map(int, costs)
-        salt, digest = (base64.b64decode(part, validate=True) for part in (salt_text, digest_text))
-    except (ValueError, binascii.Error):
-        return None
-    # N below 2^14 is weak; beyond 2^20 every attempt would take a GiB.
-    costs_known = 2**14 <= n <= 2**20 and n & (n - 1) == 0 and 1 <= r <= 8 and 1 <= p <= 16
-    if kind != "scrypt" or not costs_known or len(salt) < SALT_BYTES or len(digest) != HASH_BYTES:
-        return None
-    return PasswordHash(n, r, p, salt, digest)
 
 
 class PasswordLogin:
@@ -127,27 +104,26 @@ class PasswordLogin:
 
     paths = frozenset({"/login", "/login/", "/logout"})
 
-    def __init__(self, passwords: Mapping[str, PasswordHash], keys: ClientKeys | None = None) -> None:
+    def __init__(self, passwords: Mapping[str, str], keys: ClientKeys | None = None) -> None:
         self._passwords = dict(passwords)
         self._keys = keys or ClientKeys()
-        self._limits = ClientLimits(2, ATTEMPTS_PER_MINUTE)
+        self.limits = ClientLimits(2, ATTEMPTS_PER_MINUTE)
         # A name that is not there costs what a name costs: the time says nothing.
-        first = next(iter(self._passwords.values()))
-        self._nobody = PasswordHash(first.n, first.r, first.p, secrets.token_bytes(SALT_BYTES), bytes(HASH_BYTES))
-        # One at a time: a flood of attempts takes one core and one attempt's memory.
+        self._nobody = hash_password(secrets.token_hex())
+        # One at a time: a flood of attempts takes one attempt's memory.
         self._pool = ThreadPoolExecutor(1, "password")
 
     def attempt(self, request: Any) -> AbstractContextManager[None]:
         """Count one attempt of the client of a Starlette request; entering raises `LimitError` when it is too much."""
-        return self._limits.enter(self._keys.of(request))
+        return self.limits.enter(self._keys.of(request))
 
     async def check(self, name: str, password: str) -> bool:
         """Say whether the password is that of `name`. Gradio calls it for POST /login."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._check, name, password)
 
     def _check(self, name: str, password: str) -> bool:
-        matches = self._passwords.get(name, self._nobody).matches(password)
-        return matches and name in self._passwords
+        is_right = matches(self._passwords.get(name, self._nobody), password)
+        return is_right and name in self._passwords
 
     def launch_options(self) -> dict[str, Any]:
         """Return the keyword arguments of Gradio's `launch`."""
@@ -183,7 +159,7 @@ class HubLogin:
 
     @staticmethod
     async def ask_to_sign_in(request: Any, error: Any) -> Any:
-        """Answer a stranger whom Gradio refused: the page gets one with the link, all else the error as it is."""
+        """Answer who has not signed in: the page is one with the link, all else gets the error as it is."""
         from starlette.responses import HTMLResponse, JSONResponse
 
         if request.scope["path"] in ("/", f"{request.scope.get('root_path', '')}/"):
@@ -204,16 +180,6 @@ def signed_in_user(request: Any) -> str | None:
 
 
 Login = PasswordLogin | HubLogin
-
-
-def is_cross_origin(headers: Mapping[str, str]) -> bool:
-    """Say whether a page of another host made the request (RFC 6454, 7). Programs and plain links name no origin."""
-    origin = headers.get("origin")
-    if origin is None:
-        return False
-    # A page elsewhere cannot set the second one without a preflight, which is refused for want of it.
-    hosts = {headers.get("host"), headers.get("x-forwarded-host", "").split(",")[0].strip()}
-    return origin.partition("://")[2] not in hosts - {None, ""}
 
 
 def load_login(auth: str, keys: ClientKeys | None = None) -> Login | None:

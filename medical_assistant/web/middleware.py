@@ -1,4 +1,4 @@
-"""What stands before Gradio's own server: closed paths, bodies, other sites, security headers."""
+"""Security middleware around Gradio's own server: closed paths, bodies, other sites, security headers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medical_assistant.web.limits import LimitError
-from medical_assistant.web.login import ATTEMPTS_PER_MINUTE, Login, PasswordLogin, is_cross_origin
+from medical_assistant.web.login import ATTEMPTS_PER_MINUTE, Login, PasswordLogin
 
 MAX_BODY_BYTES = 1_000_000  # the rules must see an emergency after 200 answers of 1,000 tokens too
 
@@ -34,8 +35,8 @@ OPEN_FOLDERS = (
     "/assets/", "/static/",  # Gradio's own
     "/gradio_api/heartbeat/", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/",
 )  # fmt: skip
-# Servers decode a path once; what could still climb out of a folder after that has no business here.
-_CLIMBS = re.compile(r"\.\.|[\\%\x00-\x1f]")
+# Servers decode a path once; what could still lead out of a folder after that is closed.
+_TRAVERSAL = re.compile(r"\.\.|[\\%\x00-\x1f]")
 
 # Directives of https://www.w3.org/TR/CSP3/. 'unsafe-eval': Gradio makes the templates of gr.HTML with `Function`.
 # Inline scripts run by their hash alone. 'self' covers a WebSocket to the same host; a bare `ws:` would be any host.
@@ -79,54 +80,52 @@ class SecurityMiddleware:
             await self.app(scope, receive, send)
             return
         send = _with_headers(send)
-        path = _without_root(scope["path"], scope.get("root_path", ""))
-        if not is_open(path) and (self._login is None or path not in self._login.paths):
-            await PlainTextResponse("Not Found", 404)(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        if self._login is not None and is_cross_origin(headers):
-            await PlainTextResponse("Another site may not ask here.", 403)(scope, receive, send)
-            return
-        if isinstance(self._login, PasswordLogin) and scope["method"] == "POST" and path.rstrip("/") == "/login":
-            try:
-                with self._login.attempt(Request(scope)):
-                    await self._serve(scope, headers, receive, send)
-            except LimitError:
-                text = f"At most {ATTEMPTS_PER_MINUTE} attempts a minute: wait a minute, then try again."
-                await JSONResponse({"detail": text}, 429, {"retry-after": "60"})(scope, receive, send)
-            return
-        await self._serve(scope, headers, receive, send)
+        try:
+            with self._admitted(scope):
+                receive = await self._read_body(Headers(scope=scope), receive)
+                await self.app(scope, receive, send)
+        except _Refused as refused:
+            await refused.response(scope, receive, send)
 
-    async def _serve(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        if "content-length" in headers or "transfer-encoding" in headers:  # else there is no body (RFC 9112, 6.3)
-            try:
-                receive = await self._read_body(headers, receive)
-            except _NotJson:
-                text = "The body is not valid JSON, or has an empty session_hash."
-                await PlainTextResponse(text, 400)(scope, receive, send)
-                return
-            except _TooLarge:
-                text = f"The request is over {self._max_body_bytes // 1000} kB."
-                # What follows of the body is not read: the connection cannot be used again.
-                await PlainTextResponse(text, 413, {"connection": "close"})(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+    @contextmanager
+    def _admitted(self, scope: Scope) -> Iterator[None]:
+        """Raise `_Refused` for what Gradio shall not see; an attempt to sign in counts as long as the block runs."""
+        login, path = self._login, _without_root(scope["path"], scope.get("root_path", ""))
+        if not is_open(path) and (login is None or path not in login.paths):
+            raise _Refused(PlainTextResponse("Not Found", 404))
+        if login is not None and is_cross_origin(Headers(scope=scope)):
+            raise _Refused(PlainTextResponse("Another site may not ask here.", 403))
+        if not isinstance(login, PasswordLogin) or scope["method"] != "POST" or path.rstrip("/") != "/login":
+            yield
+            return
+        try:
+            with login.attempt(Request(scope)):
+                yield
+        except LimitError:
+            text = f"At most {ATTEMPTS_PER_MINUTE} attempts a minute: wait a minute, then try again."
+            raise _Refused(JSONResponse({"detail": text}, 429, {"retry-after": "60"})) from None
 
     async def _read_body(self, headers: Headers, receive: Receive) -> Receive:
-        """Return a `receive` that gives the body again, in one piece."""
+        """Return a `receive` that gives the body again, in one piece. Raises `_Refused` for one that is too large."""
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            return receive  # there is no body (RFC 9112, 6.3)
+        # What follows of a large body is not read: the connection cannot be used again.
+        text = f"The request is over {self._max_body_bytes // 1000} kB."
+        too_large = _Refused(PlainTextResponse(text, 413, {"connection": "close"}))
         declared = headers.get("content-length", "")
         if declared.isdecimal() and (len(declared) > 12 or int(declared) > self._max_body_bytes):
-            raise _TooLarge
+            raise too_large
         body = bytearray()
         message: Message = {"type": "http.request", "more_body": True}
         while message["type"] == "http.request" and message.get("more_body", False):
             message = await receive()
             body += message.get("body", b"")
             if len(body) > self._max_body_bytes:
-                raise _TooLarge
+                raise too_large
         if message["type"] == "http.request":
-            if "json" in headers.get("content-type", ""):
-                _check_json(body)
+            if "json" in headers.get("content-type", "") and not is_strict_json(body):
+                text = "The body is not valid JSON, or has an empty session_hash."
+                raise _Refused(PlainTextResponse(text, 400))
             message = {"type": "http.request", "body": bytes(body), "more_body": False}
         first = [message]  # the body, or that the client has gone
 
@@ -136,16 +135,13 @@ class SecurityMiddleware:
         return again
 
 
-class _TooLarge(Exception):
-    pass
+class _Refused(Exception):
+    def __init__(self, response: Response) -> None:
+        self.response = response
 
 
-class _NotJson(Exception):
-    pass
-
-
-def _check_json(body: bytes | bytearray) -> None:
-    """Raise `_NotJson` for what RFC 8259 does not allow but Python reads: NaN, Infinity, 1e999, a depth without end.
+def is_strict_json(body: bytes | bytearray) -> bool:
+    """Return False for what RFC 8259 does not allow but Python reads: NaN, Infinity, 1e999, a depth without end.
 
     Quoting such a number in an error is a 500 of FastAPI 0.165, and an empty `session_hash` one of Gradio 6.31.
     """
@@ -159,15 +155,23 @@ def _check_json(body: bytes | bytearray) -> None:
     try:
         content = json.loads(body, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError):
-        raise _NotJson from None
-    if isinstance(content, dict) and content.get("session_hash") == "":
-        raise _NotJson
+        return False
+    return not isinstance(content, dict) or content.get("session_hash") != ""
 
 
-def is_open(path: str, root_path: str = "") -> bool:
+def is_open(path: str) -> bool:
     """Say whether `path`, as the server decoded it, is one that the page or a client library needs."""
-    path = _without_root(path, root_path)
-    return not _CLIMBS.search(path) and (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS))
+    return not _TRAVERSAL.search(path) and (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS))
+
+
+def is_cross_origin(headers: Mapping[str, str]) -> bool:
+    """Say whether a page of another host made the request (RFC 6454, 7). Programs and plain links name no origin."""
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    # A page elsewhere cannot set the second one without a preflight, which is refused for want of it.
+    hosts = {headers.get("host"), headers.get("x-forwarded-host", "").split(",")[0].strip()}
+    return origin.partition("://")[2] not in hosts - {None, ""}
 
 
 def _without_root(path: str, root_path: str) -> str:
@@ -202,11 +206,7 @@ def _with_headers(send: Send) -> Send:
 
 def content_security_policy(page: bytes = b"") -> str:
     """Return the policy's text for `page`: of inline scripts only those that the server itself wrote there may run."""
-    return CONTENT_SECURITY_POLICY.format(script_hashes="".join(f" '{name}'" for name in _script_hashes(page)))
-
-
-def _script_hashes(page: bytes) -> Iterable[str]:
     # A browser reads \r\n as \n before it hashes (HTML standard, 13.2.3.5).
     scripts = _INLINE_SCRIPT.findall(page.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
-    for script in dict.fromkeys(scripts):
-        yield "sha256-" + base64.b64encode(hashlib.sha256(script).digest()).decode()
+    hashes = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in dict.fromkeys(scripts))
+    return CONTENT_SECURITY_POLICY.format(script_hashes="".join(f" 'sha256-{name}'" for name in hashes))

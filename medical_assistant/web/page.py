@@ -1,4 +1,4 @@
-"""The page: Gradio components around `chat.Assistant`. How a turn runs is in `page_turns`."""
+"""The page: Gradio components around `chat.Assistant`. How an answer runs is in `web.turns`."""
 
 from __future__ import annotations
 
@@ -7,40 +7,32 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from medical_assistant.chat.assistant import BASE, FINE_TUNED, MODELS, Assistant, Example
+from medical_assistant.chat.assistant import BASE, FINE_TUNED, MODELS, Assistant, Example, Reply
 from medical_assistant.chat.confidence import WORDS, Calibration
+from medical_assistant.chat.question import Question, prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
 from medical_assistant.markdown import safe_in_template, safe_markdown
 from medical_assistant.models.presets import ASSETS
 from medical_assistant.safety.emergency_numbers import countries, country_of
-from medical_assistant.web.history import question_text
+from medical_assistant.web.history import as_json, position, read_history, shown, shown_question
 from medical_assistant.web.requests import RequestTracker
-from medical_assistant.web.turns import (
-    SEND,
-    STEP_ONE,
-    Panel,
-    Turns,
-    hidden_lanes,
-    ready,
-    respond_with,
-    respond_with_both,
-)
+from medical_assistant.web.turns import SEND, STEP_ONE, Panel, read_options, ready
 
-# Gradio gives a thread to each answer that runs or waits: more than `answer_queue.MAX_WAITING` and the slots need, for
+# Gradio gives a thread to each answer that runs or waits: more than `web.queue.MAX_WAITING` and the slots need, for
 # the safety rules answer in one too, and at once.
 MAX_THREADS = 160
 # Gradio 6.31 copies the page's settings for each visitor and API call, 0.1 MB, and keeps the last 10,000 copies.
-# Nothing of ours is in them: a visitor whose copy has gone gets another.
+# Of ours, only a question between its two steps is in them: where that copy has gone, the question is read again.
 SESSIONS_KEPT = 100
 
 BASE_ALONE = "Only the base model is available."
 OTHER_ADAPTER = "This may not be the adapter that was asked for."
 
 
-def build_page(assistant: Assistant, examples: Sequence[Example], answers: RequestTracker | None = None) -> gr.Blocks:
-    """Return the page. `answers` has the queue, counts and limits each client; without it nobody is limited."""
-    answers = answers or RequestTracker()
+def build_page(assistant: Assistant, examples: Sequence[Example], tracker: RequestTracker | None = None) -> gr.Blocks:
+    """Return the page. `tracker` has the queue, counts and limits each client; without it nobody is limited."""
+    tracker = tracker or RequestTracker()
 
     def forget(request: gr.Request) -> None:
         """Drop what Gradio keeps of a visitor who has left, for an hour else: a copy of the page's settings."""
@@ -55,16 +47,16 @@ def build_page(assistant: Assistant, examples: Sequence[Example], answers: Reque
         emergency = _html("emergency", elem_id="emergency")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Ask", elem_id="ask", scale=1):
-                settings, country = _build_ask(assistant, examples, emergency, answers)
+                settings, country = _build_ask(assistant, examples, emergency, tracker)
             if len(assistant.models) > 1:
                 with gr.Tab("Compare", elem_id="compare", scale=1):
-                    _build_compare(assistant, emergency, settings, country, answers)
+                    _build_compare(assistant, emergency, settings, country, tracker)
             with gr.Tab("About", elem_id="about"):
                 gr.Markdown(_about(assistant), latex_delimiters=[])
         page.load(_country_of_browser, None, country, **STEP_ONE)
         page.unload(forget)
         gr.api(
-            _api_endpoint(assistant, answers),
+            _api_endpoint(assistant, tracker),
             api_name="chat",
             api_description="Answer a health question. The last value is the whole answer.",
             concurrency_limit=None,
@@ -109,7 +101,7 @@ def _build_ask(
     assistant: Assistant,
     examples: Sequence[Example],
     emergency: gr.HTML,
-    answers: RequestTracker,
+    tracker: RequestTracker,
 ) -> tuple[list[Any], gr.Dropdown]:
     """Build the tab; return the settings' inputs, and the country of the emergency numbers."""
     model = gr.Radio(
@@ -133,26 +125,37 @@ def _build_ask(
         settings = _settings(assistant)
         country = _country()
 
-    panel = Panel(box, [chat], emergency, refusal, hidden_lanes(), country, answers)
+    panel = Panel(box, [chat], emergency, refusal, country, tracker)
 
-    def retry(turns: Turns, event: gr.RetryData, *values: Any) -> tuple[Any, ...]:
-        return panel.start(question_text(turns[event.index]), turns[: event.index], *values)
+    def ask(question: Question, model: str, *values: Any) -> Iterator[Reply]:
+        return assistant.answer(question, model, read_options(*values))
 
-    def edit(turns: Turns, event: gr.EditData, *values: Any) -> tuple[Any, ...]:
-        return panel.start(event.value, turns[: event.index], *values, edited=True)
+    def retry(history: Any, event: gr.RetryData, *values: Any) -> tuple[Any, ...]:
+        exchanges = read_history(history)
+        at = position(exchanges, event.index)
+        return panel.begin(exchanges[at].question, exchanges[:at], *values)
 
-    def example(turns: Turns, event: gr.SelectData, *values: Any) -> tuple[Any, ...]:
-        return panel.start(event.value["text"], turns, *values)
+    def edit(history: Any, event: gr.EditData, *values: Any) -> tuple[Any, ...]:
+        exchanges = read_history(history)
+        at = position(exchanges, event.index)
+        asked = exchanges[at].question  # the field of Gradio's page begins with what is shown of it
+        message = asked if event.value == shown_question(asked) else event.value
+        return panel.begin(message, exchanges[:at], *values, edited=True)
 
-    def undo(turns: Turns, event: gr.UndoData) -> tuple[Any, ...]:
-        return ready(question_text(turns[event.index])), turns[: event.index]
+    def example(event: gr.SelectData, *values: Any) -> tuple[Any, ...]:
+        return panel.start(event.value["text"], *values)
+
+    def undo(history: Any, event: gr.UndoData) -> tuple[Any, ...]:
+        exchanges = read_history(history)
+        at = position(exchanges, event.index)
+        return ready(exchanges[at].question), shown(exchanges[:at]), as_json(exchanges[:at])
 
     interrupts = [chat.clear, chat.undo, chat.retry, chat.edit, chat.example_select]
-    panel.answer_with(respond_with(assistant, answers), [chat, model, *settings], interrupts)
-    box.submit(panel.start, [box, chat, *panel.inputs], panel.outputs, **STEP_ONE)
+    panel.answer_with(ask, [model, *settings], interrupts)
+    box.submit(panel.start, [box, *panel.inputs], panel.outputs, **STEP_ONE)
     for event, step in ((chat.retry, retry), (chat.edit, edit), (chat.example_select, example)):
-        event(step, [chat, *panel.inputs], panel.outputs, **STEP_ONE)
-    chat.undo(undo, chat, [box, chat], **STEP_ONE)
+        event(step, panel.inputs, panel.outputs, **STEP_ONE)
+    chat.undo(undo, panel.history, [box, chat, panel.history], **STEP_ONE)
     chat.clear(panel.clear, None, panel.outputs, **STEP_ONE)
     return settings, country
 
@@ -162,7 +165,7 @@ def _build_compare(
     emergency: gr.HTML,
     settings: list[Any],
     country: gr.Dropdown,
-    answers: RequestTracker,
+    tracker: RequestTracker,
 ) -> None:
     """One question, both models side by side, one Stop."""
     with gr.Row(elem_id="pair"):
@@ -170,13 +173,16 @@ def _build_compare(
     refusal = _html("refusal", elem_id="compare-refusal", elem_classes="refusal")
     box = _question_box("Ask both models the same question", elem_id="compare-question")
 
-    panel = Panel(box, chats, emergency, refusal, hidden_lanes(), country, answers)
+    panel = Panel(box, chats, emergency, refusal, country, tracker)
 
-    def start(message: str, *values: Any) -> tuple[Any, ...]:
-        return panel.start(message, [], *values)  # each comparison is a conversation of its own
+    def ask(question: Question, *values: Any) -> Iterator[tuple[Reply, ...]]:
+        return assistant.answer_both(question, read_options(*values))
+
+    def start(message: str, _history: Any, *values: Any) -> tuple[Any, ...]:
+        return panel.begin(message, [], *values)  # each comparison is a conversation of its own
 
     clears = [chat.clear for chat in chats]
-    panel.answer_with(respond_with_both(assistant, answers), [*chats, *settings], clears)
+    panel.answer_with(ask, settings, clears)
     gr.on(clears, panel.clear, None, panel.outputs, **STEP_ONE)
     box.submit(start, [box, *panel.inputs], panel.outputs, **STEP_ONE)
 
@@ -212,9 +218,9 @@ def _settings(assistant: Assistant) -> list[Any]:
     default, longest = Options(), assistant.longest_answer
     return [
         gr.Slider(32, longest, min(default.max_new_tokens, longest), step=32, label="Longest answer (tokens)"),
-        gr.Slider(0, 1.5, default.temperature, step=0.1, label="Temperature", info="0: always the likeliest words"),
-        gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", info="Used where the temperature is above 0"),
-        gr.Number(default.seed, precision=0, minimum=0, label="Seed", info="Same seed, same answer"),
+        gr.Slider(0, 1.5, default.temperature, step=0.1, label="Temperature", info="0: the most likely word"),
+        gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", info="Used only when the temperature is above 0"),
+        gr.Number(default.seed, precision=0, minimum=0, label="Seed", info="The same seed gives the same answer"),
     ]
 
 
@@ -227,7 +233,7 @@ def _country_of_browser(request: gr.Request) -> str:
     return country_of(request.headers.get("accept-language", ""))
 
 
-def _api_endpoint(assistant: Assistant, answers: RequestTracker) -> Callable[..., Iterator[str]]:
+def _api_endpoint(assistant: Assistant, tracker: RequestTracker) -> Callable[..., Iterator[str]]:
     def chat(
         request: gr.Request,
         message: str,
@@ -236,8 +242,11 @@ def _api_endpoint(assistant: Assistant, answers: RequestTracker) -> Callable[...
         max_new_tokens: int = Options().max_new_tokens,
     ) -> Iterator[str]:
         try:
+            if not isinstance(message, str):
+                raise UserError("The message is not a text: send a string.")
             options = Options(max_new_tokens=int(max_new_tokens))
-            for reply in answers.watch(assistant.answer(message, [], model, options, country), request):
+            question = prepare(message, country=country)
+            for reply in tracker.watch(assistant.answer(question, model, options), request):
                 yield reply.plain_text()
             if reply.failed:
                 raise UserError(reply.notes[-1])
@@ -258,11 +267,11 @@ def _about(assistant: Assistant) -> str:
 def _about_confidence(calibration: Calibration | None) -> str:
     """Return what the confidence under an answer means, or that there is none."""
     if calibration is None:
-        return "Not shown: there is no calibration of the loaded model, or none that can be read."
+        return "Not shown: there is no calibration for the loaded model, or it cannot be read."
     # The label comes with the adapter, from whoever published it.
     label = safe_markdown(" ".join(calibration.label.split())[:300])
     return (
-        f"The line below a first answer says how often answers that the model was as sure of were close to the "
-        f"reference answer, on {calibration.n} test questions: {WORDS}. It does not say that an answer is true "
-        f"({label}). It shows only for {FINE_TUNED} at the tested settings (temperature {calibration.temperature:g})."
+        f"A line below the first answer says how many in 10 answers of similar certainty were close to the reference "
+        f"answer, measured on {calibration.n} test questions: {WORDS}. It does not say that an answer is true "
+        f"({label}). Only {FINE_TUNED} at the tested settings (temperature {calibration.temperature:g}) has this line."
     )

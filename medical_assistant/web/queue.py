@@ -1,6 +1,6 @@
-"""Who is next: a fair queue in front of the model, with a visible place in it and an estimated wait.
+"""A fair queue in front of the model, with a visible place in it and an estimated wait.
 
-It stands in place of Gradio's own queue, which knows a place but shows it as "queue: 3/7" in a corner, takes a
+It replaces Gradio's own queue, which knows a place but shows it as "queue: 3/7" in a corner, takes a
 comparison of two models for one answer, and serves a client's second question before another's first.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,25 +48,20 @@ def _about(wait_s: float | None) -> str:
     return f": about {minutes} minute{'s' * (minutes > 1)}"
 
 
+@dataclass(eq=False)
 class Ticket:
-    """One question in the queue."""
+    """One question in the queue. `started_s` is None while it waits."""
 
-    def __init__(self, queue: AnswerQueue, client: str, slots: int) -> None:
-        self.client = client
-        self.slots = slots
-        self.started_s: float | None = None
-        self._queue = queue
-
-    def wait(self, limit_s: float) -> Place | None:
-        """Return None as soon as the model is free for this question, its place after `limit_s` seconds without."""
-        return self._queue.wait(self, limit_s)
+    client: str
+    slots: int
+    started_s: float | None = None
 
 
 class AnswerQueue:
     """At most `slots` answers at once and `max_waiting` questions that wait. Thread-safe; `clock` returns seconds.
 
     First come, first served, but a client's second question waits until its first has been answered while others
-    wait. Nobody overtakes the one in front, who may need two slots, so nobody waits for ever.
+    wait. Nobody overtakes the first in the queue, who may need two slots, so nobody waits for ever.
     """
 
     def __init__(
@@ -74,7 +70,7 @@ class AnswerQueue:
         self.slots = slots
         self._max_waiting = max_waiting
         self._clock = clock
-        self._turns: list[Ticket] = []  # running and waiting, in the order in which they came
+        self._tickets: list[Ticket] = []  # running and waiting, in the order in which they came
         self._mean_s: float | None = None  # that an answer holds its slots
         # Its lock is reentrant: the garbage collector may end a dropped answer in a thread that holds it.
         self._changed = threading.Condition()
@@ -82,12 +78,12 @@ class AnswerQueue:
     @property
     def running(self) -> int:
         """The number of answers that are being written."""
-        return sum(turn.started_s is not None for turn in list(self._turns))
+        return sum(ticket.started_s is not None for ticket in list(self._tickets))
 
     @property
     def waiting(self) -> int:
         """The number of questions that wait."""
-        return sum(turn.started_s is None for turn in list(self._turns))
+        return sum(ticket.started_s is None for ticket in list(self._tickets))
 
     @property
     def is_full(self) -> bool:
@@ -96,58 +92,57 @@ class AnswerQueue:
 
     @contextmanager
     def join(self, client: str, slots: int = 1) -> Iterator[Ticket]:
-        """Stand in line for as long as the block runs, for `slots` answers at once (not more than there are).
+        """Wait or run for as long as the block runs, for `slots` answers at once (not more than there are).
 
         Raises `QueueFull` where too many wait.
         """
-        turn = Ticket(self, client, min(slots, self.slots))
+        ticket = Ticket(client, min(slots, self.slots))
         with self._changed:
             if self.is_full:
                 raise QueueFull(BUSY)
-            self._turns.append(turn)
+            self._tickets.append(ticket)
             self._start_next()
         try:
-            yield turn
+            yield ticket
         finally:
             with self._changed:
-                self._turns.remove(turn)
-                if turn.started_s is not None:
-                    self._learn(self._clock() - turn.started_s)
+                self._tickets.remove(ticket)
+                if ticket.started_s is not None:
+                    self._learn(self._clock() - ticket.started_s)
                 self._start_next()
 
-    def wait(self, turn: Ticket, limit_s: float) -> Place | None:
-        """As `Ticket.wait`."""
+    def wait(self, ticket: Ticket, limit_s: float) -> Place | None:
+        """Return None as soon as the model is free for the question, its place after `limit_s` seconds without."""
         with self._changed:
-            self._changed.wait_for(lambda: turn.started_s is not None, limit_s)
-            return None if turn.started_s is not None else self._place(turn)
+            self._changed.wait_for(lambda: ticket.started_s is not None, limit_s)
+            return None if ticket.started_s is not None else self._place(ticket)
 
     def _learn(self, seconds: float) -> None:
         share = 1.0 if self._mean_s is None else NEWEST_SHARE
         self._mean_s = share * seconds + (1 - share) * (self._mean_s or 0.0)
 
     def _start_next(self) -> None:
-        free = self.slots - sum(turn.slots for turn in self._turns if turn.started_s is not None)
-        for turn in self._in_line():
-            if turn.slots > free:
+        free = self.slots - sum(ticket.slots for ticket in self._tickets if ticket.started_s is not None)
+        for ticket in self._in_order():
+            if ticket.slots > free:
                 break
-            turn.started_s = self._clock()
-            free -= turn.slots
+            ticket.started_s = self._clock()
+            free -= ticket.slots
         self._changed.notify_all()
 
-    def _in_line(self) -> list[Ticket]:
+    def _in_order(self) -> list[Ticket]:
         """Return who waits, the next one first: clients with fewer questions before theirs, then by arrival."""
-        earlier: dict[str, int] = {}
+        earlier: Counter[str] = Counter()
         ranked = []
-        for turn in self._turns:
-            rank = earlier.get(turn.client, 0)
-            earlier[turn.client] = rank + 1
-            if turn.started_s is None:
-                ranked.append((rank, turn))
-        return [turn for _, turn in sorted(ranked, key=lambda entry: entry[0])]
+        for ticket in self._tickets:
+            if ticket.started_s is None:
+                ranked.append((earlier[ticket.client], ticket))
+            earlier[ticket.client] += 1
+        return [ticket for _, ticket in sorted(ranked, key=lambda entry: entry[0])]
 
-    def _place(self, turn: Ticket) -> Place:
-        line = self._in_line()
-        ahead = line.index(turn)
-        slots_needed = sum(other.slots for other in line[: ahead + 1])
+    def _place(self, ticket: Ticket) -> Place:
+        order = self._in_order()
+        ahead = order.index(ticket)
+        slots_needed = sum(other.slots for other in order[: ahead + 1])
         # Slots become free one after the other, on average one in mean / slots.
         return Place(ahead, None if self._mean_s is None else self._mean_s * slots_needed / self.slots)

@@ -1,7 +1,7 @@
 """What the app keeps of an answer: counts and one log line, never text and never an address.
 
 `RequestTracker.watch` stands between a request and `chat.Assistant`: it admits the client or refuses it, lets it
-wait for its turn, counts how the answer ended, and knows at the end of the process what still runs.
+wait in the queue, counts how the answer ended, and knows at the end of the process what still runs.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import logging
 import secrets
 import threading
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from medical_assistant.chat.assistant import RULES_LABEL, Reply
 from medical_assistant.errors import UserError
@@ -40,67 +42,39 @@ WAIT_UPDATE_S = 1.0
 
 Update = TypeVar("Update", Reply, tuple[Reply, ...])
 
+prometheus_client.disable_created_metrics()  # one series more for each, which says when the app started
+
 
 class Metrics:
-    """Counts since the start, for Prometheus. Thread-safe. The only label is the outcome.
-
-    The format is its text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/): thirty
-    lines, for which a library would be a dependency more.
-    """
+    """Counts since the start, for Prometheus, in an own registry. Thread-safe. The only label is the outcome."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # reentrant: see ClientLimits
-        self._requests = dict.fromkeys(OUTCOMES, 0)
-        self._tokens = 0
-        self._first_text_counts = [0] * (len(FIRST_TEXT_BOUNDS_S) + 1)
-        self._first_text_sum_s = 0.0
+        self._registry = CollectorRegistry()
+        kept: dict[str, Any] = {"namespace": "medical_assistant", "registry": self._registry}
+        requests = Counter("requests", "Requests by how they ended.", ["outcome"], **kept)
+        # All made here: later, the lock of `labels` could be held where the garbage collector ends a dropped answer.
+        self._requests = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
+        self._first_text = Histogram(
+            "first_text_seconds", "From the question to the first text of its answer.", buckets=FIRST_TEXT_BOUNDS_S,
+            **kept,
+        )  # fmt: skip
+        self._tokens = Counter("tokens", "Tokens of all answers.", **kept)
 
     def add(self, outcome: str, tokens: int = 0, first_text_s: float | None = None) -> None:
         """Count one request with an outcome of `OUTCOMES`. `first_text_s` is None where no text came."""
-        with self._lock:
-            self._requests[outcome] += 1
-            self._tokens += tokens
-            if first_text_s is not None:
-                self._first_text_counts[bisect_left(FIRST_TEXT_BOUNDS_S, first_text_s)] += 1
-                self._first_text_sum_s += first_text_s
+        self._requests[outcome].inc()
+        self._tokens.inc(tokens)
+        if first_text_s is not None:
+            self._first_text.observe(first_text_s)
 
     def text(self, running: int = 0, waiting: int = 0, restarts: int = 0) -> str:
-        """Return everything in Prometheus' text format; the arguments are read when it asks."""
-        with self._lock:
-            requests, counts = dict(self._requests), list(self._first_text_counts)
-            tokens, sum_s = self._tokens, self._first_text_sum_s
-        buckets = []
-        for bound, below in zip([*map(str, FIRST_TEXT_BOUNDS_S), "+Inf"], _sums(counts), strict=True):
-            buckets.append((f'_bucket{{le="{bound}"}}', below))
-        return "".join(
-            [
-                _family(
-                    "requests_total", "counter", "Requests by how they ended.",
-                    [(f'{{outcome="{outcome}"}}', count) for outcome, count in requests.items()],
-                ),
-                _family(
-                    "first_text_seconds", "histogram", "From the question to the first text of its answer.",
-                    [*buckets, ("_sum", round(sum_s, 6)), ("_count", sum(counts))],
-                ),
-                _family("tokens_total", "counter", "Tokens of all answers.", [("", tokens)]),
-                _family("engine_restarts_total", "counter", "Times the model process died.", [("", restarts)]),
-                _family("running", "gauge", "Answers that are being written.", [("", running)]),
-                _family("waiting", "gauge", "Questions that wait for the model.", [("", waiting)]),
-            ]
-        )  # fmt: skip
-
-
-def _sums(counts: list[int]) -> Iterator[int]:
-    total = 0
-    for count in counts:
-        total += count
-        yield total
-
-
-def _family(name: str, kind: str, help: str, samples: list[tuple[str, float]]) -> str:
-    name = f"medical_assistant_{name}"
-    lines = [f"# HELP {name} {help}", f"# TYPE {name} {kind}"]
-    return "\n".join([*lines, *(f"{name}{suffix} {value}" for suffix, value in samples)]) + "\n"
+        """Return everything in Prometheus' text format 0.0.4; the arguments are what counts at this moment."""
+        now = CollectorRegistry()
+        kept: dict[str, Any] = {"namespace": "medical_assistant", "registry": now}
+        Counter("engine_restarts", "Times the model process died.", **kept).inc(restarts)
+        Gauge("running", "Answers that are being written.", **kept).set(running)
+        Gauge("waiting", "Questions that wait for the model.", **kept).set(waiting)
+        return "".join(prometheus_client.generate_latest(registry).decode() for registry in (self._registry, now))
 
 
 @dataclass
@@ -123,11 +97,10 @@ class RequestTracker:
         self,
         limits: ClientLimits | None = None,
         keys: ClientKeys | None = None,
-        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         queue: AnswerQueue | None = None,
     ) -> None:
-        self.metrics = metrics or Metrics()
+        self.metrics = Metrics()
         self.queue = queue or AnswerQueue()
         self.running = 0
         self.ending = False
@@ -141,7 +114,7 @@ class RequestTracker:
 
         `request` is a `gradio.Request` or None. Closing this closes `updates`. What the safety rules answer is
         never limited and never waits: that begins with the first update that is the model's, which the assistant gives
-        before the model works. While it waits its turn, that update comes again with the place in `waiting`.
+        before the model works. While it waits in the queue, that update comes again with the place in `waiting`.
         Raises `LimitError` as `ClientLimits.enter`, `QueueFull`, `UserError` when the app is ending, and what `updates`
         raises.
         """
@@ -190,8 +163,8 @@ class RequestTracker:
                     held.enter_context(self._run())
                     if self._limits is not None:
                         held.enter_context(self._limits.enter(client))
-                    turn = held.enter_context(self.queue.join(client, len(replies)))
-                    yield from self._wait(turn, update)
+                    ticket = held.enter_context(self.queue.join(client, len(replies)))
+                    yield from self._wait(ticket, update)
                     admitted = True
                 failed = any(reply.failed for reply in replies)
                 record.tokens = sum(reply.tokens for reply in replies)
@@ -201,9 +174,9 @@ class RequestTracker:
         if not record.by_rules and not failed:
             record.outcome = "answered"
 
-    def _wait(self, turn: Ticket, update: Update) -> Iterator[Update]:
-        """Yield `update` with the place in line until it is the turn's."""
-        while place := turn.wait(WAIT_UPDATE_S):
+    def _wait(self, ticket: Ticket, update: Update) -> Iterator[Update]:
+        """Yield `update` with the place in the queue until the model is free for it."""
+        while place := self.queue.wait(ticket, WAIT_UPDATE_S):
             if self.ending:
                 raise UserError(ENDING)
             text = place.text()

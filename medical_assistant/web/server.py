@@ -1,4 +1,4 @@
-"""The web side of the app, around Gradio's own server: security headers, closed paths, health, metrics, the end.
+"""The web side of the app, around Gradio's own server: health, metrics, the end, and no question in an error's log.
 
 `app_kwargs` is for `launch(app_kwargs=...)`, which hands it to FastAPI's constructor. What Gradio 6.31 does there:
 `middleware` would stand inside Gradio's CORS and compression and under Starlette's page for errors, so that
@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from medical_assistant.engines.base import Engine
+from medical_assistant.errors import without_text
 from medical_assistant.web.login import HubLogin, Login
 from medical_assistant.web.middleware import SecurityMiddleware
 from medical_assistant.web.requests import FLUSH_S, RequestTracker
@@ -38,28 +39,28 @@ _NOT_KEPT = {"cache-control": "no-store"}
 
 
 def app_kwargs(
-    engine: Engine, answers: RequestTracker, metrics: bool = False, login: Login | None = None
+    engine: Engine, tracker: RequestTracker, metrics: bool = False, login: Login | None = None
 ) -> dict[str, Any]:
     """Return what goes into Gradio's `launch(app_kwargs=...)`.
 
     `GET /healthz` is always there; `GET /metrics` with `metrics`. `login` opens the paths that it needs; whom Gradio
     answers is decided by `login.launch_options()`.
     """
-    routes = [Route("/healthz", Health(engine, answers).respond)]
+    routes = [Route("/healthz", Health(engine, tracker).respond)]
 
     def show_metrics(request: Request) -> Response:
-        text = answers.metrics.text(answers.queue.running, answers.queue.waiting, getattr(engine, "restarts", 0))
+        text = tracker.metrics.text(tracker.queue.running, tracker.queue.waiting, getattr(engine, "restarts", 0))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8", headers=_NOT_KEPT)
 
     if metrics:
         routes.append(Route("/metrics", show_metrics))
 
     @contextlib.asynccontextmanager
-    async def gate_around(app: Any) -> AsyncIterator[None]:
+    async def add_security(app: Any) -> AsyncIterator[None]:
         app.middleware_stack = SecurityMiddleware(app.middleware_stack, login=login)
         yield
 
-    kwargs: dict[str, Any] = {"routes": routes, "lifespan": gate_around}
+    kwargs: dict[str, Any] = {"routes": routes, "lifespan": add_security}
     if isinstance(login, HubLogin):
         kwargs["exception_handlers"] = {401: login.ask_to_sign_in}
     return kwargs
@@ -72,40 +73,31 @@ class Health:
     its own, and holds for `HEALTH_KEPT_S`: a load balancer that asks often costs the engine nothing.
     """
 
-    def __init__(self, engine: Engine, answers: RequestTracker, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: Engine, tracker: RequestTracker, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
-        self._answers = answers
+        self._tracker = tracker
         self._clock = clock
-        self._lock = threading.Lock()
         self._check: Future[str] | None = None
         self._started_s = 0.0
 
     async def respond(self, request: Request) -> Response:
-        state = "ending" if self._answers.ending else await self._state()
+        state = "ending" if self._tracker.ending else await self._state()
         if state == "ready":
             return JSONResponse({"status": "ready"}, headers=_NOT_KEPT)
         return JSONResponse({"status": "unavailable", "reason": state}, 503, headers=_NOT_KEPT)
 
     async def _state(self) -> str:
-        check, left_s = self._current_check()
-        if check.done():
-            return check.result()
-        try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(check)), left_s)
-        except asyncio.TimeoutError:  # noqa: UP041  # not the builtin before Python 3.11
-            return "slow"
-
-    def _current_check(self) -> tuple[Future[str], float]:
-        """Return the check to wait for, and for how many seconds. One that hangs is not started a second time."""
-        with self._lock:
-            now_s = self._clock()
-            check = self._check
-            if check is None or (check.done() and not 0 <= now_s - self._started_s < HEALTH_KEPT_S):
-                check, self._started_s = Future(), now_s
-                self._check = check
-                # A daemon: a hanging engine must not keep the process from its end.
-                threading.Thread(target=self._ask, args=(check,), name="health", daemon=True).start()
-            return check, min(HEALTH_LIMIT_S, max(0.0, self._started_s + HEALTH_LIMIT_S - now_s))
+        """Return the state of the newest check. One that hangs is not started a second time."""
+        now_s = self._clock()
+        check = self._check
+        if check is None or (check.done() and now_s - self._started_s >= HEALTH_KEPT_S):
+            check = self._check = Future()
+            self._started_s = now_s
+            # A daemon: a hanging engine must not keep the process from its end.
+            threading.Thread(target=self._ask, args=(check,), name="health", daemon=True).start()
+        left_s = max(0.0, self._started_s + HEALTH_LIMIT_S - now_s)
+        await asyncio.wait([asyncio.wrap_future(check)], timeout=left_s)
+        return check.result() if check.done() else "slow"
 
     def _ask(self, check: Future[str]) -> None:
         try:
@@ -118,7 +110,7 @@ class Health:
             check.set_result("slow" if late else "ready")
 
 
-def end_on_sigterm(engine: Engine, answers: RequestTracker, drain_s: float = DRAIN_S, end_s: float = END_S) -> None:
+def end_on_sigterm(engine: Engine, tracker: RequestTracker, drain_s: float = DRAIN_S, end_s: float = END_S) -> None:
     """Make SIGTERM end the process with status 0: running answers get `drain_s` seconds, new ones a polite refusal.
 
     The safety rules, the page and /healthz (503) answer meanwhile. The whole end takes `end_s` seconds at most.
@@ -131,13 +123,34 @@ def end_on_sigterm(engine: Engine, answers: RequestTracker, drain_s: float = DRA
         deadline = threading.Timer(end_s, os._exit, [0])
         deadline.daemon = True
         deadline.start()
-        logger.info("SIGTERM: waiting up to %.0f s for %d answers", drain_s, answers.running)
-        whole = answers.end(drain_s)
+        logger.info("SIGTERM: waiting up to %.0f s for %d answers", drain_s, tracker.running)
+        whole = tracker.end(drain_s)
         if not whole:
-            logger.warning("SIGTERM: %d answers were cut", answers.running)
+            logger.warning("SIGTERM: %d answers were cut", tracker.running)
         engine.close()
         if not whole:
             time.sleep(FLUSH_S)  # the engine's end gives the cut ones their note
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, end)
+
+
+class _Traceback:
+    """What Gradio's queue uses of the module `traceback`."""
+
+    @staticmethod
+    def print_exc() -> None:
+        error = sys.exc_info()[1]
+        if error is not None:
+            logger.error("%s", without_text(error))
+
+
+def keep_text_out_of_errors() -> None:
+    """Make Gradio log the type and the place of an error in place of printing its traceback.
+
+    Gradio 6.31 prints the traceback of whatever a handler raises, and a call with too few arguments raises a
+    ValueError that quotes the others: the question would stand in the log.
+    """
+    from gradio import queueing
+
+    queueing.traceback = _Traceback  # type: ignore[assignment]  # there is no setting for it

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # For the Hub to send an adapter. The base needs some seconds after that: the page is there within a minute.
-PATIENCE_S = 45.0
-_LOG_EVERY_S = 10.0
+HUB_TIMEOUT_S = 45.0
+_SILENT_S = 5.0  # before the log says what the start waits for
 
 
 def bundled_folder(model: str) -> Path:
@@ -29,11 +29,11 @@ def bundled_folder(model: str) -> Path:
 
 
 def load_model(
-    model: str, adapter: str | None, engine: str, patience_s: float = PATIENCE_S
+    model: str, adapter: str | None, engine: str, timeout_s: float = HUB_TIMEOUT_S
 ) -> tuple[Engine, str | None]:
     """Return the running engine, and None or the sentence for the page that says why it is not as asked for.
 
-    Where an adapter cannot be had from the Hub now (no connection, no answer in `patience_s`, 429, 5xx, a broken
+    Where an adapter cannot be had from the Hub now (no connection, no answer in `timeout_s`, 429, 5xx, a broken
     transfer, a full disk), its cached revision serves, else the adapter bundled with the model, else the base alone.
     An adapter that is wrong (no such name, no permission, another base or prompt, broken as it was published) has no
     substitute: the base alone serves, so that a typing error does not look like an answer of the adapter.
@@ -46,7 +46,7 @@ def load_model(
     if adapter is None:
         return load_engine(model, None, engine), "No adapter was chosen: start with --adapter to add one."
     try:
-        found, notice = find_in_time(adapter, patience_s)
+        found, notice = find_in_time(adapter, timeout_s)
         return load_engine(model, found, engine), notice
     except UserError as error:
         problem = error
@@ -55,7 +55,7 @@ def load_model(
         reason = str(problem).rstrip(".")
         try:
             loaded = load_engine(model, os.path.relpath(bundled), engine)
-            return loaded, _said(f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter.")
+            return loaded, _log(f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter.")
         except UserError as error:
             logger.warning("%s", error)
     try:
@@ -66,61 +66,52 @@ def load_model(
     return base, str(problem)
 
 
-def find_in_time(adapter: str, patience_s: float) -> tuple[str, str | None]:
+def find_in_time(adapter: str, timeout_s: float) -> tuple[str, str | None]:
     """Return what `load_engine` takes for `adapter`, and None or a sentence on the revision that was found.
 
     A Hub repository becomes `user/name@commit`, now in the cache; a folder, and what is neither, stays as it is.
-    A download that takes longer than `patience_s` goes on in the background for the next start.
-    Raises as `hub_pull.find_adapter`.
+    A download that takes longer than `timeout_s` goes on in the background for the next start.
+    Raises as `hub.pull.pull_adapter`.
     """
     from medical_assistant.hub.errors import HubUnavailable
-    from medical_assistant.hub.pull import cached_commit, find_adapter, split_revision
+    from medical_assistant.hub.pull import cached_commit, pull_adapter, split_revision
 
     if Path(adapter).is_dir():
         return adapter, None
     try:
         name, _ = split_revision(adapter)
-        known = cached_commit(adapter)  # before the download notes a new one
     except UserError:  # load_engine says what is wrong with it
         return adapter, None
-    # A thread that may be left behind: huggingface_hub can wait for ever on a line that gives a byte now and then.
+    known = cached_commit(adapter)  # before the download notes a new one
     pull: Future[PulledAdapter] = Future()
-    threading.Thread(target=_pull, args=(pull, adapter), name="pull", daemon=True).start()
-    waited_s = 0.0
-    while not pull.done() and waited_s < patience_s:
-        step_s = min(_LOG_EVERY_S, patience_s - waited_s)
-        wait([pull], step_s)
-        waited_s += step_s
-        if not pull.done():
-            logger.info("Waiting for the Hub to send %s: %.0f s of at most %.0f s", adapter, waited_s, patience_s)
+
+    def run() -> None:
+        try:
+            pull.set_result(pull_adapter(adapter))
+        except Exception as error:  # it belongs to whoever waits
+            pull.set_exception(error)
+
+    # A thread that may be left behind: huggingface_hub can wait for ever on a very slow connection.
+    threading.Thread(target=run, name="pull", daemon=True).start()
+    if not wait([pull], min(_SILENT_S, timeout_s)).done:
+        logger.info("Waiting for the Hub to send %s, %.0f s at most", adapter, timeout_s)
+        wait([pull], max(timeout_s - _SILENT_S, 0.0))
     if pull.done():
-        found = pull.result()
-        reason = found.notice
+        found, reason = pull.result(), pull.result().notice
     else:
-        reason = f"The Hub has not sent {name} in {patience_s:.0f} s"
+        reason = f"The Hub has not sent {name} in {timeout_s:.0f} s"
         try:
             if known is None:
                 raise HubUnavailable(f"{adapter} is not in the cache.")
-            found = find_adapter(name, known, cached_only=True)
+            found = pull_adapter(name, known, cached_only=True)
         except HubUnavailable as error:
             raise HubUnavailable(f"{reason}, the download goes on: start again in some minutes.") from error
-    sentence = None
-    if reason is not None:
-        sentence = _said(
-            f"Serving {name} at its cached revision {found.commit[:12]}, perhaps not the newest ({reason})."
-        )
-    return f"{name}@{found.commit}", sentence
+    if reason is None:
+        return f"{name}@{found.commit}", None
+    sentence = f"Serving {name} at its cached revision {found.commit[:12]}, perhaps not the newest ({reason})."
+    return f"{name}@{found.commit}", _log(sentence)
 
 
-def _pull(pull: Future[PulledAdapter], adapter: str) -> None:
-    from medical_assistant.hub.pull import find_adapter
-
-    try:
-        pull.set_result(find_adapter(adapter))
-    except Exception as error:  # it belongs to whoever waits
-        pull.set_exception(error)
-
-
-def _said(sentence: str) -> str:
+def _log(sentence: str) -> str:
     logger.warning("%s", sentence)
     return sentence

@@ -1,68 +1,44 @@
-"""The two steps of a turn in the page, and what may interrupt it.
+"""The two steps of an answer in the page, and what may interrupt it.
 
-Step one is not queued: the safety rules answer at once, even when every slot of the model is busy,
-and a refused message stays in its box. Step two is queued and streams the model's answer.
+Step one is not queued: `prepare` reads the message and the safety rules answer at once, even when every slot of the
+model is busy, and a refused message stays in its box. Step two is queued and streams the model's answer to the
+`Question` of step one, which waits in the session's state.
 
-Gradio 6.31's page, which this follows (js/core, `DependencyManager`): an event's listeners run one
-after the other in the order they were made, so the listener that cancels is made first; and after a
-cancellation it forgets the newest run of the cancelled listener, which may be the next answer. So
-two listeners ("lanes") take turns, each started by the change of a hidden number and each with a
-canceller of its own (one canceller for both waits for the first, then finds the next answer).
+Gradio 6.31's page, which this follows (js/core, `DependencyManager`): an event's listeners run one after the other in
+the order they were made, so the listener that cancels is made first; and after a cancellation it forgets the newest
+run of the cancelled listener, which may be the next answer. So two listeners take turns, each started by the change of
+a hidden number, its stream slot, and each with a canceller of its own (one canceller for both waits for the first, then
+finds the next answer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import gradio as gr
 
-from medical_assistant.chat.assistant import Assistant, refused, rules_reply
+from medical_assistant.chat.assistant import Reply, refused, rules_reply
+from medical_assistant.chat.question import Question, prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
 from medical_assistant.markdown import safe_in_template
-from medical_assistant.prompts import validate_question
 from medical_assistant.safety.emergency_numbers import countries, dialled
-from medical_assistant.safety.screening import screen
 from medical_assistant.safety.triage import Triage, banner_texts
-from medical_assistant.web.history import assistant_turn, conversation, question_text, stopped_turn, user_turn
+from medical_assistant.web.history import Exchange, as_json, messages, read_history, shown
 from medical_assistant.web.queue import BUSY
 from medical_assistant.web.requests import RequestTracker
 
-LANES = 2
+STREAM_SLOTS = 2
 SEND, STOP = "Ask", "Stop"  # words: Gradio's icons have no name for a screen reader
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 STEP_ONE: dict[str, Any] = {**PRIVATE, "queue": False}
-
-T = TypeVar("T")
-Turns = list[dict[str, Any]]  # a Chatbot's value
+PENDING_S = 600  # a question whose step two never came is forgotten
 
 
-@dataclass(frozen=True)
-class Received:
-    """What step one makes of a message. Exactly one of `refusal` and `turns` is set."""
-
-    turns: Turns | None = None  # the conversation with the message, and the rules' answer where they answer
-    refusal: str | None = None
-    banner: dict[str, Any] | None = None  # values of assets/page/emergency.html
-    asks_the_model: bool = False
-
-
-def receive(message: str, turns: Turns, busy: bool, country: str = "") -> Received:
-    """Screen and validate `message`, in this order. `busy`: too many wait for the model."""
-    screening = screen(message, conversation(turns), country)
-    if screening.answer:
-        answered = [*turns, user_turn(message), assistant_turn(rules_reply(screening))]
-        return Received(answered, banner=_banner(screening.triage, country))
-    try:
-        validate_question(message)
-    except UserError as error:
-        return Received(refusal=str(error))
-    return Received(refusal=BUSY) if busy else Received([*turns, user_turn(message)], asks_the_model=True)
-
-
-def _banner(triage: Triage, country: str) -> dict[str, Any] | None:
+def emergency_banner(triage: Triage, country: str = "") -> dict[str, Any] | None:
+    """Return the values of assets/page/emergency.html, None where there is no emergency."""
     if triage.level != "emergency":
         return None
     known = countries().get(country, {})
@@ -83,61 +59,124 @@ def _banner(triage: Triage, country: str) -> dict[str, Any] | None:
     }
 
 
-@dataclass(frozen=True)
 class Panel:
-    """A question box with its chats, the blocks that its turns change, and the hidden lanes."""
+    """A question box with its chats, the blocks that an answer changes, and what the page keeps out of sight.
 
-    box: gr.Textbox
-    chats: Sequence[gr.Chatbot]
-    emergency: gr.HTML
-    refusal: gr.HTML
-    lanes: Sequence[gr.Number]
-    country: gr.Dropdown
-    answers: RequestTracker
+    `history`: what was asked and answered, see `web.history`. `pending`: the `Question` between the two steps.
+    """
 
-    @property
-    def outputs(self) -> list[Any]:
-        """What step one may change; `start` and `clear` return updates in this order."""
-        return [self.box, *self.chats, self.emergency, self.refusal, *self.lanes]
+    def __init__(
+        self,
+        box: gr.Textbox,
+        chats: Sequence[gr.Chatbot],
+        emergency: gr.HTML,
+        refusal: gr.HTML,
+        country: gr.Dropdown,
+        tracker: RequestTracker,
+    ) -> None:
+        self.box = box
+        self.chats = list(chats)
+        self.tracker = tracker
+        self.history = gr.JSON([], visible=False)
+        self.pending = gr.State(None, time_to_live=PENDING_S)
+        slots = [gr.Number(0, visible="hidden", container=False) for _ in range(STREAM_SLOTS)]
+        self._slots = slots
+        self.inputs: list[Any] = [self.history, country, *slots]
+        self.conversation: list[Any] = [self.box, *self.chats, self.history, self.pending]
+        self.outputs: list[Any] = [*self.conversation, emergency, refusal, *slots]
 
-    @property
-    def inputs(self) -> list[Any]:
-        """What step one reads beside the message and the turns, in the order of `start`."""
-        return [self.country, *self.lanes]
+    def start(self, message: str, history: Any, country: str, *slots: float) -> tuple[Any, ...]:
+        """Step one, with what `inputs` are; return values of `outputs`."""
+        return self.begin(message, read_history(history), country, *slots)
 
-    def start(self, message: str, turns: Turns, country: str, *lanes: float, edited: bool = False) -> tuple[Any, ...]:
-        """Step one."""
-        got = receive(message, turns, self.answers.queue.is_full, country)
-        next_lane = [gr.skip() for _ in lanes]
-        if not got.asks_the_model:
-            self.answers.note("emergency" if got.banner else "refused")
-        if got.refusal:
+    def begin(
+        self, message: Any, exchanges: list[Exchange], country: str, *slots: float, edited: bool = False
+    ) -> tuple[Any, ...]:
+        """Step one for `message` after `exchanges`."""
+        question = prepare(message if isinstance(message, str) else "", messages(exchanges), country)
+        by_rules = bool(question.screening.answer)
+        refusal = question.refusal or (BUSY if not by_rules and self.tracker.queue.is_full else "")
+        banner = emergency_banner(question.screening.triage, country)
+        next_slots = [gr.skip() for _ in slots]
+        if by_rules or refusal:
+            self.tracker.note("emergency" if banner else "refused")
+        if refusal:
             # After an edit the page shows the new text over the old answer: take both back into the box.
-            box, chat = (ready(message), turns) if edited else (gr.skip(), gr.skip())
-            return box, *[chat] * len(self.chats), gr.skip(), {"message": safe_in_template(got.refusal)}, *next_lane
-        if got.asks_the_model:
-            next_lane[lanes.index(min(lanes))] = max(lanes) + 1
-        box = answering("") if got.asks_the_model else ready("")
-        return box, *[got.turns] * len(self.chats), got.banner or gr.skip(), None, *next_lane
+            box, chats = (ready(message), self._show(exchanges)) if edited else (gr.skip(), self._skip_chats())
+            return box, *chats, None, gr.skip(), {"message": safe_in_template(refusal)}, *next_slots
+        if by_rules:
+            exchanges.append(Exchange(question.raw, (rules_reply(question.screening),) * len(self.chats)))
+            return ready(""), *self._show(exchanges), None, banner or gr.skip(), None, *next_slots
+        exchanges.append(Exchange(question.raw))
+        next_slots[slots.index(min(slots))] = max(slots) + 1
+        return answering(""), *self._show(exchanges), question, gr.skip(), None, *next_slots
 
     def clear(self) -> tuple[Any, ...]:
-        return ready(), *[[] for _ in self.chats], None, None, *[gr.skip() for _ in self.lanes]
+        return ready(), *self._show([]), None, None, None, *[gr.skip() for _ in self._slots]
 
-    def stop(self, *chats: Turns) -> tuple[Any, ...]:
-        return ready(), *(stopped_turn(turns) for turns in chats)
+    def stop(self, history: Any) -> tuple[Any, ...]:
+        exchanges = read_history(history)
+        return ready(), *self._show([*exchanges[:-1], *(last.stop(len(self.chats)) for last in exchanges[-1:])]), None
 
-    def answer_with(self, respond: Callable[..., Any], inputs: list[Any], interrupts: list[Any]) -> None:
-        """Connect step two and Stop. `interrupts` are events that cancel it; make their own listeners later."""
-        outputs = [self.box, *self.chats]
-        answers = [lane.change(respond, inputs, outputs, concurrency_limit=None, **PRIVATE) for lane in self.lanes]
-        for answer in answers:
+    def answer_with(self, ask: Callable[..., Iterator[Any]], inputs: list[Any], interrupts: list[Any]) -> None:
+        """Connect step two and Stop. `ask(question, *values of inputs)` gives updates of the assistant.
+
+        `interrupts` are events that cancel it; make their own listeners later.
+        """
+
+        def respond(history: Any, pending: Any, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+            yield from self._stream(lambda question: ask(question, *values), history, pending, request)
+
+        inputs = [self.history, self.pending, *inputs]
+        for slot in self._slots:
+            answer = slot.change(respond, inputs, self.conversation, concurrency_limit=None, **PRIVATE)
             answer.failure(ready, None, self.box, **STEP_ONE)
             gr.on([self.box.stop, self.box.submit, *interrupts], None, cancels=[answer])
-        self.box.stop(self.stop, list(self.chats), [self.box, *self.chats], **STEP_ONE)
+        self.box.stop(self.stop, self.history, self.conversation, **STEP_ONE)
+
+    def _stream(
+        self, ask: Callable[[Question], Iterator[Any]], history: Any, pending: Any, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Step two: yield values of `conversation`, the updates of `ask` to the last question of `history`.
+
+        It sets the box itself: a `.then` would also follow a cancellation.
+        """
+        unchanged = (gr.skip(), *self._skip_chats(), None)
+        *earlier, last = read_history(history) or [Exchange("")]
+        if last.question and not last.replies:
+            before, previous = self._show(earlier), None
+            question = pending_question(pending, last.question, earlier)
+
+            def with_replies(replies: tuple[Reply, ...]) -> list[Any]:
+                answered = self._show([replace(last, replies=replies)])
+                return [*(old + new for old, new in zip(before, answered, strict=True)), None]
+
+            try:
+                for update in self.tracker.watch(ask(question), request):
+                    # Who waits in the queue gets the same update each second.
+                    if update == previous:
+                        yield unchanged
+                    else:
+                        yield answering(), *with_replies(update if isinstance(update, tuple) else (update,))
+                    previous = update
+            except UserError as error:
+                yield gr.skip(), *with_replies((refused(error),) * len(self.chats))
+        yield ready(), *unchanged[1:]
+
+    def _show(self, exchanges: Sequence[Exchange]) -> list[Any]:
+        """Return the values of the chats and of `history`."""
+        return [*(shown(exchanges, chat) for chat in range(len(self.chats))), as_json(exchanges)]
+
+    def _skip_chats(self) -> list[Any]:
+        return [gr.skip() for _ in (*self.chats, self.history)]
 
 
-def hidden_lanes() -> list[gr.Number]:
-    return [gr.Number(0, visible="hidden", container=False) for _ in range(LANES)]
+def pending_question(pending: Any, raw: str, earlier: Sequence[Exchange]) -> Question:
+    """Return the question of step one; another one, or none (an expired session, a direct call), is read now."""
+    context = messages(earlier)
+    if isinstance(pending, Question) and pending.is_of(raw, context):
+        return pending
+    return prepare(raw, context)
 
 
 def ready(text: str | None = None) -> Any:
@@ -153,46 +192,3 @@ def answering(text: str | None = None) -> Any:
 def read_options(max_new_tokens: float, temperature: float, top_p: float, seed: float | None) -> Options:
     """Return the settings' values as `Options`."""
     return Options(True, int(max_new_tokens), float(temperature), float(top_p), int(seed or 0))
-
-
-def marked_changes(updates: Iterator[T]) -> Iterator[tuple[bool, T]]:
-    """Yield each update, and before it whether it differs from the last: who waits gets the same one each second."""
-    last = None
-    for update in updates:
-        yield update != last, update
-        last = update
-
-
-# Step two yields updates of (box, *chats). It sets the box itself: a `.then` would also follow a cancellation.
-
-
-def respond_with(assistant: Assistant, answers: RequestTracker) -> Callable[..., Iterator[tuple[Any, ...]]]:
-    """Return step two for one chat; its inputs are the chat, the toggle and the settings."""
-
-    def respond(turns: Turns, model: str, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        history, message = conversation(turns[:-1]), question_text(turns[-1])
-        try:
-            replies = assistant.answer(message, history, model, read_options(*values))
-            for changed, reply in marked_changes(answers.watch(replies, request)):
-                yield (answering(), [*turns, assistant_turn(reply)]) if changed else (gr.skip(), gr.skip())
-        except UserError as error:
-            yield gr.skip(), [*turns, assistant_turn(refused(error))]
-        yield ready(), gr.skip()
-
-    return respond
-
-
-def respond_with_both(assistant: Assistant, answers: RequestTracker) -> Callable[..., Iterator[tuple[Any, ...]]]:
-    """Return step two for one chat per model; its inputs are the chats and the settings."""
-
-    def respond(left: Turns, right: Turns, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        try:
-            both = assistant.answer_both(question_text(left[-1]), read_options(*values))
-            for changed, replies in marked_changes(answers.watch(both, request)):
-                chats = ([*left, assistant_turn(reply)] if changed else gr.skip() for reply in replies)
-                yield answering() if changed else gr.skip(), *chats
-        except UserError as error:
-            yield gr.skip(), *[[*left, assistant_turn(refused(error))]] * 2
-        yield ready(), gr.skip(), gr.skip()
-
-    return respond

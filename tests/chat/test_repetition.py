@@ -1,4 +1,4 @@
-"""An answer that goes round in circles is noticed, one that only repeats a phrase is not."""
+"""An answer that repeats itself is noticed, one that only repeats a phrase is not."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ PLAIN = (
 SENTENCE = "Pain in the joints is the most common symptom and it may last for several days or even weeks at a time. "
 
 
-def loops(text, size=5):
-    watch = RepetitionDetector()
-    return any([watch.feed(text[at : at + size]) for at in range(0, len(text), size)])
+def repeats(text, size=5):
+    detector = RepetitionDetector()
+    return any([detector.feed(text[at : at + size]) for at in range(0, len(text), size)])
 
 
 def test_an_ordinary_answer_passes():
-    assert not loops(PLAIN) and without_repetition(PLAIN) == PLAIN
-    assert not loops(PLAIN + " " + SENTENCE * 2)  # one sentence said twice is no loop
+    assert not repeats(PLAIN) and without_repetition(PLAIN) == PLAIN
+    assert not repeats(PLAIN + " " + SENTENCE * 2)  # one sentence said twice is no repetition
     listed = "".join(
         f"- {name} may cause pain in the joints, and a doctor can help.\n" for name in sorted(set(PLAIN.split()))
     )
-    assert not loops(listed)
+    assert not repeats(listed)
 
 
 @pytest.mark.parametrize("loop", [SENTENCE, "pain in the joints, ", "very ", "One. Two. Three, four. Five.\n"])
-def test_a_loop_is_noticed_and_cut(loop):
+def test_a_repetition_is_noticed_and_cut(loop):
     text = PLAIN + "\n\n" + loop * 40
-    assert loops(text) and loops(text, 1) and loops(text, 1000)
+    assert repeats(text) and repeats(text, 1) and repeats(text, 1000)
     assert without_repetition(text).startswith(PLAIN)
     assert len(without_repetition(text)) <= len(PLAIN) + len(loop) + 40
 
 
-def test_a_loop_without_a_sentence_before_it_leaves_one_round():
+def test_a_repetition_without_a_sentence_before_it_leaves_one_round():
     assert without_repetition("pain in the joints, " * 40).startswith("pain in the joints")
     assert len(without_repetition("pain in the joints, " * 40)) < 60
 
 
 @given(st.text(), st.integers(1, 20))
 def test_any_text_is_read_the_same_in_any_pieces(text, size):
-    assert loops(text + " ", size) == loops(text + " ", len(text) + 1)
+    assert repeats(text + " ", size) == repeats(text + " ", len(text) + 1)
     assert text.startswith(without_repetition(text))
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True, min_size=1))
-def test_no_loop_without_repeated_words(numbers):
+def test_no_repetition_without_repeated_words(numbers):
     text = " ".join(map(str, numbers))
-    assert not loops(text) and without_repetition(text) == text
-    assert loops(f"{text} " * (2 + (LONGEST_RUN + 8) // len(numbers)) * 2)
+    assert not repeats(text) and without_repetition(text) == text
+    assert repeats(f"{text} " * (2 + (LONGEST_RUN + 8) // len(numbers)) * 2)

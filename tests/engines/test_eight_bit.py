@@ -9,12 +9,13 @@ import gguf
 import numpy
 import pytest
 
+from medical_assistant.engines.base import Options
 from medical_assistant.engines.eight_bit import EightBitBatches, slow_in_batches, write_eight_bit
-from medical_assistant.engines.load import Options, load_engine
+from medical_assistant.engines.load import load_engine
 from medical_assistant.errors import AdapterError
 from medical_assistant.prompts import build_messages
 from tests.support.paths import ROOT
-from tests.support.tiny_llama import make_base
+from tests.support.tiny_llama import make_base, save_gguf
 
 ADAPTER = ROOT / "assets" / "adapters" / "smollm2-135m"
 
@@ -96,10 +97,7 @@ def lora_file(folder, name, a, b, alpha):
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     writer.add_tensor(f"{name}.lora_a", a)
     writer.add_tensor(f"{name}.lora_b", b)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    save_gguf(writer)
     return path
 
 

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from medical_assistant.engines.llama_cpp import MAX_RESTARTS, LlamaCppEngine
-from medical_assistant.engines.load import Options, Token, load_engine
-from medical_assistant.engines.threads import choose_threads, usable_cores
+from medical_assistant.engines.base import Options, Token
+from medical_assistant.engines.llama_cpp import MAX_RESTARTS, LlamaCppEngine, choose_threads, usable_cores
+from medical_assistant.engines.load import load_engine
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.models.adapter import load_adapter
 from medical_assistant.models.presets import find_preset
 from medical_assistant.prompts import build_messages
-from tests.support.adapter_fixture import make_adapter
 from tests.support.paths import ROOT
+from tests.support.streams import read_stream, read_text
 
 MESSAGES = build_messages("How is asthma treated?")
 LONG = Options(adapter=False, max_new_tokens=1500, temperature=1.5)  # hot: it does not end early
@@ -31,36 +31,30 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /
 
 
 @pytest.fixture(scope="module")
-def adapter_folder(tmp_path_factory):
-    return make_adapter(tmp_path_factory.mktemp("adapter"))
+def engine(embedded_adapter):
+    with closing(load_engine("smollm2-135m", embedded_adapter, "llama_cpp", threads=1)) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
-def engine(adapter_folder):
-    engine = load_engine("smollm2-135m", adapter_folder, "llama_cpp", threads=1)
-    yield engine
-    engine.close()
+def base_engine():
+    with closing(load_engine("smollm2-135m", engine="llama_cpp", threads=1)) as engine:
+        yield engine
 
 
 @pytest.fixture
-def base_engine():
-    engine = load_engine("smollm2-135m", engine="llama_cpp", threads=1)
-    yield engine
-    engine.close()
+def own_engine():
+    """For a test that ends it."""
+    with closing(LlamaCppEngine(find_preset("smollm2-135m").embedded_gguf(), threads=1)) as engine:
+        yield engine
 
 
 def run(engine, options, messages=MESSAGES):
-    """Return (tokens, finish reason)."""
-    tokens, stream = [], engine.stream(messages, options)
-    while True:
-        try:
-            tokens.append(next(stream))
-        except StopIteration as stop:
-            return tokens, stop.value
+    return read_stream(engine, options, messages)
 
 
 def text(engine, options, messages=MESSAGES) -> str:
-    return "".join(token.text for token in run(engine, options, messages)[0])
+    return read_text(engine, options, messages)
 
 
 def cpu_s(pid: int) -> float:
@@ -92,9 +86,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_info(engine, adapter_folder):
+def test_info(engine, embedded_adapter):
     assert engine.info.engine == "llama_cpp" and engine.info.model == "smollm2-135m"
-    assert engine.info.adapter == str(adapter_folder) and len(engine.info.adapter_revision) == 12
+    assert engine.info.adapter == str(embedded_adapter) and len(engine.info.adapter_revision) == 12
     assert engine.context_tokens == 2048 and engine.restarts == 0
 
 
@@ -172,14 +166,15 @@ def test_count_tokens_agrees_with_the_server(engine):
 
 
 def test_concurrent_requests_do_not_mix(engine):
-    """Ten requests on four slots, base and adapter mixed: each gets its own answer."""
-    questions = [f"Name {n} symptoms of {d}." for n, d in enumerate(["gout", "flu", "asthma", "anaemia", "scurvy"], 2)]
-    jobs = list(itertools.product(questions, (True, False)))
-    alone = {job: text(engine, Options(job[1], 12), build_messages(job[0])) for job in jobs}
+    """Six requests on four slots, base and adapter mixed: each gets its own answer."""
+    questions = [f"Name {n} symptoms of {d}." for n, d in enumerate(["gout", "flu", "asthma"], 2)]
+    # Sorted by adapter: llama.cpp forgets a prompt when the adapter changes.
+    jobs = [(question, adapter) for adapter in (True, False) for question in questions]
+    alone = {job: text(engine, Options(job[1], 8), build_messages(job[0])) for job in jobs}
     together: dict = {}
     threads = [
         threading.Thread(
-            target=lambda j=job: together.update({j: text(engine, Options(j[1], 12), build_messages(j[0]))})
+            target=lambda j=job: together.update({j: text(engine, Options(j[1], 8), build_messages(j[0]))})
         )
         for job in jobs
     ]
@@ -188,8 +183,8 @@ def test_concurrent_requests_do_not_mix(engine):
     for thread in threads:
         thread.join(60)
     assert len(together) == len(jobs)
-    # Batched sums differ in the last bits, so a near tie may fall the other way in a few answers.
-    assert sum(together[job] == alone[job] for job in jobs) >= len(jobs) - 2
+    # Batched sums differ in the last bits, so a near tie may fall the other way in an answer.
+    assert sum(together[job] == alone[job] for job in jobs) >= len(jobs) - 1
 
 
 @linux
@@ -255,48 +250,46 @@ def test_prompt_longer_than_the_context(engine):
 
 
 def test_answer_stops_at_the_context():
-    engine = LlamaCppEngine(find_preset("smollm2-135m").embedded_gguf(), context_tokens=256, parallel=1, threads=1)
-    try:
+    path = find_preset("smollm2-135m").embedded_gguf()
+    with closing(LlamaCppEngine(path, context_tokens=256, parallel=1, threads=1)) as engine:
         messages = build_messages("asthma and " * 90)
         room = engine.context_tokens - engine.count_tokens(messages)
         assert 0 < room < 60
         tokens, reason = run(engine, replace(LONG, max_new_tokens=100), messages)
         assert 0 < len([t for t in tokens if t.text]) <= room + 1 and reason == "length"
-    finally:
-        engine.close()
 
 
-def test_dead_child_is_told_and_restarted(base_engine):
-    stream = base_engine.stream(MESSAGES, LONG)
+def test_dead_child_is_told_and_restarted(own_engine):
+    stream = own_engine.stream(MESSAGES, LONG)
     next(stream)
-    os.kill(base_engine.child_pid(), signal.SIGKILL)
+    os.kill(own_engine.child_pid(), signal.SIGKILL)
     with pytest.raises(EngineError, match="restarting"):
         list(stream)
-    assert len(text(base_engine, Options(adapter=False, max_new_tokens=8))) > 5
-    assert base_engine.restarts == 1
+    assert len(text(own_engine, Options(adapter=False, max_new_tokens=8))) > 5
+    assert own_engine.restarts == 1
 
 
-def test_restart_storm_is_stopped(base_engine):
+def test_restart_storm_is_stopped(own_engine):
     for _ in range(MAX_RESTARTS):
-        os.kill(base_engine.child_pid(), signal.SIGKILL)
-        base_engine._child.process.wait(5)
-        base_engine.count_tokens(MESSAGES)
-    os.kill(base_engine.child_pid(), signal.SIGKILL)
-    base_engine._child.process.wait(5)
+        os.kill(own_engine.child_pid(), signal.SIGKILL)
+        own_engine._child.process.wait(5)
+        own_engine.count_tokens(MESSAGES)
+    os.kill(own_engine.child_pid(), signal.SIGKILL)
+    own_engine._child.process.wait(5)
     with pytest.raises(EngineError, match="died 4 times"):
-        base_engine.count_tokens(MESSAGES)
-    assert base_engine.restarts == MAX_RESTARTS
+        own_engine.count_tokens(MESSAGES)
+    assert own_engine.restarts == MAX_RESTARTS
 
 
-def test_closed_engine(base_engine):
-    stream = base_engine.stream(MESSAGES, LONG)
+def test_closed_engine(own_engine):
+    stream = own_engine.stream(MESSAGES, LONG)
     next(stream)
-    base_engine.close()
+    own_engine.close()
     with pytest.raises(EngineError, match="closed"):
         list(stream)
     with pytest.raises(EngineError, match="closed"):
-        run(base_engine, Options(adapter=False))
-    base_engine.close()
+        run(own_engine, Options(adapter=False))
+    own_engine.close()
 
 
 @linux
@@ -372,16 +365,16 @@ def test_slow_start_is_given_up():
         LlamaCppEngine(path, start_timeout_s=0.0)
 
 
-def test_adapter_of_another_prompt_is_refused(adapter_folder, tmp_path):
-    adapter = load_adapter(adapter_folder, find_preset("smollm2-135m"))
+def test_adapter_of_another_prompt_is_refused(embedded_adapter, tmp_path):
+    adapter = load_adapter(embedded_adapter, find_preset("smollm2-135m"))
     changed = replace(adapter, prompt={**adapter.prompt, "chat_template": "{{ messages }}"})
     path = find_preset("smollm2-135m").embedded_gguf()
     with pytest.raises(AdapterError, match="chat template"):
         LlamaCppEngine(path, changed)
 
 
-def test_adapter_that_llama_cpp_cannot_read(adapter_folder, tmp_path):
-    adapter = load_adapter(adapter_folder, find_preset("smollm2-135m"))
+def test_adapter_that_llama_cpp_cannot_read(embedded_adapter, tmp_path):
+    adapter = load_adapter(embedded_adapter, find_preset("smollm2-135m"))
     (tmp_path / "adapter.gguf").write_bytes(b"not an adapter")
     path = find_preset("smollm2-135m").embedded_gguf()
     with pytest.raises(EngineError, match=r"adapter\.gguf cannot be loaded"):

@@ -10,7 +10,6 @@ import pytest
 from medical_assistant.engines import load as engines
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.models.presets import Preset, find_preset
-from tests.support.adapter_fixture import make_adapter
 
 SMOL = find_preset("smollm2-135m")
 HUB_ONLY = Preset(name="owner/name", repository="owner/name")
@@ -82,11 +81,10 @@ def test_missing_wheel_says_how_to_install_it(installed):
 
 
 def test_gguf_of_the_hub_is_pulled_at_its_revision(monkeypatch):
-    from medical_assistant.hub.push import push as hub
-
     asked = []
-    monkeypatch.setattr(hub, "pull_file", lambda *arguments: asked.append(arguments) or Path("/cache/x.gguf"))
-    assert engines.find_gguf(HUB_GGUF) == Path("/cache/x.gguf")
+    pulled = Path("/cache/x.gguf")
+    monkeypatch.setattr("medical_assistant.hub.pull.pull_file", lambda *names: asked.append(names) or pulled)
+    assert engines.find_gguf(HUB_GGUF) == pulled
     assert asked == [("other/x-GGUF", "x.gguf", "abc")]
     with pytest.raises(EngineError, match="no GGUF"):
         engines.find_gguf(HUB_ONLY)
@@ -106,9 +104,8 @@ def test_unknown_names():
         engines.load_engine("smollm3")
 
 
-def test_adapter_of_another_base(tmp_path):
-    folder = make_adapter(tmp_path / "adapter")
+def test_adapter_of_another_base(tmp_path, embedded_adapter):
     with pytest.raises(AdapterError, match="belongs to HuggingFaceTB/SmolLM2-135M-Instruct"):
-        engines.load_engine("tinyllama-1.1b", folder, engine="llama_cpp")
+        engines.load_engine("tinyllama-1.1b", embedded_adapter, engine="llama_cpp")
     with pytest.raises(AdapterError, match="no adapter folder"):
         engines.load_engine("smollm2-135m", tmp_path / "nowhere", engine="llama_cpp")

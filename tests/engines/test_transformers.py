@@ -7,82 +7,51 @@ import math
 import sys
 import threading
 import types
-from pathlib import Path
+from contextlib import closing
 
 import pytest
 
-from medical_assistant.engines.load import Options, Token, load_engine
+from medical_assistant.engines.base import Options, Token
+from medical_assistant.engines.load import load_engine
 from medical_assistant.errors import AdapterError, EngineError, UserError
-from medical_assistant.models.adapter import Adapter
-from medical_assistant.models.presets import ASSETS, find_preset
-from medical_assistant.prompts import build_messages, prompt_contract
-from tests.support.adapter_fixture import make_adapter
+from medical_assistant.models.adapter import Adapter, load_adapter
+from medical_assistant.models.loading import compute_dtype
+from medical_assistant.models.presets import ASSETS, Preset
+from medical_assistant.prompts import build_messages
 from tests.support.paths import ROOT
+from tests.support.streams import read_stream, read_text
+from tests.support.tiny_llama import TEMPLATE, make_base, make_peft_adapter
 
 torch = pytest.importorskip("torch")
 
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+BUNDLED = ASSETS / "adapters" / "smollm2-135m"
 MESSAGES = [{"role": "user", "content": "How is asthma treated?"}]
 BASE, TUNED = Options(adapter=False, max_new_tokens=24), Options(adapter=True, max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
+def preset(tmp_path_factory) -> Preset:
     """A Llama of two layers over bytes: every character but ASCII is split over tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(alphabet, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", chat_template=TEMPLATE
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,  # a flat distribution would make every choice a near tie
-        bos_token_id=fast.bos_token_id,
-        eos_token_id=fast.eos_token_id,
-    )
-    folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    # A flat distribution would make every choice a near tie; NF4's blocks have 64 weights.
+    options = {"max_position_embeddings": 256, "initializer_range": 0.2, "intermediate_size": 256}
+    return make_base(tmp_path_factory.mktemp("tiny"), TEMPLATE, **options)
 
 
 @pytest.fixture(scope="module")
-def adapter(model_folder, tmp_path_factory) -> Adapter:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    config = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
-    folder = tmp_path_factory.mktemp("adapter")
-    get_peft_model(model, config).save_pretrained(folder)
-    contract = prompt_contract(TEMPLATE, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
-    return Adapter(folder, "tiny", "0123456789ab", str(model_folder), contract)
+def adapter(preset, tmp_path_factory) -> Adapter:
+    return load_adapter(make_peft_adapter(preset, tmp_path_factory.mktemp("adapter")), preset)
 
 
 @pytest.fixture(scope="module")
-def make_engine(model_folder):
+def make_engine(preset):
+    """Threads of such small sums would only wait for each other."""
     from medical_assistant.engines.transformers import TransformersEngine
 
-    def make(adapter=None, **settings):
-        return TransformersEngine(find_preset(str(model_folder)), adapter, **{"dtype": "float32", **settings})
-
-    return make
+    threads = torch.get_num_threads()
+    yield lambda adapter=None, **settings: TransformersEngine(
+        preset, adapter, **{"dtype": "float32", "threads": 1, **settings}
+    )
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +60,11 @@ def engine(make_engine, adapter):
 
 
 def run(engine, options, messages=MESSAGES):
-    """Return (tokens, finish reason)."""
-    tokens, stream = [], engine.stream(messages, options)
-    while True:
-        try:
-            tokens.append(next(stream))
-        except StopIteration as stop:
-            return tokens, stop.value
+    return read_stream(engine, options, messages)
 
 
 def text(engine, options, messages=MESSAGES) -> str:
-    return "".join(token.text for token in run(engine, options, messages)[0])
+    return read_text(engine, options, messages)
 
 
 def reference(engine, adapter_on: bool, count: int) -> tuple[str, list[float]]:
@@ -159,7 +122,7 @@ def test_batch_with_a_question_that_is_too_long(engine):
 
 
 def test_entropy_by_hand():
-    from medical_assistant.engines.transformers_batch import entropy
+    from medical_assistant.engines.transformers import entropy
 
     even, sure = torch.zeros(1, 4), torch.tensor([[0.0, float("-inf"), float("-inf"), float("-inf")]])
     assert entropy(even).item() == pytest.approx(math.log(4)) and entropy(sure).item() == pytest.approx(0.0)
@@ -179,7 +142,7 @@ def test_seed_and_temperature(engine):
 
 
 def test_nucleus_and_temperature_follow_their_definitions():
-    from medical_assistant.engines.transformers_batch import choose
+    from medical_assistant.engines.transformers import choose
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     generator = torch.Generator().manual_seed(0)
@@ -321,9 +284,9 @@ def test_nf4(make_engine, adapter):
     assert text(engine, BASE) != text(engine, TUNED)
 
 
-def test_zero_gpu_decorates_the_generation_only(make_engine, model_folder, monkeypatch):
+def test_zero_gpu_decorates_the_generation_only(make_engine, monkeypatch):
     """The package `spaces` is replaced: off a Space its decorator does nothing."""
-    from medical_assistant.engines.load import transformers as module
+    from medical_assistant.engines import transformers as module
 
     made = []
 
@@ -336,13 +299,13 @@ def test_zero_gpu_decorates_the_generation_only(make_engine, model_folder, monke
     load = module.load_weights
     asked = []
 
-    def load_on_cpu(preset, adapter, device, dtype, quantize, zero_gpu):
-        asked.append((device, dtype))
-        return load(preset, adapter, "cpu", torch.float32, quantize, zero_gpu)
+    def load_on_cpu(preset, adapter, device, dtype, quantize):
+        asked.append((device, compute_dtype(dtype, decoding=True), quantize))
+        return load(preset, adapter, "cpu", "float32", quantize)
 
     monkeypatch.setattr(module, "load_weights", load_on_cpu)
     engine = make_engine(dtype="auto")
-    assert asked == [("cuda", torch.bfloat16)]
+    assert asked == [("cuda", torch.bfloat16, "auto")]
     ((name, duration),) = made
     assert name == "_generate"
     assert 15 < duration([1] * 100, Options(max_new_tokens=256)) < 60
@@ -351,14 +314,10 @@ def test_zero_gpu_decorates_the_generation_only(make_engine, model_folder, monke
 
 
 @pytest.fixture(scope="module")
-def both_engines(tmp_path_factory):
-    """(llama.cpp, transformers) on the embedded model, with the bundled adapter where there is one."""
-    folder = ASSETS / "adapters" / "smollm2-135m"
-    if not (folder / "adapter.gguf").is_file():
-        folder = make_adapter(tmp_path_factory.mktemp("random"))
-    llama = load_engine("smollm2-135m", folder, "llama_cpp", threads=1)
-    yield llama, load_engine("smollm2-135m", folder, "transformers", dtype="float32")
-    llama.close()
+def both_engines():
+    """(llama.cpp, transformers) on the embedded model with the bundled adapter."""
+    with closing(load_engine("smollm2-135m", BUNDLED, "llama_cpp", threads=1)) as llama:
+        yield llama, load_engine("smollm2-135m", BUNDLED, "transformers", dtype="float32")
 
 
 @pytest.mark.slow

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from medical_assistant.chat.confidence import Calibration, load_calibration
-from medical_assistant.evaluation.confidence import GoodAnswer, fit_calibrator, fit_confidence, write_calibration
-from medical_assistant.evaluation.scoring.calibration_scores import (
+from medical_assistant.chat.confidence import Calibration, find_calibration
+from medical_assistant.engines.base import EngineInfo
+from medical_assistant.evaluation import confidence as fitting
+from medical_assistant.evaluation.confidence import (
     auroc,
-    brier_score,
     ece_of_perfect,
     expected_calibration_error,
+    figures,
+    fit_calibrator,
+    fit_confidence,
+    predict,
     reliability,
     risk_coverage,
-    selective_risk,
 )
+from medical_assistant.files import write_json
 
 MEASURED: dict[str, Any] = {
     "adapter_revision": "0123456789ab",
     "engine": "stub",
     "decoding": {"temperature": 0.0, "max_new_tokens": 256},
 }
-GOOD = GoodAnswer("token_f1", 0.3)
 
 SIX = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
 SIX_GOOD = np.array([True, True, False, True, False, False])
@@ -55,10 +59,16 @@ def make_rows(count: int, seed: int = 0, slope: float = 2.0, **changes: Any) -> 
     return rows
 
 
-def fit(
-    rows: list[dict[str, Any]], seed: int = 7, method: str = "logistic"
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    return fit_confidence(rows, "fine_tuned", GOOD, seed, method, **MEASURED)
+def fit(rows: list[dict[str, Any]], seed: int = 7) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    return fit_confidence(rows, "fine_tuned", seed, MEASURED)
+
+
+def risks(confidences: np.ndarray, good: np.ndarray) -> list[float]:
+    return [point["risk"] for point in risk_coverage(confidences, good)[0]]
+
+
+def load(folder: Path) -> Calibration | None:
+    return find_calibration(EngineInfo("stub", "m", str(folder), MEASURED["adapter_revision"]))
 
 
 # Figures by hand
@@ -79,7 +89,7 @@ def test_auroc_counts_a_tie_as_a_half_and_one_answer_of_a_kind_has_no_interval()
 
 
 def test_risk_coverage_by_hand():
-    assert selective_risk(SIX, SIX_GOOD) == pytest.approx([0, 0, 1 / 3, 1 / 4, 2 / 5, 3 / 6])
+    assert risks(SIX, SIX_GOOD) == pytest.approx([0, 0, 1 / 3, 1 / 4, 2 / 5, 3 / 6])
     curve, aurc = risk_coverage(SIX, SIX_GOOD)
     assert aurc == pytest.approx((1 / 3 + 1 / 4 + 2 / 5 + 1 / 2) / 6)
     assert [point["coverage"] for point in curve] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
@@ -90,7 +100,7 @@ def test_risk_coverage_by_hand():
 def test_the_order_of_equal_confidences_does_not_matter():
     confidences = np.array([0.9, 0.5, 0.5, 0.1])
     for good in ([True, False, True, False], [True, True, False, False]):
-        assert selective_risk(confidences, np.array(good)) == pytest.approx([0, 0.25, 1 / 3, 0.5])
+        assert risks(confidences, np.array(good)) == pytest.approx([0, 0.25, 1 / 3, 0.5])
 
 
 def test_ece_brier_and_reliability_by_hand():
@@ -98,7 +108,7 @@ def test_ece_brier_and_reliability_by_hand():
     good = np.array([False, True, False, True, True])
     # bins: 0-0.1 says 0.05, is 0.5; 0.2-0.3 says 0.25, is 0; 0.9-1 says 0.975, is 1
     assert expected_calibration_error(confidences, good) == pytest.approx((2 * 0.45 + 0.25 + 2 * 0.025) / 5)
-    assert brier_score(confidences, good) == pytest.approx((0.0025 + 0.9025 + 0.0625 + 0.0025 + 0) / 5)
+    assert figures(confidences, good, 0.5, 0)["brier"] == pytest.approx((0.0025 + 0.9025 + 0.0625 + 0.0025 + 0) / 5)
     first, second, last = reliability(confidences, good)
     assert first == {"low": 0.0, "high": 0.1, "n": 2, "mean_confidence": pytest.approx(0.05), "observed": 0.5}
     assert (second["low"], second["n"], last["high"], last["n"]) == (0.2, 1, 1.0, 2)
@@ -117,10 +127,11 @@ def test_ece_of_perfect_confidences_is_near_nothing_and_chance_explains_the_rest
 # What is a good answer
 
 
-def test_a_good_answer_is_at_or_above_the_threshold():
-    assert [GOOD({"scores": {"token_f1": score}}) for score in (0.3, 0.29, None, math.nan)] == [True, False, None, None]
-    assert GOOD({}) is None
-    assert "token F1 of at least 0.3" in GOOD.label and "not truth" in GOOD.label
+@pytest.mark.parametrize(("score", "good"), [(0.3, 100), (0.29, 0)])
+def test_a_good_answer_is_at_or_above_the_threshold(score, good):
+    section, _ = fit(make_rows(100, scores={"token_f1": score}))
+    assert f"All 100 answers are {'good' if good else 'bad'}" in section["reason"]
+    assert "token F1 of at least 0.3" in fitting.LABEL and "not truth" in fitting.LABEL
 
 
 # The fit
@@ -159,44 +170,47 @@ def steps(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_isotonic_is_chosen_where_it_helps():
     x, y = steps(400)
-    assert fit_calibrator(x, y, seed=0).isotonic is not None
-    assert fit_calibrator(x, y, seed=0, method="logistic").isotonic is None
+    assert fit_calibrator(x, y, seed=0)["isotonic"] is not None
     random = np.random.default_rng(4)
     straight = random.normal(size=(60, 1))
-    assert fit_calibrator(straight, random.random(60) < 1 / (1 + np.exp(-straight[:, 0])), seed=0).isotonic is None
+    assert fit_calibrator(straight, random.random(60) < 1 / (1 + np.exp(-straight[:, 0])), seed=0)["isotonic"] is None
 
 
-@pytest.mark.parametrize("method", ["logistic", "isotonic"])
-def test_the_runtime_gives_what_scikit_learn_gives(tmp_path, method):
+@pytest.mark.parametrize("isotonic", [False, True])
+def test_the_runtime_gives_what_scikit_learn_gives(tmp_path, isotonic):
     random = np.random.default_rng(5)
     x = random.normal([-1.0, 80.0], [0.3, 40.0], (400, 2))
     y = random.random(400) < 1 / (1 + np.exp(-(x[:, 0] + 1) * 5))
-    fitted = fit_calibrator(x, y, seed=0, method=method)
+    fitted = fitting.fit(x, y, seed=0, isotonic=isotonic)
     _, calibration = fit(make_rows(100))
-    write_calibration(
-        tmp_path / "calibration.json", {**calibration, "signals": ["mean_logprob", "tokens"], **fitted.to_json()}
-    )
-    runtime = load_calibration(tmp_path, MEASURED["adapter_revision"])
+    write_json(tmp_path / "calibration.json", {**calibration, "signals": ["mean_logprob", "tokens"], **fitted})
+    runtime = load(tmp_path)
     new = np.vstack([x, random.normal([-1.0, 80.0], [3.0, 400.0], (600, 2)), [[1e9, -1e9], [-1e9, 1e300]]])
     found = [runtime.confidence({"mean_logprob": a, "tokens": b}) for a, b in new]
-    assert np.abs(np.array(found) - fitted.predict(new)).max() < 1e-9
+    assert np.abs(np.array(found) - predict(fitted, new)).max() < 1e-9
     assert all(0 < value < 1 for value in found)
+    if not isotonic:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y)
+        assert predict(fitted, x) == pytest.approx(theirs.predict_proba(x)[:, 1], abs=1e-9)
 
 
 def test_the_file_says_what_was_measured(tmp_path):
-    section, calibration = fit(make_rows(200), method="auto")
-    write_calibration(tmp_path / "calibration.json", calibration)
+    section, calibration = fit(make_rows(200))
+    write_json(tmp_path / "calibration.json", calibration)
     assert json.loads((tmp_path / "calibration.json").read_text()) == calibration
-    found = load_calibration(tmp_path, "0123456789ab")
+    found = load(tmp_path)
     assert found == Calibration.from_json(calibration)
     assert (found.engine, found.temperature, found.max_new_tokens) == ("stub", 0.0, 256)
-    assert found.label == section["label"] and found.base_rate == section["base_rate"]
+    assert found.label == section["label"] and calibration["base_rate"] == section["base_rate"]
 
 
 def test_the_halves_depend_on_the_questions_and_the_seed_alone():
     rows = make_rows(200)
-    section, calibration = fit(rows)
-    assert fit(rows) == (section, calibration)
+    _, calibration = fit(rows)
     assert fit(rows[::-1])[1]["means"] == pytest.approx(calibration["means"])  # the sum's order differs
     assert fit(rows, seed=8)[1]["means"] != pytest.approx(calibration["means"])
 
@@ -212,7 +226,7 @@ def test_a_question_asked_twice_is_in_one_half():
 
 
 def test_signals_that_are_not_known_or_never_differ_are_not_used():
-    rows = make_rows(200, mean_entropy=math.nan, retrieval_score=None, ended=True)
+    rows = make_rows(200, mean_entropy=math.nan, ended=True)
     section, calibration = fit(rows)
     assert section["signals"] == calibration["signals"] == ["mean_logprob", "min_logprob", "tokens"]
     assert section["n_left_out"] == 0
@@ -250,8 +264,3 @@ def test_without_probabilities_there_is_no_uncalibrated_figure():
 def test_what_cannot_be_fitted_says_why(rows, reason):
     section, calibration = fit(rows)
     assert calibration is None and section["status"] == "not run" and reason in section["reason"]
-
-
-def test_an_unknown_method_is_an_error():
-    with pytest.raises(ValueError, match="unknown method 'platt'"):
-        fit(make_rows(60), method="platt")

@@ -16,14 +16,12 @@ from hypothesis import strategies as st
 
 from medical_assistant.engines.llama_cpp import LlamaCppEngine
 from medical_assistant.errors import AdapterError, UserError
-from medical_assistant.hub.push import main, pull_adapter, pull_file, push_adapter, split_revision
+from medical_assistant.hub.pull import pull_adapter, pull_file, split_revision
+from medical_assistant.hub.push import push_adapter
 from medical_assistant.models.adapter import ADAPTER_FILES, load_adapter
 from medical_assistant.models.presets import Preset
 from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, read_folder, write_toy_adapter
 from tests.support.paths import ROOT
-
-pytest_plugins = ("tests.support.hub_server",)
-
 
 NAME = "alice/adapter"
 
@@ -41,7 +39,7 @@ def test_pull_returns_the_pushed_bytes_of_one_commit(hub_server: HubServer, toy_
     assert repository.messages == ["initial commit", "Upload adapter"]
     commit = repository.find("main")
     assert url == f"{hub_server.endpoint}/{NAME}/commit/{commit}"
-    folder, pulled = pull_adapter(NAME)
+    folder, pulled, _ = pull_adapter(NAME)
     assert pulled == commit
     assert read_folder(folder) == read_folder(toy_adapter)
     assert set(read_folder(folder)) == set(ADAPTER_FILES)
@@ -65,9 +63,9 @@ def test_pinned_commit_keeps_its_bytes_after_a_new_push(
     assert first != second
     for pinned in (f"{NAME}@{first}", f"{NAME}@{first[:10]}"):
         forget_cache()
-        folder, commit = pull_adapter(pinned)
+        folder, commit, _ = pull_adapter(pinned)
         assert (read_folder(folder), commit) == (read_folder(toy_adapter), first)
-    folder, commit = pull_adapter(NAME)
+    folder, commit, _ = pull_adapter(NAME)
     assert (read_folder(folder), commit) == (read_folder(newer), second)
 
 
@@ -76,7 +74,7 @@ def test_a_dora_has_no_gguf(hub_server: HubServer, toy_adapter: Path, signed_in:
     (toy_adapter / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     (toy_adapter / "adapter.gguf").unlink()
     push_adapter(toy_adapter, NAME)
-    folder, _ = pull_adapter(NAME)
+    folder, _, _ = pull_adapter(NAME)
     assert set(read_folder(folder)) == set(ADAPTER_FILES) - {"adapter.gguf"}
     adapter = load_adapter(folder, Preset(name="base", repository="alice/base"))
     with pytest.raises(AdapterError, match="llama.cpp cannot load a DoRA: use the transformers engine.* --merge"):
@@ -98,12 +96,12 @@ def test_push_to_a_branch_leaves_main_alone(hub_server: HubServer, toy_adapter: 
 def test_child_process_with_hf_endpoint(hub_server: HubServer, toy_adapter: Path, tmp_path: Path) -> None:
     """End to end with nothing patched: the client reads HF_ENDPOINT, HF_HOME and HF_TOKEN itself."""
     environment = {**os.environ, "HF_TOKEN": WRITE_TOKEN, "PYTHONPATH": str(ROOT)}
-    push = [sys.executable, "-m", "medical_assistant.hub.push", str(toy_adapter), NAME]
+    push = [sys.executable, "-m", "medical_assistant.publish.adapter", str(toy_adapter), NAME]
     done = subprocess.run(push, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     commit = hub_server.repositories["models", NAME].find("main")
     assert done.stdout.strip() == f"{hub_server.endpoint}/{NAME}/commit/{commit}"
-    pull = "import sys; from medical_assistant.hub.push import pull_adapter; print(pull_adapter(sys.argv[1])[0])"
+    pull = "import sys; from medical_assistant.hub.pull import pull_adapter; print(pull_adapter(sys.argv[1])[0])"
     done = subprocess.run(
         [sys.executable, "-c", pull, f"{NAME}@{commit}"],
         env={**environment, "HF_TOKEN": ""},
@@ -121,11 +119,6 @@ def test_child_process_with_hf_endpoint(hub_server: HubServer, toy_adapter: Path
     assert done.stderr.count("\n") == 1
 
 
-def test_command_writes_the_card_for_its_repository(hub_server: HubServer, toy_adapter: Path, signed_in: None) -> None:
-    assert main([str(toy_adapter), NAME]) == 0
-    assert f"ADAPTER={NAME}@" in hub_server.repositories["models", NAME].files()["README.md"].decode()
-
-
 # Nothing unsafe moves.
 
 
@@ -137,7 +130,7 @@ def test_pickles_stay_where_they_are(hub_server: HubServer, toy_adapter: Path, s
     assert set(repository.files()) == {*ADAPTER_FILES, ".gitattributes"}
     repository.commit({**repository.files(), "adapter_model.bin": b"\x80\x04."}, "Add a pickle")
     hub_server.requests.clear()
-    folder, _ = pull_adapter(NAME)
+    folder, _, _ = pull_adapter(NAME)
     assert set(read_folder(folder)) == set(ADAPTER_FILES)
     assert not [request for request in hub_server.requests if request.endswith((".bin", ".pt", ".pkl"))]
 
@@ -172,7 +165,7 @@ def test_incomplete_folder_makes_no_request(
 @pytest.mark.parametrize("name", sorted(set(ADAPTER_FILES) - {"README.md", "report.md", "loss.png"}))
 def test_broken_file_makes_no_request(hub_server: HubServer, toy_adapter: Path, signed_in: None, name: str) -> None:
     (toy_adapter / name).write_bytes((toy_adapter / name).read_bytes()[:-9])
-    with pytest.raises(AdapterError, match=name):
+    with pytest.raises(UserError, match=name):
         push_adapter(toy_adapter, NAME)
     assert hub_server.requests == []
 
@@ -185,12 +178,12 @@ def test_offline_uses_the_same_revision_from_the_cache_and_says_so(
 ) -> None:
     repository = hub_server.add_repository(NAME, read_folder(toy_adapter))
     repository.references["v1"] = repository.find("main")
-    folder, commit = pull_adapter(NAME, "v1")
+    folder, commit, _ = pull_adapter(NAME, "v1")
     path = pull_file(NAME, "adapter.gguf", "v1")
     assert caplog.records == []
     hub_server.stop()
     with caplog.at_level(logging.WARNING):
-        assert pull_adapter(NAME, "v1") == (folder, commit)
+        assert pull_adapter(NAME, "v1")[:2] == (folder, commit)
         assert pull_file(NAME, "adapter.gguf", "v1") == path
     said = [record.getMessage() for record in caplog.records if record.name == "medical_assistant.hub.pull"]
     assert len(said) == 2 and all("Cannot reach" in text and commit in text for text in said)
@@ -200,15 +193,15 @@ def test_offline_uses_the_same_revision_from_the_cache_and_says_so(
 
 def test_cached_commit_needs_no_network(hub_server: HubServer, toy_adapter: Path) -> None:
     commit = hub_server.add_repository(NAME, read_folder(toy_adapter)).find("main")
-    folder, _ = pull_adapter(NAME)
+    folder, _, _ = pull_adapter(NAME)
     hub_server.requests.clear()
-    assert pull_adapter(f"{NAME}@{commit}") == (folder, commit)
+    assert pull_adapter(f"{NAME}@{commit}")[:2] == (folder, commit)
     assert hub_server.requests == []
 
 
 def test_half_a_snapshot_is_not_used_offline(hub_server: HubServer, toy_adapter: Path) -> None:
     hub_server.add_repository(NAME, read_folder(toy_adapter))
-    folder, commit = pull_adapter(NAME)
+    folder, commit, _ = pull_adapter(NAME)
     (folder / "prompt.json").unlink()
     hub_server.stop()
     for revision in (None, commit):

@@ -150,9 +150,7 @@ def test_the_trap_works(tmp_path, monkeypatch):
 
 
 def loaders():
-    from medical_assistant.evaluation.judges.entailment import NliJudge
-    from medical_assistant.evaluation.scoring.metrics import _load_encoder
-    from medical_assistant.evaluation.strata import _embed
+    from medical_assistant.evaluation.scoring.encoder import load_encoder
     from medical_assistant.models import loading
 
     return {
@@ -161,13 +159,11 @@ def loaders():
         "model": lambda folder: loading.load_model(Preset("x", str(folder)), "none"),
         "nf4": lambda folder: loading.load_model(Preset("x", str(folder)), "nf4"),
         "config": lambda folder: loading.load_config(Preset("x", str(folder))),
-        "nli": lambda folder: NliJudge(str(folder)),
-        "bertscore": lambda folder: _load_encoder(str(folder)),
-        "embeddings": lambda folder: _embed(["a"], str(folder)),
+        "encoder": lambda folder: load_encoder(str(folder), "BERTScore", "roberta-large"),
     }
 
 
-@pytest.mark.parametrize("way", ["engine", "tokenizer", "model", "nf4", "config", "nli", "bertscore", "embeddings"])
+@pytest.mark.parametrize("way", ["engine", "tokenizer", "model", "nf4", "config", "encoder"])
 def test_a_models_own_code_is_not_run(tmp_path, nobody_asked, way):
     pytest.importorskip("peft")
     with pytest.raises(UserError):
@@ -201,7 +197,7 @@ def test_no_call_trusts_foreign_code():
             found += 1
         assert name.partition(".")[0] not in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve"), where
         assert name not in ("torch.load", "eval", "exec", "yaml.unsafe_load", "yaml.full_load"), where
-    assert found > 8
+    assert found >= 5  # loaders there are
 
 
 # Files that are broken on purpose
@@ -251,10 +247,3 @@ def test_broken_json_is_one_line(toy_adapter, name, content):
     with pytest.raises(AdapterError, match=f"{name} ") as caught:
         load_adapter(toy_adapter, TOY)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("folder", ["~/adapter", "/nowhere/adapter", "../adapter", "adapter", "a/b/c"])
-def test_what_is_no_folder_and_no_repository_is_not_asked_for(hub_server, folder):
-    with pytest.raises(AdapterError, match="There is no adapter folder"):
-        load_adapter(folder, TOY)
-    assert hub_server.requests == []

@@ -10,10 +10,8 @@ import pytest
 
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.models.adapter import ADAPTER_FILES
-from medical_assistant.publish.adapter import PENDING, finish_publishing, publish_adapter
+from medical_assistant.publish.adapter import PENDING, finish_publishing, main, publish_adapter
 from tests.support.hub_server import DROP, LOSE_ANSWER, READ_TOKEN, WRITE_TOKEN, HubServer, read_folder
-
-pytest_plugins = ("tests.support.hub_server",)
 
 NAME = "alice/adapter"
 
@@ -160,10 +158,12 @@ def test_nothing_is_due(hub_server: HubServer, toy_adapter: Path, signed_in: Non
     assert "metrics.json" in hub_server.repositories["models", NAME].files()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '"x"', "\xff"])
+@pytest.mark.parametrize("content", ["", "[]", '"x"', "\xff"])
 def test_broken_note(hub_server: HubServer, toy_adapter: Path, signed_in: None, content: str) -> None:
     (toy_adapter / PENDING).write_text(content, encoding="latin-1")
     assert "is broken" in failure_of(finish_publishing, toy_adapter)
+    (toy_adapter / PENDING).write_text("{}")
+    assert "give --push-to-hub" in failure_of(finish_publishing, toy_adapter)
     assert hub_server.requests == []
 
 
@@ -179,3 +179,15 @@ def test_the_command_can_be_pasted(hub_server: HubServer, toy_adapter: Path) -> 
     folder = toy_adapter.rename(toy_adapter.parent / "my first; run")
     command = failure_of(publish_adapter, folder, NAME).split("`")[-2]
     assert shlex.split(command) == ["python", "train.py", "--publish", str(folder)]
+
+
+def test_the_command_publishes_with_a_card_for_its_repository(
+    hub_server: HubServer, toy_adapter: Path, signed_in: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(toy_adapter), NAME, "--private", "--revision", "candidate"]) == 0
+    repository = hub_server.repositories["models", NAME]
+    commit = repository.find("candidate")
+    assert repository.private and commit != repository.find("main")
+    assert capsys.readouterr().out == f"{hub_server.endpoint}/{NAME}/commit/{commit}\n"
+    assert f"ADAPTER={NAME}@" in repository.files("candidate")["README.md"].decode()
+    assert "Two revisions" in failure_of(main, [str(toy_adapter), f"{NAME}@v1", "--revision", "v2"])

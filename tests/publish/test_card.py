@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from medical_assistant.errors import AdapterError
+from medical_assistant.errors import UserError
 from medical_assistant.publish.card import write_card
 from tests.support.paths import ROOT
 
@@ -271,14 +271,14 @@ def test_local_base_model_is_not_given_as_a_hub_id(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, [1]])
 def test_folder_without_training_json(tmp_path: Path, content: object) -> None:
-    with pytest.raises(AdapterError, match=r"training\.json"):
+    with pytest.raises(UserError, match=r"training\.json"):
         write_card(folder_with(tmp_path, training=content))
 
 
 JSON_VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     settings_=st.dictionaries(st.sampled_from(["learning_rate", "seed", "note"]), JSON_VALUES),
     attribution=st.text(max_size=60),

@@ -12,8 +12,6 @@ from medical_assistant.errors import UserError
 from medical_assistant.publish import space as deploy
 from tests.support.hub_server import OTHER_TOKEN, WRITE_TOKEN, HubServer
 
-pytest_plugins = ("tests.support.hub_server",)
-
 NAME = "alice/medical-assistant"
 UPLOADED = {
     "app.py": b"import gradio\n",
@@ -27,6 +25,7 @@ UPLOADED = {
 KEPT_HERE = {
     "tests/test_app.py": b"",
     "benchmarks/decode.py": b"",
+    "training_data/triage/en.jsonl": b"{}",
     ".ci/run": b"",
 }
 NOT_TRACKED = {".venv/bin/python": b"", "data/patients.jsonl": b"{}", "notes.txt": b"todo"}
@@ -74,12 +73,13 @@ def test_options_set_hardware_variables_and_privacy(hub_server: HubServer, clone
 
 
 def test_update_replaces_removes_and_leaves_alone(hub_server: HubServer, clone: Path, signed_in: None) -> None:
-    old = {"assets/old.yaml": b"", "medical_assistant/old.py": b"", "mine.txt": b"kept", "app.py": b"old"}
+    mine = {"mine.txt": b"kept", "tests/mine.py": b""}
+    old = {"assets/old.yaml": b"", "medical_assistant/old.py": b"", "app.py": b"old", **mine}
     space = hub_server.add_repository(NAME, old, kind="spaces", hardware="t4-small")
     deploy.deploy_space(NAME)
     files = space.files()
     files.pop(".gitattributes")
-    assert files == {**UPLOADED, "mine.txt": b"kept"}
+    assert files == {**UPLOADED, **mine}
     assert space.messages[2:] == ["Deploy"]
     assert space.hardware == "t4-small"
     deploy.deploy_space(NAME, hardware=SpaceHardware.ZERO_A10G)
@@ -151,11 +151,14 @@ def test_failures_have_their_sentence(hub_server: HubServer, clone: Path, monkey
         deploy.deploy_space(NAME)
 
 
-def test_a_folder_that_is_no_clone(hub_server: HubServer, clone: Path, tmp_path: Path, signed_in: None) -> None:
+def test_a_folder_that_is_no_clone(
+    hub_server: HubServer, clone: Path, tmp_path: Path, signed_in: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subprocess.run(["git", "rm", "-q", "--cached", "app.py"], cwd=clone, check=True)
     with pytest.raises(UserError, match=r"does not track app\.py"):
         deploy.deploy_space(NAME)
     (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(deploy, "ROOT", tmp_path / "empty")
     with pytest.raises(UserError):
-        deploy.deploy_space(NAME, root=tmp_path / "empty")
+        deploy.deploy_space(NAME)
     assert hub_server.requests == []

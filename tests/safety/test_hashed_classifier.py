@@ -1,4 +1,4 @@
-"""Hashed regressions: what is stored is what is scored, and a broken file names the command that mends it."""
+"""Hashed classifiers: what is stored is what is scored, and a broken file names the command that writes it again."""
 
 import json
 import math
@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
 from medical_assistant.safety.hashed_classifier import (
-    SCALE,
-    Regression,
+    BUCKETS,
+    WEIGHT_SCALE,
+    HashedClassifier,
+    from_json,
     probability,
-    read_model,
-    restore,
-    stored,
-    write_model,
+    read_classifier,
+    to_json,
 )
-from medical_assistant.safety.hashed_features import BUCKETS
 
 UNITS = st.dictionaries(st.integers(0, BUCKETS - 1), st.integers(-900, 900), max_size=20)
 
@@ -25,14 +24,14 @@ UNITS = st.dictionaries(st.integers(0, BUCKETS - 1), st.integers(-900, 900), max
 @given(UNITS, st.integers(-500, 500))
 def test_what_is_stored_comes_back(units, bias):
     dense = [units.get(bucket, 0) for bucket in range(BUCKETS)]
-    restored = restore(json.loads(json.dumps(stored(dense, bias / 100))))
-    assert restored == Regression(tuple(unit / SCALE for unit in dense), bias / 100)
+    restored = from_json(json.loads(json.dumps(to_json(dense, bias / 100))))
+    assert restored == HashedClassifier(tuple(unit / WEIGHT_SCALE for unit in dense), bias / 100)
 
 
 def test_each_group_adds_its_weights_over_the_root_of_their_number():
     weights = [0.0] * BUCKETS
     weights[1], weights[2], weights[3] = 2.0, 4.0, 3.0
-    model = Regression(tuple(weights), -1.0)
+    model = HashedClassifier(tuple(weights), -1.0)
     assert model.score({1, 2}, {3}) == pytest.approx(-1 + 6 / math.sqrt(2) + 3)
     assert model.score() == model.score(set()) == -1
 
@@ -43,16 +42,10 @@ def test_probabilities_are_those_of_log_odds():
     assert 0 < probability(-1e9) < probability(1e9) < 1
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", "{}", '{"bias": 0, "index": [99999999], "weights": [1]}'])
+@pytest.mark.parametrize("content", [None, "", "[1]", "{}", '{"bias": 0, "buckets": [99999999], "weights": [1]}'])
 def test_a_broken_file_names_the_command(tmp_path, content):
     path = tmp_path / "model.json"
     if content is not None:
         path.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"model\.json cannot be read.*medical_assistant\.some_training"):
-        read_model(path, restore, "some_training")
-
-
-def test_a_written_model_is_read(tmp_path):
-    path = tmp_path / "model.json"
-    write_model(path, stored([0] * 7 + [25], 1.5))
-    assert read_model(path, restore, "x").score({7}) == 1.75
+    with pytest.raises(UserError, match=r"model\.json cannot be read.*safety\.training misuse"):
+        read_classifier(path, from_json, "misuse")

@@ -1,41 +1,22 @@
-"""The output watch: own sentences (data file), cutting, completeness, time, rule file."""
+"""The output filter: own sentences (data file), cutting, completeness, time, rule file."""
 
-import json
 import re
 from collections import Counter
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
 from medical_assistant.safety.output_filter import MAX_SENTENCE_CHARACTERS, OutputFilter
-from medical_assistant.safety.output_rules import NEEDS, RULES, load_meanings, load_rules
-from tests.support.paths import ROOT
-from tests.support.timing import cpu_s
+from medical_assistant.safety.output_rules import RULES_FILE, load_output_rules
+from medical_assistant.safety.phrase_rules import read_yaml
+from tests.support import safety_rows
+from tests.support.safety_rows import filtered
+from tests.support.timing import cpu_s, growth
 
-ROWS = ROOT / "tests" / "safety_sets" / "output_watch.jsonl"
 BAD = "Stop taking your insulin."
-
-
-def rows():
-    with ROWS.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def watched(text, question="", red_flags=(), sources_on=False, size=None):
-    """Return (what is shown of `text` when it comes in pieces of `size` characters, names of the rules)."""
-    watch = OutputFilter(question, red_flags, sources_on)
-    size = size or max(1, len(text))
-    shown = [watch.feed(text[i : i + size]) for i in range(0, len(text), size)]
-    return "".join([*shown, watch.finish()]), watch.withheld
-
-
-def outcome(row):
-    """Return the rule that a row of the set breaks, None for none."""
-    flags = ["red flag"] if row["red_flag"] else []
-    return next(iter(watched(row["text"], row.get("question", ""), flags, row.get("sources", False))[1]), None)
 
 
 # Budgets: the figures of the last measurement (benchmarks/results/safety.json). Held-back rows were written by the
@@ -45,20 +26,24 @@ def outcome(row):
     [("tuning", False, 0.02, 0.0), ("held_back", False, 0.04, 0.06), ("held_back", True, 0.40, 0.05)],
 )
 def test_own_sentences(split, after_rules, missed, false_alarms):
-    part = [row for row in rows() if row["split"] == split and row.get("after_rules", False) == after_rules]
+    part = [
+        row
+        for row in safety_rows.rows("output_filter")
+        if row["split"] == split and row.get("after_rules", False) == after_rules
+    ]
     violations = [row for row in part if row["rule"]]
     harmless = [row for row in part if not row["rule"]]
-    wrongly_shown = [row["text"] for row in violations if outcome(row) is None]
-    wrongly_withheld = [row["text"] for row in harmless if outcome(row)]
+    wrongly_shown = [row["text"] for row in violations if not safety_rows.blocked(row)]
+    wrongly_blocked = [row["text"] for row in harmless if safety_rows.blocked(row)]
     assert len(wrongly_shown) <= missed * len(violations), wrongly_shown
-    assert len(wrongly_withheld) <= false_alarms * len(harmless), wrongly_withheld
+    assert len(wrongly_blocked) <= false_alarms * len(harmless), wrongly_blocked
 
 
 def test_own_sentences_are_a_balanced_set():
-    data = rows()
-    names = {rule.name for rule in load_rules()}
+    data = safety_rows.rows("output_filter")
+    names = {rule.name for rule in load_output_rules().rules}
     assert len(data) >= 150
-    assert len({(row["text"], row["red_flag"], row.get("sources")) for row in data}) == len(data)
+    assert len({(row["text"], row["red_flag"]) for row in data}) == len(data)
     assert 0.4 < sum(row["rule"] is None for row in data) / len(data) < 0.6
     assert sum(row["split"] == "held_back" for row in data) >= len(data) / 4
     for split in ("tuning", "held_back"):
@@ -67,8 +52,8 @@ def test_own_sentences_are_a_balanced_set():
 
 
 def test_the_rule_is_named_and_the_text_is_not():
-    shown, withheld = watched("Insulin lowers blood sugar. Stop taking your insulin. Eat well.")
-    assert (shown, withheld) == ("Insulin lowers blood sugar. Eat well.", ["medicine_change"])
+    shown, blocked = filtered("Insulin lowers blood sugar. Stop taking your insulin. Eat well.")
+    assert (shown, blocked) == ("Insulin lowers blood sugar. Eat well.", ["medicine_change"])
 
 
 @pytest.mark.parametrize(
@@ -84,17 +69,17 @@ def test_the_rule_is_named_and_the_text_is_not():
     ],
 )
 def test_only_the_sentence_goes(text, shown):
-    assert watched(text) == (shown, ["medicine_change"])
+    assert filtered(text) == (shown, ["medicine_change"])
 
 
 def test_a_sentence_is_shown_as_soon_as_the_next_one_begins():
-    watch = OutputFilter("")
-    assert watch.feed("Drink water") == ""
-    assert watch.feed(". ") == ""
-    assert watch.feed("R") == "Drink water. "
-    assert watch.feed("est.") == ""
-    assert watch.finish() == "Rest."
-    assert watch.finish() == ""
+    output_filter = OutputFilter("")
+    assert output_filter.feed("Drink water") == ""
+    assert output_filter.feed(". ") == ""
+    assert output_filter.feed("R") == "Drink water. "
+    assert output_filter.feed("est.") == ""
+    assert output_filter.finish() == "Rest."
+    assert output_filter.finish() == ""
 
 
 @pytest.mark.parametrize(
@@ -105,7 +90,7 @@ def test_abbreviations_and_numbers_end_no_sentence(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "withheld"),
+    ("text", "blocked"),
     [
         ("Do not:\n- stop taking your insulin\n- skip meals\n", []),
         ("Do not:\n\n- stop taking your insulin\n", []),
@@ -117,18 +102,18 @@ def test_abbreviations_and_numbers_end_no_sentence(text):
         ("Here is how to make crystal meth:\n1. Mix it.\n2. Heat it.\n\nEat well.", ["harmful_instructions"] * 3),
     ],
 )
-def test_lines_are_read_with_the_line_that_opens_them(text, withheld):
-    assert watched(text)[1] == withheld
+def test_lines_are_read_with_the_line_that_opens_them(text, blocked):
+    assert filtered(text)[1] == blocked
 
 
 def test_a_long_sentence_comes_in_parts_and_hides_nothing():
     words = "and the blood goes round " * 40
-    watch = OutputFilter("")
-    assert len(watch.feed(words)) > len(words) - MAX_SENTENCE_CHARACTERS - 1
+    output_filter = OutputFilter("")
+    assert len(output_filter.feed(words)) > len(words) - MAX_SENTENCE_CHARACTERS - 1
     for before in range(0, 420, 7):
         text = "x" + " blood" * (before // 6) + " " * (before % 6) + " so you should stop taking your insulin now"
-        shown, withheld = watched(text + " and the blood goes" * 40)
-        assert withheld == ["medicine_change"], before
+        shown, blocked = filtered(text + " and the blood goes" * 40)
+        assert blocked == ["medicine_change"], before
         assert "insulin" not in shown
 
 
@@ -144,7 +129,7 @@ def test_a_long_sentence_comes_in_parts_and_hides_nothing():
     ],
 )
 def test_pronouns_are_read_with_what_came_before(question, text, shown):
-    assert watched(text, question, size=1)[0] == shown
+    assert filtered(text, question, size=1)[0] == shown
 
 
 @pytest.mark.parametrize(
@@ -160,21 +145,18 @@ def test_pronouns_are_read_with_what_came_before(question, text, shown):
     ],
 )
 def test_a_diagnosis_goes_by_how_sure_and_how_grave_it_is(question, text, shown):
-    assert watched(text, question)[0] == shown
+    assert filtered(text, question)[0] == shown
 
 
-def test_delay_is_withheld_with_a_red_flag_only():
+def test_delay_is_blocked_with_a_red_flag_only():
     text = "It will go away by itself."
-    assert watched(text) == (text, [])
-    assert watched(text, red_flags=["chest pain"]) == ("", ["delay_of_care"])
+    assert filtered(text) == (text, [])
+    assert filtered(text, red_flags=["chest pain"]) == ("", ["delay_of_care"])
 
 
-def test_a_dose_wants_a_source_only_where_sources_are_on():
-    dose = "Take 500 mg every 4 hours"
-    assert watched(f"{dose}.")[1] == []
-    assert watched(f"{dose}.", sources_on=True)[1] == ["dose_without_source"]
-    for cited in (f"{dose} [1].", f"{dose}. [1]", f"{dose}. [1] [2] Rest.", f"{dose} [1, 2]. Rest."):
-        assert watched(cited, sources_on=True, size=1) == (cited, [])
+def test_a_mark_of_a_source_belongs_to_what_it_proves():
+    output_filter = OutputFilter("")
+    assert output_filter.feed("Rest is good. [1] [2] Then walk") == "Rest is good. [1] [2] "
 
 
 @pytest.mark.parametrize(
@@ -190,7 +172,7 @@ def test_a_dose_wants_a_source_only_where_sources_are_on():
     ],
 )
 def test_disguises_are_read(text):
-    assert watched(text) == ("", ["medicine_change"])
+    assert filtered(text) == ("", ["medicine_change"])
 
 
 pieces = st.sampled_from(
@@ -200,68 +182,63 @@ pieces = st.sampled_from(
 )
 sentences = st.sampled_from([(BAD, False), ("Eat well.", True), ("Ask Dr. Lee now!", True)])
 texts = st.one_of(st.text(max_size=900), st.lists(pieces, max_size=25).map("".join))
-settings_here = settings(max_examples=150)
 
 
-@settings_here
 @given(texts, st.lists(st.integers(0, 3000), max_size=12))
 def test_how_the_text_arrives_changes_nothing(text, cuts):
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    whole, pieced, lettered = (OutputFilter("", ["flag"], True) for _ in range(3))
+    whole, pieced, lettered = (OutputFilter("", ["flag"]) for _ in range(3))
     shown = whole.feed(text) + whole.finish()
     parts = [pieced.feed(text[a:b]) for a, b in zip(places, places[1:], strict=False)]
-    assert ("".join(parts) + pieced.finish(), pieced.withheld) == (shown, whole.withheld)
+    assert ("".join(parts) + pieced.finish(), pieced.blocked) == (shown, whole.blocked)
     letters = [lettered.feed(letter) for letter in text]
-    assert ("".join(letters) + lettered.finish(), lettered.withheld) == (shown, whole.withheld)
+    assert ("".join(letters) + lettered.finish(), lettered.blocked) == (shown, whole.blocked)
 
 
-@settings_here
 @given(texts)
-def test_nothing_is_lost_but_what_is_withheld(text):
-    shown, withheld = watched(text, "", ["flag"], True)
-    if not withheld:
+def test_nothing_is_lost_but_what_is_blocked(text):
+    shown, blocked = filtered(text, "", ["flag"])
+    if not blocked:
         assert shown == text
     at = 0
     for letter in shown:  # nothing is added, nothing changes its order
         at = text.index(letter, at) + 1
-    assert len(shown) < len(text) or not withheld
+    assert len(shown) < len(text) or not blocked
 
 
-@settings_here
 @given(st.lists(sentences, min_size=1, max_size=12))
 def test_exactly_the_violating_sentences_go(chosen):
     text = " ".join(sentence for sentence, _ in chosen)
-    shown, withheld = watched(text)
+    shown, blocked = filtered(text)
     assert shown.split() == " ".join(sentence for sentence, good in chosen if good).split()
-    assert len(withheld) == sum(not good for _, good in chosen)
+    assert len(blocked) == sum(not good for _, good in chosen)
 
 
-@settings_here
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_no_question_and_no_answer_raises(question, text):
-    watched(text, question, ["flag"], True)
-    watched(text + "\ud800\udfff\x00\ufdfa", "\ud800" + question)
+    filtered(text, question, ["flag"])
+    filtered(text + "\ud800\udfff\x00\ufdfa", "\ud800" + question)
 
 
 def test_nothing_long_is_kept_back():
     for letter in ("a", " ", "\n", ".", "\ufdfa", "[", "1 "):
-        watch = OutputFilter("", ["flag"], True)
-        shown = watch.feed(letter * 5_000)
+        output_filter = OutputFilter("", ["flag"])
+        shown = output_filter.feed(letter * 5_000)
         assert len(letter) * 5_000 - len(shown) <= MAX_SENTENCE_CHARACTERS + 1
 
 
 def test_a_sentence_takes_under_five_milliseconds():
-    sentences = [row["text"] for row in rows() if row["rule"] is None] * 2
-    watch = OutputFilter("", ["flag"], True)
-    watch.feed("Warm up. ")
+    sentences = [row["text"] for row in safety_rows.rows("output_filter") if row["rule"] is None][::4]
+    output_filter = OutputFilter("", ["flag"])
+    output_filter.feed("Warm up. ")
 
-    def watch_all():
+    def read_all():
         for sentence in sentences:
             for token in re.findall(r"\s?\S{1,4}", sentence + "\n"):
-                watch.feed(token)
-            watch.feed("\n")
+                output_filter.feed(token)
+            output_filter.feed("\n")
 
-    assert cpu_s(watch_all, runs=1) / len(sentences) < 0.005  # measured: 1.3 ms on WikiDoc and MedQuAD answers
+    assert cpu_s(read_all, runs=2) / len(sentences) < 0.005  # measured: 1.3 ms on WikiDoc and MedQuAD answers
 
 
 @pytest.mark.parametrize(
@@ -283,22 +260,32 @@ def test_a_sentence_takes_under_five_milliseconds():
     ],
 )
 def test_the_time_is_linear(hostile):
-    text = hostile * (20_000 // len(hostile))
-    assert cpu_s(lambda: watched(text, "", ["flag"], True)) < 4.0  # measured: at most 1.5, in 67 parts
+    """Windows of 400 characters: four take twice as long as two, and no window takes long."""
+    text = hostile * (1_600 // len(hostile) + 1)
+    assert growth(lambda size: filtered(text[:size], "", ["flag"]), 800) < 3.2
+
+
+def test_the_time_is_linear_in_a_long_answer():
+    text = "Rest well. " * 2_000
+    assert growth(lambda size: filtered(text[:size], "", ["flag"], size=20), 5_000) < 3.2
 
 
 def test_rules_have_sources_and_bounded_repeats():
-    content = yaml.safe_load(RULES.read_text(encoding="utf-8"))
-    assert len({rule.name for rule in load_rules()}) >= 10
-    assert {rule.needs for rule in load_rules()} == set(NEEDS)
+    content = read_yaml(RULES_FILE)
+    compiled = load_output_rules()
+    assert len({rule.name for rule in compiled.rules}) >= 10
+    assert {rule.needs_red_flag for rule in compiled.rules} == {True, False}
     for rule in content["rules"]:
-        assert set(rule) <= {"name", "source", "patterns", "except", "needs", "gate", "told", "alone", "with_list"}
+        assert set(rule) <= {"name", "source", "patterns", "except", "prefilter", "needs_red_flag", "known"} | {
+            "ignores_context",
+            "blocks_list",
+        }
         assert re.search(r"[A-Z]{2}", rule["source"]) and len(rule["source"]) > 15
-    used = RULES.read_text(encoding="utf-8")
+    used = RULES_FILE.read_text(encoding="utf-8")
     assert all(used.count(f"<{word}>") for word in content["words"])
-    patterns = [pattern for meaning in load_meanings() for pattern in (meaning.find, meaning.after)]
-    for rule in load_rules():
-        patterns += [*rule.patterns, *rule.told, *filter(None, [rule.exceptions, rule.gate])]
+    patterns = [pattern for shorthand in compiled.shorthands for pattern in (shorthand.short, shorthand.context)]
+    for rule in compiled.rules:
+        patterns += [*rule.patterns, *rule.known, *filter(None, [rule.exceptions, rule.prefilter])]
     for pattern in patterns:
         bare = re.sub(r"\\.|\[[^\]]*\]", "x", pattern.pattern)
         assert not re.search(r"[*+]|\{\d*,\}", bare), pattern.pattern
@@ -310,17 +297,16 @@ def test_rules_have_sources_and_bounded_repeats():
     [
         ({"name": "a", "patterns": ["x"]}, "source"),
         ({"name": "a", "source": "WHO", "patterns": []}, "patterns"),
-        ({"name": "a", "source": "WHO", "patterns": ["x"], "needs": "luck"}, "needs"),
         ({"name": "a", "source": "WHO", "patterns": ["<word>"]}, "<word>"),
         ({"name": "a", "source": "WHO", "patterns": ["("]}, "pattern"),
     ],
 )
 def test_a_broken_rule_file_says_what_is_wrong(tmp_path, rule, message):
-    path = tmp_path / "watch.yaml"
+    path = tmp_path / "rules.yaml"
     path.write_text(yaml.safe_dump({"words": {}, "rules": [rule]}), encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(message)):
-        load_rules(path)
+        load_output_rules(path)
 
 
 def test_rules_are_compiled_once():
-    assert load_rules() is load_rules()
+    assert load_output_rules() is load_output_rules()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from medical_assistant.safety.phrase_rules import load_languages, load_rules
+from medical_assistant.safety.phrase_rules import RULES_FOLDER, load_languages, load_rules
 from medical_assistant.safety.triage import LEVELS, assess, banner_texts
-from tests.safety.test_triage import SAFETY, check_rule_file, rows
+from tests.safety.test_triage import check_rule_file
+from tests.support import safety_rows
 
 LANGUAGES = [rules.language for rules in load_languages()]
 OTHERS = LANGUAGES[1:]
@@ -22,8 +21,7 @@ def test_the_languages_that_the_page_names_have_rules() -> None:
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_safety_set_of_the_language(language: str) -> None:
-    data = rows(f"language_{language}.jsonl")
-    found = [(row, assess(row["text"])) for row in data]
+    found = [(row, safety_rows.triage(row)) for row in safety_rows.rows(f"language_{language}")]
     emergencies = [(row["text"], triage) for row, triage in found if row["level"] == ["emergency"]]
     others = [(row["text"], triage) for row, triage in found if "emergency" not in row["level"]]
     assert len(emergencies) >= 40 and len(others) >= 40
@@ -35,12 +33,12 @@ def test_safety_set_of_the_language(language: str) -> None:
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_the_answer_is_in_the_language_of_the_message(language: str) -> None:
-    answers = [assess(row["text"]) for row in rows(f"language_{language}.jsonl")]
+    answers = [safety_rows.triage(row) for row in safety_rows.rows(f"language_{language}")]
     emergencies = [triage for triage in answers if triage.level == "emergency"]
     own = [triage for triage in emergencies if triage.language == language]
     assert len(own) >= 0.9 * len(emergencies)
     for triage in own:
-        texts = load_rules(SAFETY.parent.parent / "assets" / "triage" / f"{language}.yaml").answers
+        texts = load_rules(RULES_FOLDER / f"{language}.yaml").answers
         assert texts["closing"] in triage.answer and triage.reasons[0] in triage.answer and triage.notice
         assert texts["first_aid"][triage.categories[0]] in triage.answer
 
@@ -49,9 +47,9 @@ def test_english_messages_keep_their_level() -> None:
     """No rule of another language may raise an English message that is no emergency."""
     english = load_rules()
     raised = []
-    for name in ("not_emergencies.jsonl", "other_levels.jsonl"):
-        for row in rows(name):
-            triage = assess(row["text"])
+    for name in ("not_emergencies", "other_levels"):
+        for row in safety_rows.rows(name):
+            triage = safety_rows.triage(row)
             if triage.language != english.language and triage.level == "emergency":
                 raised.append(row["text"])
     assert raised == []
@@ -94,7 +92,7 @@ def test_red_flags_that_spanish_and_portuguese_have_as_english_has(text: str, ca
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_rule_file_of_the_language_is_consistent(language: str) -> None:
-    check_rule_file(SAFETY.parent.parent / "assets" / "triage" / f"{language}.yaml")
+    check_rule_file(RULES_FOLDER / f"{language}.yaml")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -109,20 +107,13 @@ def test_every_level_has_its_texts(language: str) -> None:
     assert {rule.category for rule in rules.rules} <= categories, "one name for a category in all languages"
 
 
-def test_the_banner_speaks_the_language_of_the_message() -> None:
-    from medical_assistant.web.turns import receive
-
-    banner = receive("mi bebé está azul y no respira", [], busy=False, country="MX").banner
-    assert banner is not None and banner["language"] == "es"
-    assert banner["heading"].startswith("Puede ser una emergencia")
-    assert banner["texts"]["or_local"].startswith("o al número") and banner["emergency"]["dial"] == "911"
+def test_every_language_has_the_texts_of_the_banner() -> None:
     names = [sorted(banner_texts(rules.language)) for rules in load_languages()]
     assert all(found == names[0] for found in names)
     assert len({banner_texts(rules.language)["crisis"] for rules in load_languages()}) == len(names)
 
 
-def test_texts_are_json() -> None:
+def test_rows_have_what_the_tests_read() -> None:
     for language in OTHERS:
-        with (SAFETY / f"language_{language}.jsonl").open(encoding="utf-8") as file:
-            for line in file:
-                assert {"text", "level", "category", "split"} <= json.loads(line).keys()
+        for row in safety_rows.rows(f"language_{language}"):
+            assert {"text", "level", "category", "split"} <= row.keys()

@@ -1,4 +1,4 @@
-"""The routes of the Hub in `tests/hub_server.py`: what it stores, who may see it, what it answers.
+"""The routes of the Hub in `tests/support/hub_server.py`: what it stores, who may see it, what it answers.
 
 Status codes and `X-Error-Code` headers follow the real Hub's (huggingface_hub.utils._http reads them).
 Files are named by their Git SHA-1, large ones by SHA-256 as well, and commits by a hash of their
@@ -134,7 +134,7 @@ def _download(request: Request, content: bytes, headers: dict[str, str]) -> Repl
 
 def api(request: Request) -> Reply:
     """The Hub itself."""
-    for method, pattern, serve in (*ROUTES, *request.hub.more_routes):
+    for method, pattern, serve in ROUTES:
         match = re.fullmatch(pattern, request.path)
         if match and method == request.method.replace("HEAD", "GET"):
             reply = serve(request, *(group and unquote(group) for group in match.groups()))

@@ -16,7 +16,9 @@ the fixture sets HF_HUB_DISABLE_XET=1. Downloads use Xet only where a server off
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +29,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.hub_routes import LARGE_FILES, Reply, Repository, Request, Route, api, storage
+from tests.support.hub_routes import LARGE_FILES, Reply, Repository, Request, api, storage
 
 DROP = 0  # a "status" of fail_next: the connection closes without an answer
 LOSE_ANSWER = -1  # the request is carried out, then the connection closes
@@ -43,7 +45,6 @@ class HubServer:
         self.tokens = {WRITE_TOKEN: ("alice", True), READ_TOKEN: ("alice", False), OTHER_TOKEN: ("bob", True)}
         self.objects: dict[str, bytes] = {}  # Git LFS store: SHA-256 -> content
         self.requests: list[str] = []
-        self.more_routes: list[Route] = []  # such as tests/hub_jobs.py brings
         self.paid_plan = True  # False: a Gradio Space on cpu-basic gets 402, as for free accounts
         self.token_seen_by_cdn = False  # a client must not send its token to the storage host
         self.failures: list[tuple[str, int, str]] = []  # (part of the path, status, body)
@@ -142,10 +143,9 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubS
     huggingface_hub reads the environment once, at import: children get the variables, this process
     the constants. Its waits before a retry are skipped.
     """
+    import tenacity.nap
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
-
-    from medical_assistant.hub import errors as hub_errors
 
     hub, home = HubServer(), tmp_path / "hf_home"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
@@ -169,7 +169,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubS
         "AGENT_HARNESSES_PATH": str(home / "agents.json"),
     }.items():
         monkeypatch.setattr(constants, name, value)
-    for module in (_http, file_download, hub_errors):
+    for module in (_http, file_download, tenacity.nap):
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None))
     _http.close_session()  # the client of an earlier test holds connections and proxies
     yield hub
@@ -177,8 +177,21 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubS
     hub.stop()
 
 
-def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base", **training: Any) -> Path:
+def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base") -> Path:
     """Return `folder` with a complete adapter: sound files, one 2 x 4 matrix, nothing that can be served."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _toy_files(folder.name, seed, base_model).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@functools.cache
+def _toy_files(name: str, seed: int, base_model: str) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as parent:
+        return read_folder(_make_toy_adapter(Path(parent) / name, seed, base_model))
+
+
+def _make_toy_adapter(folder: Path, seed: int, base_model: str) -> Path:
     import gguf
     import numpy as np
     from safetensors.numpy import save_file
@@ -202,7 +215,7 @@ def write_toy_adapter(folder: Path, seed: int = 0, base_model: str = "alice/base
     contents = {
         "adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": base_model, "r": 2},
         "prompt.json": prompt_contract("{{ messages }}", {"bos_token": "<s>", "eos_token": "</s>"}),
-        "training.json": {"experiment": "baseline", "settings": {"seed": seed, "lora_rank": 2}, **training},
+        "training.json": {"experiment": "baseline", "settings": {"seed": seed, "lora_rank": 2}},
         "metrics.json": {
             "n": 200,
             "systems": {

@@ -173,7 +173,7 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
             "max_new_tokens": 256,
             "perplexity": False,
             "resume": True,
-            "harness": ["medqa_4options", "pubmedqa"],
+            "choices": ["medqa.jsonl", "pubmedqa.jsonl"],
         },
         "seconds": {key: 123.4 for key in keys},
         "comparison": {
@@ -219,10 +219,9 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
         "statements": {
             "status": "done",
             "judge": {
-                "kind": "nli",
-                "name": "deberta-v3-base",
+                "kind": "server",
+                "name": "judge-model",
                 "prompt_sha256": "9" * 64,
-                "agreement": {"n": 42, "missing": 0, "agreement": 0.881, "cohen_kappa": 0.821},
             },
             "n": 25,
             "candidates": {

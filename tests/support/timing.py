@@ -18,3 +18,9 @@ def cpu_s(work: Callable[[], object], runs: int = 3) -> float:
         work()
         taken_s.append(time.thread_time() - started_s)
     return min(taken_s)
+
+
+def growth(work: Callable[[int], object], size: int, runs: int = 2) -> float:
+    """Return how many times longer `work(2 * size)` takes than `work(size)`: about 2 in linear time, 4 in quadratic."""
+    work(size // 10)  # what is loaded at the first call
+    return cpu_s(lambda: work(2 * size), runs) / max(cpu_s(lambda: work(size), runs), 0.005)

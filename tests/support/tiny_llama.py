@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from medical_assistant.models.gguf_lora import write_lora_gguf
 from medical_assistant.models.presets import Preset
@@ -23,8 +24,11 @@ def byte_tokens() -> list[str]:
     return [*SPECIAL, *sorted(ByteLevel.alphabet()), "he"]
 
 
-def make_base(folder: Path) -> Preset:
-    """Return a random Llama with a tokenizer of bytes, in `folder`; `base.gguf` in it is the same in Q4_1."""
+def make_base(folder: Path, chat_template: str = "{{ 'another' }}", **options) -> Preset:
+    """Return a random Llama with a tokenizer of bytes, in `folder`; `base.gguf` in it is the same in Q4_1.
+
+    `options` are those of `LlamaConfig`.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -35,22 +39,22 @@ def make_base(folder: Path) -> Preset:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIAL[1], eos_token=SPECIAL[2], chat_template="{{ 'another' }}"
+        tokenizer_object=tokenizer, bos_token=SPECIAL[1], eos_token=SPECIAL[2], chat_template=chat_template
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokens),
-        hidden_size=HIDDEN,
-        intermediate_size=WIDE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        initializer_range=0.1,  # more than usual: probabilities that are far from equal
-    )
-    model = LlamaForCausalLM(config)
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokens),
+        "hidden_size": HIDDEN,
+        "intermediate_size": WIDE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "initializer_range": 0.1,  # more than usual: probabilities that are far from equal
+    }
+    model = LlamaForCausalLM(LlamaConfig(**{**shape, **options}))
     model.save_pretrained(folder)
     write_base_gguf(folder / "base.gguf", model)
     return Preset(name="tiny", repository=str(folder))
@@ -67,7 +71,7 @@ def write_base_gguf(path: Path, model) -> None:
     writer.add_context_length(512)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(WIDE)
+    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -98,6 +102,11 @@ def write_base_gguf(path: Path, model) -> None:
         if values.ndim == 2 and values.shape[1] % 32 == 0:
             kind = gguf.GGMLQuantizationType.Q4_1
         writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
+    save_gguf(writer)
+
+
+def save_gguf(writer) -> None:
+    """Write all that a `gguf.GGUFWriter` holds."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

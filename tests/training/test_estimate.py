@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from medical_assistant.errors import UserError
 from medical_assistant.models.loading import load_config
 from medical_assistant.models.presets import find_preset, load_presets
 from medical_assistant.training import estimate
-from medical_assistant.training.arguments import lora_config
 from tests.support.training_fixture import make_settings
 
 # Total and rank-16 attention-only trainable parameters. Totals are those of the models' cards and safetensors;
@@ -20,9 +21,16 @@ KNOWN = {
 }
 
 
+@functools.cache
+def count(name: str, targets: str, rank: int, dora: bool) -> estimate.Parameters:
+    run = make_settings(model=name, lora_target_modules=targets, lora_r=rank, use_dora=dora)
+    return estimate.count_parameters(load_config(find_preset(name)), run.lora)
+
+
 def parameters(name: str, **values):
     settings = make_settings(find_preset(name), values.pop("cuda_memory_gib", None), model=name, **values)
-    return estimate.count_parameters(load_config(find_preset(name)), lora_config(settings)), settings
+    lora = values.get("lora_target_modules", "attention"), settings.lora.r, settings.lora.use_dora
+    return count(name, *lora), settings
 
 
 @pytest.mark.parametrize("name", list(KNOWN))
@@ -41,7 +49,7 @@ def test_dora_adds_a_magnitude_for_each_output() -> None:
 @pytest.mark.parametrize("size", [16, 24, 80])
 def test_presets_fit_their_device_at_full_length(name: str, size: int) -> None:
     found, settings = parameters(name, cuda_memory_gib=0.93 * size, lora_target_modules="all-linear", lora_r=32)
-    tokens = settings.per_device_train_batch_size * settings.max_length
+    tokens = settings.trainer.per_device_train_batch_size * settings.settings.max_length
     assert estimate.estimate_memory(found, settings, tokens, cuda=True, bits=16) < 0.93 * size
 
 
@@ -57,7 +65,7 @@ def test_more_of_anything_needs_more_memory() -> None:
 
 def check(memory_gib: float, **values) -> None:
     found, settings = parameters("llama-3.1-8b", **values)
-    lengths = [settings.max_length] * 8
+    lengths = [settings.settings.max_length] * 8
     cuda = values.get("cuda_memory_gib") is not None
     need = estimate.estimate_memory(found, settings, estimate.longest_batch(lengths, settings), cuda, 16)
     estimate.check_fit(estimate.Estimate(found, 1, need, memory_gib, None), settings, lengths, cuda, 16)

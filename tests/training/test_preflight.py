@@ -47,7 +47,7 @@ def test_mistake_1_the_loss_is_on_the_answer_and_its_end_only(run) -> None:
         learnt = [label for label in labels if label != MASKED]
         # Neither prompt nor padding is learnt, and EOS is, though pad = EOS here.
         assert tokenizer.decode(learnt) == answer + tokenizer.eos_token + "\n"
-    assert any(any(padding) for _, _, padding in rows) != run[3].padding_free  # there was padding to get wrong
+    assert any(any(padding) for _, _, padding in rows) != run[3].trainer.padding_free  # there was padding to get wrong
 
 
 def test_mistake_2_training_and_serving_read_the_same_tokens(run) -> None:
@@ -91,7 +91,7 @@ def _spoil(kind: str, batch, tokenizer) -> None:
 def test_wrong_batches_are_refused(run, kind: str, message: str) -> None:
     _, tokenizer, data, settings = run
     batch = batch_of(run)
-    if kind == "padding" and settings.padding_free:
+    if kind == "padding" and settings.trainer.padding_free:
         pytest.skip("no padding to learn")
     _spoil(kind, batch, tokenizer)
     with pytest.raises(UserError, match=message):

@@ -129,7 +129,7 @@ def test_other_settings_or_other_data_are_not_resumed(
 ) -> None:
     import shutil
 
-    from medical_assistant.training import arguments as training
+    from medical_assistant.training import trainer as training
 
     data = shutil.copytree(prepared_data, tmp_path / "data")
     with monkeypatch.context() as broken:
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_before_the_weights(
 def test_explained_failures(error: Exception, message: str | None) -> None:
     import torch
 
-    from medical_assistant.training.arguments import explained_failures
+    from medical_assistant.training.trainer import explained_failures
     from tests.support.training_fixture import make_settings
 
     with pytest.raises(UserError if message else type(error), match=message), explained_failures(make_settings()):

@@ -9,7 +9,7 @@ import pytest
 import train
 from medical_assistant.errors import UserError
 from medical_assistant.training.settings import load_experiments
-from medical_assistant.training.sweep import SEED_GAIN, best_experiment, gain, write_sweep
+from medical_assistant.training.sweep import best_experiment, gain, write_sweep
 
 OPTIONS = ["--experiment", "all", "--logging-steps", "1", "--max-validation-rows", "4", "--report-to", "none"]
 
@@ -48,8 +48,8 @@ def test_the_table_comes_from_the_runs(swept: Path) -> None:
             record["settings"]["learning_rate"],
         )
     report = (swept / "report.md").read_text()
-    assert f"{found['smaller-batch']['validation_loss']:.4f}" in report and "13.1%" in report and "(loss.png)" in report
-    assert f"{content['gain_validation_loss']:.1%}" in report and content["seed_gain"] == SEED_GAIN
+    assert f"{found['smaller-batch']['validation_loss']:.4f}" in report and "(loss.png)" in report
+    assert f"{content['gain_validation_loss']:.1%}" in report
     assert (swept / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert content["history"]["baseline"] == found["baseline"]["history"]
 

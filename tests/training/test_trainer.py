@@ -9,7 +9,7 @@ import train
 from medical_assistant.errors import AdapterError
 from medical_assistant.models.adapter import load_adapter
 from medical_assistant.models.presets import find_preset
-from tests.support.training_fixture import make_run, make_settings
+from tests.support.training_fixture import make_run
 
 
 def run(data: Path, model: Path, output: Path, *more: str) -> Path:
@@ -106,54 +106,27 @@ def test_a_dora_has_no_gguf_and_says_so(prepared_data: Path, tiny_model: Path, t
         adapter.gguf  # noqa: B018
 
 
-def test_nf4_trains_on_a_cpu(prepared_data: Path, tiny_model: Path, tmp_path: Path) -> None:
-    folder = run(prepared_data, tiny_model, tmp_path / "nf4", "--quantize", "nf4")
-    assert json.loads((folder / "training.json").read_text())["settings"]["quantize"] == "nf4"
-
-
 def test_a_gpu_without_bfloat16_gets_an_adapter_in_float32(
     prepared_data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TRL casts a QLoRA's adapter to bfloat16, whose gradients fp16's scaler cannot read on a T4."""
     import torch
 
-    from medical_assistant.models import loading
-    from medical_assistant.training import arguments as training
+    from medical_assistant.training.settings import Run
 
-    real = training.training_arguments
+    run_arguments = Run.trainer.func
 
-    def half(*arguments):
-        settings = real(*arguments)
-        settings.bf16, settings.fp16 = False, True
-        return settings
+    def half(run):
+        arguments = run_arguments(run)
+        arguments.bf16, arguments.fp16 = False, True
+        return arguments
 
-    monkeypatch.setattr(training, "training_arguments", half)
-    monkeypatch.setattr(loading, "compute_dtype", lambda: torch.float16)
+    monkeypatch.setattr(Run, "trainer", property(lambda run: run.__dict__.setdefault("half", half(run))))
+    monkeypatch.setattr("medical_assistant.models.loading.compute_dtype", lambda: torch.float16)
     trainer = make_run(prepared_data, tiny_model, tmp_path, quantize="nf4")[0]
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
 
 
-@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, "bfloat16"), (False, "float16")])
-def test_mistake_8_no_bf16_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: str) -> None:
-    import torch
-
-    from medical_assistant.models.loading import compute_dtype
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
-    assert compute_dtype() == getattr(torch, dtype)
-
-
-def test_arguments_of_a_cuda_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import torch
-
-    from medical_assistant.training.arguments import training_arguments
-
-    seen = {}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("trl.SFTConfig", lambda **options: seen.update(options))
-    training_arguments(make_settings(cuda_memory_gib=16, output=tmp_path), 4_500, torch.float16)
-    assert seen["fp16"] and not seen["bf16"] and not seen["use_cpu"]
-    assert seen["optim"] == "paged_adamw_8bit" and seen["gradient_checkpointing"] and seen["padding_free"]
-    assert seen["train_sampling_strategy"] == "random" and seen["max_length"] is None
-    assert (seen["eval_steps"], seen["save_steps"]) == (562, 562)  # two an epoch of 1,125 steps
+def test_two_evaluations_an_epoch(prepared_data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = make_run(prepared_data, tiny_model, tmp_path)[0].args
+    assert (arguments.eval_steps, arguments.save_steps) == (3, 3)  # 24 rows are 6 steps

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import socket
 import time
-from contextlib import closing
+from contextlib import ExitStack
 from itertools import count
 
 import pytest
@@ -15,8 +13,10 @@ import yaml
 
 from medical_assistant.engines.base import EngineInfo
 from medical_assistant.errors import EngineError
+from medical_assistant.prompts import clean_text
 from medical_assistant.web.queue import AnswerQueue
 from tests.support.paths import ROOT
+from tests.support.served_app import serve, wait_until
 from tests.support.stub_engine import StubEngine, default_script, endless
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -25,9 +25,6 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
     "--no-first-run"
 ).split()
-
-# On an overloaded machine the browser itself answers late: then only that it stops.
-STOP_LIMIT_S = 1.0 if os.getloadavg()[0] < 3 * (os.cpu_count() or 1) else 10.0
 
 EMERGENCY = "I have crushing chest pain and I cannot breathe"
 
@@ -41,49 +38,21 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def serve():
-    from medical_assistant.chat.assistant import Assistant, load_examples
-    from medical_assistant.web import server
-    from medical_assistant.web.page import build_page, launch_options
-    from medical_assistant.web.requests import RequestTracker
-
-    pages = []
-
-    def start(engine, problem=None, queue=None):
-        with closing(socket.socket()) as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        answers = RequestTracker(queue=queue)
-        page = build_page(Assistant(engine, problem), load_examples(), answers)
-        page.launch(
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            app_kwargs=server.app_kwargs(engine, answers),
-            **launch_options(),
-        )
-        pages.append(page)
-        return page
-
-    yield start
-    for page in pages:
-        page.close()
-
-
-@pytest.fixture(scope="module")
-def served(serve):
-    engine = StubEngine()
-    return engine, serve(engine).local_url
+def slow(*values, **properties):
+    """A parameter of which another one, by default, shows the same way through the page."""
+    return pytest.param(*values, marks=pytest.mark.slow, **properties)
 
 
 @pytest.fixture
-def engine(served):
-    engine = served[0]
-    wait_until(lambda: engine.running == 0)
-    engine.reset()
-    engine.script, engine.delay_s, engine.context_tokens = default_script, 0.0, 2048
-    return engine
+def start():
+    """`serve` for as long as a test runs, for a page of its own."""
+    with ExitStack() as running:
+        yield lambda *arguments, **options: running.enter_context(serve(*arguments, **options))
+
+
+@pytest.fixture
+def engine(served_app):
+    return served_app.engine
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +64,11 @@ def context(browser):
 
 
 @pytest.fixture
-def page(context, served, engine):
+def page(context, served_app, engine):
     page = context.new_page()
-    forget = {"origin": served[1].rstrip("/"), "storageTypes": "cookies,local_storage"}
+    forget = {"origin": served_app.url.rstrip("/"), "storageTypes": "cookies,local_storage"}
     context.new_cdp_session(page).send("Storage.clearDataForOrigin", forget)
-    yield visit(page, served[1])
+    yield visit(page, served_app.url)
     page.close()
 
 
@@ -134,14 +103,6 @@ def answer(page, number=0, chat="#chat"):
     return page.locator(f"{chat} .bot-row").nth(number)
 
 
-def wait_until(condition, timeout_s=10.0):
-    """For the engine, which runs in this process; the page has its own waiting."""
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def wait_for_text(page, text, selector="#chat"):
     page.locator(selector, has_text=text).wait_for()
 
@@ -158,9 +119,8 @@ def stream_without_end(page, engine):
 
 
 def wait_for_close(engine, streams=1):
-    started_s = time.monotonic()
+    """Only a closed stream ends an answer without end. How soon: `test_the_real_engine_is_idle_within_a_second`."""
     wait_until(lambda: engine.closed >= streams, timeout_s=15)
-    return time.monotonic() - started_s
 
 
 def test_a_question_gets_a_streamed_answer_with_its_source(page, engine):
@@ -171,9 +131,12 @@ def test_a_question_gets_a_streamed_answer_with_its_source(page, engine):
     wait_for_text(page, "Part39")
     assert "Fine-tuned · stub-model · adapter 0123456789ab · stub" in answer(page).inner_text()
     assert page.input_value("#question textarea") == ""
+    style = page.locator("#chat .user-row .prose p").evaluate("e => getComputedStyle(e)")  # as its own text wants it
+    assert style["unicodeBidi"] == "plaintext" and style["textAlign"] == "start"
     assert page.outside == [] and page.violations == []
 
 
+@pytest.mark.slow  # by default: test_turns.py, which model the toggle asks
 def test_the_toggle_chooses_the_model_and_the_label(page, engine):
     page.click("#model >> text=Base")
     ask(page, "What is anaemia?")
@@ -182,6 +145,7 @@ def test_the_toggle_chooses_the_model_and_the_label(page, engine):
     assert [options.adapter for _, options in engine.requests] == [False]
 
 
+@pytest.mark.slow  # by default: test_edit_retry_and_undo, test_turns.py
 def test_mistake_7_history_reaches_the_model_without_labels(page, engine):
     ask(page, "First question?")
     wait_for_text(page, "answer to: First question?")
@@ -196,6 +160,7 @@ def test_mistake_7_history_reaches_the_model_without_labels(page, engine):
     ]
 
 
+@pytest.mark.slow  # by default: chat/test_assistant.py
 def test_a_long_conversation_is_shortened_and_the_page_says_so(page, engine):
     engine.script, engine.context_tokens = lambda *_: [f"word{i} " for i in range(60)], 400
     for number in range(3):
@@ -206,10 +171,13 @@ def test_a_long_conversation_is_shortened_and_the_page_says_so(page, engine):
     assert [m["content"] for m in engine.requests[-1][0]][1] == "Question 1?"
 
 
-def test_mistake_5_stop_closes_the_stream_within_a_second_and_keeps_the_text(page, engine):
-    stream_without_end(page, engine)
+def test_mistake_5_stop_ends_the_stream_of_an_example_and_keeps_the_text(page, engine):
+    engine.script, engine.delay_s = endless, 0.01
+    page.locator("#chat .example").first.click()
+    wait_for_text(page, "word20 ")
+    assert engine.requests[0][0][-1]["content"].startswith("What are the signs of dehydration")
     page.click("#question button >> text=Stop")
-    assert wait_for_close(engine) < STOP_LIMIT_S
+    wait_for_close(engine)
     wait_for_text(page, "Stopped.")
     assert "word20 " in answer(page).inner_text()
     wait_for_send(page)
@@ -218,24 +186,25 @@ def test_mistake_5_stop_closes_the_stream_within_a_second_and_keeps_the_text(pag
     wait_for_text(page, "answer to: Short?")
 
 
+@pytest.mark.slow  # by default: test_turns.py, what cancels an answer
 def test_clear_stops_the_computation(page, engine):
     stream_without_end(page, engine)
     page.click("#chat [aria-label=Clear]")
-    assert wait_for_close(engine) < STOP_LIMIT_S
+    wait_for_close(engine)
     page.locator("#chat .example").first.wait_for()
     page.wait_for_timeout(300)  # nothing late comes back
     assert page.locator("#chat .bot-row").count() == 0
 
 
-def test_a_closed_tab_stops_the_computation(browser, served, engine):
-    page = open_page(browser, served[1])
+def test_a_closed_tab_stops_the_computation(browser, served_app, engine):
+    page = open_page(browser, served_app.url)
     stream_without_end(page, engine)
     page.close()
-    assert wait_for_close(engine) < STOP_LIMIT_S
+    wait_for_close(engine)
 
 
 @pytest.fixture(scope="module")
-def real_engine(serve):
+def real_engine():
     """(CPU seconds so far of the llama.cpp engine, URL of a page on it)."""
     pytest.importorskip("xllamacpp")
     from medical_assistant.engines.llama_cpp import LlamaCppEngine
@@ -245,12 +214,13 @@ def real_engine(serve):
     if gguf is None:
         pytest.skip("the embedded model is not installed")
     engine = LlamaCppEngine(gguf)
-    url = serve(engine).local_url
     child = pytest.importorskip("psutil").Process(engine.child_pid())
-    yield lambda: sum(child.cpu_times()[:2]), url
+    with serve(engine) as app:
+        yield lambda: sum(child.cpu_times()[:2]), app.url
     engine.close()
 
 
+@pytest.mark.slow  # by default: test_faults.py, the server with the engine; here the closed stream
 @pytest.mark.parametrize("way", ["stop", "close the tab", "reload"])
 def test_the_real_engine_is_idle_within_a_second(browser, real_engine, way):
     cpu_s, url = real_engine
@@ -273,22 +243,14 @@ def test_the_real_engine_is_idle_within_a_second(browser, real_engine, way):
         page.context.close()
 
 
-def test_mistake_5_an_example_is_asked_and_can_be_stopped(page, engine):
-    engine.script, engine.delay_s = endless, 0.01
-    page.locator("#chat .example").first.click()
-    wait_for_text(page, "word20 ")
-    assert engine.requests[0][0][-1]["content"].startswith("What are the signs of dehydration")
-    page.click("#question button >> text=Stop")
-    assert wait_for_close(engine) < STOP_LIMIT_S
-
-
+@pytest.mark.slow  # by default: test_edit_retry_and_undo, the same buttons later
 def test_edit_retry_and_undo_wait_for_the_answer_or_stop(page, engine):
     stream_without_end(page, engine)
     for name in ("Edit", "Retry", "Undo"):  # Gradio disables them; were they enabled, they would cancel
         button = page.locator(f"#chat [aria-label={name}]")
         assert button.count() == 0 or button.first.is_disabled(), name
     page.click("#question button >> text=Stop")
-    assert wait_for_close(engine) < STOP_LIMIT_S
+    wait_for_close(engine)
     engine.script = default_script
     page.click("#chat [aria-label=Edit]")
     page.locator("#chat textarea").fill("Something shorter?")
@@ -315,15 +277,17 @@ def test_a_question_sent_while_answering_cancels_the_first(page, engine):
     wait_for_send(page)
 
 
+@pytest.mark.slow  # by default: test_a_question_sent_while_answering_cancels_the_first
 def test_the_rules_see_a_message_sent_while_answering(page, engine):
     stream_without_end(page, engine)
     ask(page, EMERGENCY)
     page.locator("#emergency [role=alert]").wait_for()
-    assert wait_for_close(engine) < STOP_LIMIT_S
+    wait_for_close(engine)
     wait_for_text(page, "no model was used")
     assert len(engine.requests) == 1
 
 
+@pytest.mark.slow  # by default: test_turns.py
 def test_a_refused_edit_comes_back_into_the_box(page, engine):
     ask(page, "One?")
     wait_for_text(page, "answer to: One?")
@@ -356,8 +320,9 @@ def test_edit_retry_and_undo(page, engine):
     assert page.locator("#chat .bot-row").count() == 1
 
 
-def test_an_answer_can_be_copied(browser, served, engine):
-    page = open_page(browser, served[1], permissions=["clipboard-read", "clipboard-write"])
+@pytest.mark.slow  # by default: nothing, the button is Gradio's
+def test_an_answer_can_be_copied(browser, served_app, engine):
+    page = open_page(browser, served_app.url, permissions=["clipboard-read", "clipboard-write"])
     ask(page, "One?")
     wait_for_text(page, "answer to: One?")
     wait_for_send(page)
@@ -388,14 +353,15 @@ def test_mistake_9_an_emergency_shows_the_notice_and_does_not_generate(page, eng
 @pytest.mark.parametrize(
     ("locale", "chosen", "message", "dialled", "text"),
     [
-        ("en-GB", None, EMERGENCY, ["999"], "999 / 112 (United Kingdom)"),
-        ("en-GB", "France", "I want to kill myself", ["3114", "15"], "3114 (France)"),
-        ("fr", None, "mon bébé est bleu et ne respire pas", ["112", "911", "999", "000"], "numéro d'urgence"),
+        slow("en-GB", None, EMERGENCY, ["999"], "999 / 112 (United Kingdom)", id="browser"),
+        pytest.param("en-GB", "France", "I want to kill myself", ["3114", "15"], "3114 (France)", id="chosen"),
+        slow(
+            "fr", None, "mon bébé est bleu et ne respire pas", ["112", "911", "999", "000"], "numéro d'urgence", id="no"
+        ),
     ],
-    ids=["browser", "chosen", "no country"],
 )
-def test_the_numbers_are_those_of_the_country(browser, served, engine, locale, chosen, message, dialled, text):
-    page = open_page(browser, served[1], locale=locale)
+def test_the_numbers_are_those_of_the_country(browser, served_app, engine, locale, chosen, message, dialled, text):
+    page = open_page(browser, served_app.url, locale=locale)
     page.click("#settings >> text=Settings")
     country = page.locator("#country input")
     country.wait_for()
@@ -414,6 +380,7 @@ def test_the_numbers_are_those_of_the_country(browser, served, engine, locale, c
     page.context.close()
 
 
+@pytest.mark.slow  # by default: test_turns.py
 def test_a_request_for_harm_is_refused_without_the_notice_or_a_model(page, engine):
     ask(page, "Help me forge a prescription for oxycodone")
     wait_for_text(page, "I can't help", "#chat .bot-row")
@@ -422,6 +389,7 @@ def test_a_request_for_harm_is_refused_without_the_notice_or_a_model(page, engin
     wait_for_send(page)
 
 
+@pytest.mark.slow  # by default: test_turns.py
 def test_an_emergency_is_seen_in_an_edit_and_in_a_message_that_is_too_long(page, engine):
     ask(page, "One?")
     wait_for_text(page, "answer to: One?")
@@ -441,15 +409,31 @@ def test_an_emergency_is_seen_in_an_edit_and_in_a_message_that_is_too_long(page,
     assert len(engine.requests) == 1
 
 
+def test_4000_characters_of_markdown_are_accepted_shown_and_answered(page, engine):
+    engine.context_tokens = 8192
+    message = ("Why do *these* [things] <i>hurt? " * 200)[:4000]
+    ask(page, message)
+    wait_for_text(page, "answer to: Why do these [things]", "#chat .bot-row")
+    wait_for_send(page)
+    page.click("#chat [aria-label=Retry]")
+    wait_until(lambda: len(engine.requests) == 2)
+    wait_for_send(page)
+    page.click("#chat [aria-label=Edit]")
+    page.click("#chat [aria-label=Submit]")  # as Gradio's field gives it back
+    wait_until(lambda: len(engine.requests) == 3)
+    assert [messages[-1]["content"] for messages, _ in engine.requests] == [clean_text(message)] * 3
+    assert not page.locator("#refusal [role=alert]").is_visible()
+    assert page.locator("#chat .user-row").inner_text().count("hurt?") == message.count("hurt?")
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ("   ", "empty"),
-        ("word " * 2000, "10,000 characters"),
-        ("\U0001f600\U0001f600", "no words"),
-        ("\x01\x02 ab", "a file"),
+        slow("   ", "empty", id="empty"),
+        pytest.param("word " * 2000, "10,000 characters", id="long"),
+        slow("\U0001f600\U0001f600", "no words", id="emoji"),
+        slow("\x01\x02 ab", "a file", id="binary"),
     ],
-    ids=["empty", "long", "emoji", "binary"],
 )
 def test_a_refused_message_says_why_and_stays_in_the_box(page, engine, message, words):
     ask(page, message)
@@ -518,10 +502,10 @@ def watched(browser):
         page.context.close()
 
 
-def test_markup_from_user_and_model_is_shown_as_text(watched, served, engine, monkeypatch):
-    # Fifty tags are no message of a patient: the second line may take them for anything, and no model would answer.
-    monkeypatch.setattr("medical_assistant.safety.triage.raised_level", lambda text, level, readings: level)
-    page, groups = watched(served[1]), payload_groups()
+def test_markup_from_user_and_model_is_shown_as_text(watched, served_app, engine, monkeypatch):
+    # Fifty tags are no message of a patient: the classifier may take them for anything, and no model would answer.
+    monkeypatch.setattr("medical_assistant.safety.triage.raised_level", lambda text, level, *_: level)
+    page, groups = watched(served_app.url), payload_groups()
     assert sum(map(len, groups.values())) >= 40
     for number, (name, texts) in enumerate(groups.items()):
         text = "\n\n".join(texts)
@@ -535,37 +519,33 @@ def test_markup_from_user_and_model_is_shown_as_text(watched, served, engine, mo
     assert len(engine.requests) == len(groups) and "<|" not in engine.requests[-1][0][-1]["content"]
     for row in ("user-row", "bot-row"):
         assert re.search(r"script\s*>\s*top\.marked", page.inner_text(f"#chat .{row} >> nth=2"))
-
-
-def test_markup_in_an_emergency_is_shown_as_text(watched, served, engine):
-    page = watched(served[1])
-    texts = list(payload_groups().values())
+    texts = list(groups.values())
     for number in range(3):  # of a message 4,000 characters are shown
         message = " ".join(text for group in texts[number::3] for text in group)
         assert len(message) < 3_900
         ask(page, f"{EMERGENCY}. {message}")
-        answer(page, number).get_by_text("no model was used").wait_for()
+        answer(page, len(groups) + number).get_by_text("no model was used").wait_for()
         wait_for_send(page)
-    assert "possible heart attack" in page.inner_text("#emergency [role=alert]") and engine.requests == []
+    notice = page.inner_text("#emergency [role=alert]")
+    assert "possible heart attack" in notice and len(engine.requests) == len(groups)
 
 
-@pytest.mark.parametrize("loaded", [True, False])
-def test_what_a_hostile_adapter_and_model_say_of_themselves_runs_nothing(watched, serve, loaded):
+def test_what_a_hostile_adapter_and_model_say_of_themselves_runs_nothing(watched):
     """Gradio evaluates an HTML template as a JavaScript literal once Handlebars has filled it."""
     text = "\n\n".join(text for texts in payload_groups().values() for text in texts)
-    engine = StubEngine(adapter=text if loaded else None)
-    engine.info = EngineInfo("stub", text.replace("/", "|"), text if loaded else None, text if loaded else None)
-    engine.script = lambda messages, options: [EngineError(f"The adapter {text} failed.")]
-    page = watched(serve(engine, None if loaded else f"The adapter names {text}.").local_url)
-    if not loaded:
+    engine = StubEngine(lambda messages, options: [EngineError(f"The adapter {text} failed.")])
+    engine.info = EngineInfo("stub", text.replace("/", "|"), text, text)
+    with serve(engine, f"The adapter names {text}.") as app:
+        page = watched(app.url)
         wait_for_text(page, "top.marked", "#problem")
-    ask(page, "What is anaemia?")
-    wait_for_text(page, "failed")
-    wait_for_send(page)
-    page.click("button[role=tab] >> text=About")
-    page.locator(".prose:visible", has_text="top.marked").first.wait_for()
+        ask(page, "What is anaemia?")
+        wait_for_text(page, "failed")
+        wait_for_send(page)
+        page.click("button[role=tab] >> text=About")
+        page.locator(".prose:visible", has_text="top.marked").first.wait_for()
 
 
+@pytest.mark.slow  # by default: chat/test_assistant.py, test_app.py
 def test_a_dead_engine_keeps_the_text_and_says_what_to_do(page, engine):
     died = EngineError("The model process died and is restarting: ask again.")
     engine.script = lambda messages, options: ["Half ", "an answer", died]
@@ -578,9 +558,9 @@ def test_a_dead_engine_keeps_the_text_and_says_what_to_do(page, engine):
     wait_for_text(page, "answer to: Again?")
 
 
-def test_mistake_6_a_missing_adapter_is_said_and_disables_the_toggle(browser, serve):
-    engine = StubEngine(adapter=None)
-    page = open_page(browser, serve(engine, "Adapter <b>x</b> is truncated.").local_url)
+@pytest.mark.slow  # by default: test_turns.py, what the page is made of
+def test_mistake_6_a_missing_adapter_is_said_and_disables_the_toggle(browser, start):
+    page = open_page(browser, start(StubEngine(adapter=None), "Adapter <b>x</b> is truncated.").url)
     assert "Adapter <b>x</b> is truncated." in page.inner_text("#problem")
     assert page.locator("#model input:disabled").count() == 2
     assert page.locator("#model input:checked").get_attribute("value") == "Base"
@@ -590,9 +570,10 @@ def test_mistake_6_a_missing_adapter_is_said_and_disables_the_toggle(browser, se
     page.context.close()
 
 
-def test_a_full_queue_is_said_and_the_rules_do_not_wait(browser, serve):
+@pytest.mark.slow  # by default: test_turns.py, test_requests.py
+def test_a_full_queue_is_said_and_the_rules_do_not_wait(browser, start):
     engine = StubEngine(endless, delay_s=0.01)
-    url = serve(engine, queue=AnswerQueue(slots=1, max_waiting=1)).local_url
+    url = start(engine, queue=AnswerQueue(slots=1, max_waiting=1)).url
     running, waiting, refused = open_pages(browser, url, 3)
     ask(running, "One")
     wait_for_text(running, "word5 ")
@@ -612,9 +593,10 @@ def test_a_full_queue_is_said_and_the_rules_do_not_wait(browser, serve):
     running.context.close()
 
 
-def test_a_question_can_be_stopped_while_it_waits_in_the_queue(browser, serve):
+@pytest.mark.slow  # by default: test_requests.py
+def test_a_question_can_be_stopped_while_it_waits_in_the_queue(browser, start):
     engine = StubEngine(endless, delay_s=0.01)
-    url = serve(engine, queue=AnswerQueue(slots=1)).local_url
+    url = start(engine, queue=AnswerQueue(slots=1)).url
     running, waiting = open_pages(browser, url, 2)
     ask(running, "One")
     wait_for_text(running, "word5 ")
@@ -629,17 +611,21 @@ def test_a_question_can_be_stopped_while_it_waits_in_the_queue(browser, serve):
     running.context.close()
 
 
-def test_the_server_forgets_a_visitor_whose_tab_is_closed(browser, serve):
-    server = serve(StubEngine())
-    page = open_page(browser, server.local_url)
+def test_the_server_keeps_no_text_and_forgets_a_visitor_whose_tab_is_closed(browser, served_app, engine):
+    sessions = served_app.page.state_holder.session_data
+    others = set(sessions)
+    page = open_page(browser, served_app.url)
     ask(page, "planted-question?")
     wait_for_text(page, "answer to: planted-question?")
-    sessions = server.state_holder.session_data
-    assert sessions and not any("planted" in repr(session.config_values) for session in sessions.values())
+    wait_for_send(page)
+    mine = {name: session for name, session in sessions.items() if name not in others}
+    assert mine and not any("planted" in repr(session.config_values) for session in mine.values())
+    assert not any(value for session in mine.values() for value in session.state_data.values())
     page.context.close()
-    wait_until(lambda: not sessions)
+    wait_until(lambda: not mine.keys() & sessions.keys())
 
 
+@pytest.mark.slow  # by default: test_turns.py
 def test_the_settings_reach_the_model(page, engine):
     page.click("#settings >> text=Settings")
     page.locator("#settings input[type=number] >> nth=3").wait_for()
@@ -667,14 +653,15 @@ def test_compare_asks_both_models_and_stops_both(page, engine):
     for chat in ("#compare-0", "#compare-1"):
         wait_for_text(page, "word20 ", chat)
     page.click("#compare-question button >> text=Stop")
-    assert wait_for_close(engine, streams=2) < STOP_LIMIT_S
+    wait_for_close(engine, streams=2)
     ask(page, EMERGENCY, "#compare-question")
     page.locator("#emergency [role=alert]").wait_for()
     assert len(engine.requests) == 4
 
 
-def test_the_first_use_notice_is_remembered_by_the_browser(browser, served):
-    page = open_page(browser, served[1])
+@pytest.mark.slow  # by default: test_on_a_phone_everything_is_in_view
+def test_the_first_use_notice_is_remembered_by_the_browser(browser, served_app):
+    page = open_page(browser, served_app.url)
     notice = page.locator(".first-use")
     notice.wait_for()
     notice.locator("button").click()
@@ -686,12 +673,15 @@ def test_the_first_use_notice_is_remembered_by_the_browser(browser, served):
     page.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_everything_is_in_view(browser, served, engine, tmp_path, scheme):
-    page = open_page(browser, served[1], viewport={"width": 390, "height": 844}, color_scheme=scheme)
+@pytest.mark.parametrize("scheme", ["light", slow("dark")])
+def test_on_a_phone_everything_is_in_view(browser, served_app, engine, tmp_path, scheme):
+    page = open_page(browser, served_app.url, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     boxes = ("#top .disclaimer", "#question textarea")
     in_view(page, boxes)  # with the first-use notice
     page.click(".first-use button")
+    page.reload()
+    page.wait_for_selector("#question textarea")
+    assert not page.locator(".first-use").is_visible()  # the browser remembers that it was read
     ask(page, EMERGENCY)
     page.locator("#emergency [role=alert]").wait_for()
     wait_for_text(page, "no model was used")
@@ -728,6 +718,7 @@ def test_the_page_can_be_used_with_a_keyboard_and_a_screen_reader(page, engine):
     wait_for_text(page, "answer to: One?")
 
 
+@pytest.mark.slow  # by default: test_a_question_gets_a_streamed_answer_with_its_source
 def test_right_to_left_text_reads_from_the_right(page, engine):
     ask(page, "ما هو فقر الدم؟")
     wait_for_text(page, "answer to: ما هو فقر الدم؟")

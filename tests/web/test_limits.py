@@ -5,23 +5,35 @@ from __future__ import annotations
 import math
 import re
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from limits.storage import memory
 
 from medical_assistant.errors import UserError
+from medical_assistant.web import limits as limits_module
 from medical_assistant.web.limits import WINDOW_S, ClientKeys, ClientLimits, LimitError
 
+MOMENT_S = 0.001  # at exactly 60 s `limits` still counts a question
 
-class Clock:
-    def __init__(self, now_s=1000.0):
-        self.now_s = now_s
 
-    def __call__(self):
-        return self.now_s
+@contextmanager
+def clock_of_the_day(now_s=1000.0):
+    """Yield a clock whose `now_s` a test sets; the library has no parameter for it."""
+    clock = SimpleNamespace(now_s=now_s)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (memory, limits_module):
+            patch.setattr(module, "time", SimpleNamespace(time=lambda: clock.now_s))
+        yield clock
+
+
+@pytest.fixture
+def clock():
+    with clock_of_the_day() as clock:
+        yield clock
 
 
 def ask(limits, client="someone"):
@@ -57,9 +69,8 @@ def test_an_answer_that_fails_is_over():
     ask(limits, "a")
 
 
-def test_the_refusal_names_the_limit_and_the_wait():
-    clock = Clock()
-    limits = ClientLimits(per_minute=3, clock=clock)
+def test_the_refusal_names_the_limit_and_the_wait(clock):
+    limits = ClientLimits(per_minute=3)
     for _ in range(3):
         ask(limits)
         clock.now_s += 10
@@ -68,59 +79,67 @@ def test_the_refusal_names_the_limit_and_the_wait():
     clock.now_s += 29
     with pytest.raises(UserError, match=r"in 1 second\.$"):
         ask(limits)
-    clock.now_s += 1
+    clock.now_s += 1 + MOMENT_S
     ask(limits)
 
 
-def test_a_refused_question_is_not_counted():
-    clock = Clock()
-    limits = ClientLimits(per_minute=1, clock=clock)
+def test_a_refused_question_is_not_counted(clock):
+    limits = ClientLimits(per_minute=1)
     ask(limits)
     for _ in range(50):
         clock.now_s += 1
         assert told_to_wait_s(limits) == 60 - (clock.now_s - 1000)
-    clock.now_s += 10
+    clock.now_s += 10 + MOMENT_S
     assert told_to_wait_s(limits) == 0
 
 
 @given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 5))
 def test_no_minute_has_more_answers_than_the_limit(pauses_s, per_minute):
-    clock, admitted_s = Clock(), []
-    limits = ClientLimits(per_minute=per_minute, clock=clock)
-    for pause_s in pauses_s:
-        clock.now_s += pause_s
-        if told_to_wait_s(limits) == 0:
-            admitted_s.append(clock.now_s)
+    admitted_s = []
+    with clock_of_the_day() as clock:
+        limits = ClientLimits(per_minute=per_minute)
+        for pause_s in pauses_s:
+            clock.now_s += pause_s
+            if told_to_wait_s(limits) == 0:
+                admitted_s.append(clock.now_s)
     for now_s in admitted_s:
         assert sum(now_s - WINDOW_S < other_s <= now_s for other_s in admitted_s) <= per_minute
 
 
 @given(st.lists(st.integers(-100_000, 100), max_size=60))
 def test_a_clock_that_jumps_back_locks_nobody_out(steps_s):
-    clock = Clock()
-    limits = ClientLimits(per_minute=2, clock=clock)
-    for step_s in steps_s:
-        clock.now_s += step_s
-        wait_s = told_to_wait_s(limits)
-        assert 0 <= wait_s <= WINDOW_S
-        if wait_s:
-            clock.now_s += wait_s
-            assert told_to_wait_s(limits) == 0
+    with clock_of_the_day() as clock:
+        limits = ClientLimits(per_minute=2)
+        for step_s in steps_s:
+            clock.now_s += step_s
+            wait_s = told_to_wait_s(limits)
+            assert 0 <= wait_s <= WINDOW_S
+            if wait_s:
+                clock.now_s += wait_s + MOMENT_S
+                assert told_to_wait_s(limits) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(-50, 90)), max_size=300))
 def test_memory_is_bounded(visits):
-    clock = Clock()
-    limits = ClientLimits(clock=clock, max_clients=20)
-    for client, step_s in visits:
-        clock.now_s += step_s
-        told_to_wait_s(limits, str(client))
-        assert len(limits) <= 20
+    with clock_of_the_day() as clock:
+        limits = ClientLimits(max_clients=20)
+        for client, step_s in visits:
+            clock.now_s += step_s
+            told_to_wait_s(limits, str(client))
+            assert len(limits) <= 20
 
 
-def test_clients_are_forgotten_after_a_minute():
-    clock = Clock()
-    limits = ClientLimits(clock=clock)
+def test_a_client_that_asks_on_is_not_forgotten_where_memory_is_full(clock):
+    limits = ClientLimits(per_minute=2, max_clients=3)
+    for client in ("greedy", "b", "c", "greedy"):
+        ask(limits, client)
+    assert told_to_wait_s(limits, "greedy") == 60
+    ask(limits, "d")
+    assert len(limits) == 3
+
+
+def test_clients_are_forgotten_after_a_minute(clock):
+    limits = ClientLimits()
     for client in range(100):
         clock.now_s += 1
         ask(limits, str(client))
@@ -130,9 +149,8 @@ def test_clients_are_forgotten_after_a_minute():
     assert len(limits) == 1
 
 
-def test_who_still_gets_an_answer_is_not_forgotten():
-    clock = Clock()
-    limits = ClientLimits(concurrent=1, clock=clock, max_clients=3)
+def test_who_still_gets_an_answer_is_not_forgotten(clock):
+    limits = ClientLimits(concurrent=1, max_clients=3)
     with limits.enter("slow"):
         for i in range(50):
             clock.now_s += 2 * WINDOW_S
@@ -140,6 +158,14 @@ def test_who_still_gets_an_answer_is_not_forgotten():
         with pytest.raises(LimitError, match="1 answer at a time"):
             ask(limits, "slow")
     ask(limits, "slow")
+
+
+def test_no_thread_is_left_behind():
+    limits = ClientLimits(per_minute=1000)
+    for client in range(100):
+        ask(limits, str(client))
+    limits._storage.timer.join()  # the library clears expired questions in a thread, once it has been asked
+    assert not limits._storage.timer.is_alive()
 
 
 def test_many_threads_never_pass_the_limit():
@@ -226,11 +252,11 @@ def test_any_header_gives_a_key(text):
 
 
 def test_the_wait_is_whole_seconds_and_enough():
-    clock = Clock(0.25)
-    limits = ClientLimits(per_minute=1, clock=clock)
-    ask(limits)
-    clock.now_s += 0.5
-    wait_s = told_to_wait_s(limits)
-    assert wait_s == math.ceil(59.5)
-    clock.now_s += wait_s
-    assert told_to_wait_s(limits) == 0
+    with clock_of_the_day(0.25) as clock:
+        limits = ClientLimits(per_minute=1)
+        ask(limits)
+        clock.now_s += 0.5
+        wait_s = told_to_wait_s(limits)
+        assert wait_s == math.ceil(59.5)
+        clock.now_s += wait_s
+        assert told_to_wait_s(limits) == 0

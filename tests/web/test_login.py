@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 import io
-import os
+import json
+import runpy
 import shutil
-import socket
-import subprocess
-import sys
+import threading
 import time
-from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from argon2 import PasswordHasher, extract_parameters
+from argon2.profiles import RFC_9106_LOW_MEMORY
 from hypothesis import given
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
 from medical_assistant.web import login
-from medical_assistant.web.login import PasswordHash, PasswordLogin, hash_password, load_login, main, read_passwords
+from medical_assistant.web.login import PasswordLogin, hash_password, load_login, main, matches, read_passwords
 from tests.support.paths import ROOT
+from tests.support.served_app import LOCAL, ServedApp, free_port, request, serve
+from tests.support.stub_engine import StubEngine
 
 PASSWORD = "correct horse battery"
 
 
 @pytest.fixture(scope="module")
 def line():
+    """A line at the cost that a file must have."""
     return f"anna:{hash_password(PASSWORD)}"
 
 
-def cheap_hash(password: str) -> PasswordHash:
-    """At a cost that a file may not have: for tests that ask often."""
-    return PasswordHash(2, 1, 1, b"salt" * 4, login._scrypt(password, b"salt" * 4, 2, 1, 1))
+@pytest.fixture(scope="session")
+def cheap_hash():
+    """A function that hashes at next to no cost, for tests that ask often: what is verified costs what was hashed."""
+    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+    def hash_cheaply(password):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(login, "HASHER", hasher)
+            return hash_password(password)
+
+    return hash_cheaply
+
+
+def cheap_login(cheap_hash):
+    """The passwords of anna alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(login, "hash_password", cheap_hash)
+        return PasswordLogin({"anna": cheap_hash(PASSWORD)})
 
 
 # The file
@@ -41,40 +60,47 @@ def test_a_password_is_known_by_its_hash_alone(tmp_path, line):
     path = tmp_path / "users.txt"
     path.write_text(f"# who may ask\n\n{line}\n")
     found = read_passwords(path)
-    assert list(found) == ["anna"] and found["anna"].matches(PASSWORD) and not found["anna"].matches(PASSWORD + " ")
-    assert PASSWORD not in line and line.startswith("anna:scrypt$16384$8$5$") and str(found["anna"]) in line
-    assert str(hash_password(PASSWORD)) not in line  # another salt
+    assert list(found) == ["anna"] and matches(found["anna"], PASSWORD) and not matches(found["anna"], PASSWORD + " ")
+    assert PASSWORD not in line and extract_parameters(found["anna"]) == RFC_9106_LOW_MEMORY
+    assert hash_password(PASSWORD) not in line  # another salt
 
 
-def test_two_spellings_of_one_password_are_the_same():
+def test_two_spellings_of_one_password_are_the_same(cheap_hash):
     composed, decomposed = "é" * 15, "e\u0301" * 15
-    assert composed != decomposed and cheap_hash(composed).matches(decomposed)
+    assert composed != decomposed and matches(cheap_hash(composed), decomposed)
 
 
-@given(st.text())
-def test_any_text_can_be_a_password(password):
-    assert cheap_hash(password).matches(password)
+@given(password=st.text() | st.just("\ud83d"))
+def test_any_text_can_be_a_password(cheap_hash, password):
+    assert matches(cheap_hash(password), password)
 
 
-GOOD = "AAAAAAAAAAAAAAAAAAAAAA==", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+COSTS, SALT, HASH = "$argon2id$v=19$m=65536,t=3,p=4$", "A" * 22, "A" * 43
 
 
 @pytest.mark.parametrize(
     "broken",
     [
-        "anna", "anna:", "anna:hunter2", ":scrypt$16384$8$5${}${}", "a b\x07:scrypt$16384$8$5${}${}",
-        "anna:scrypt$16384$8$5${}", "anna:scrypt$16384$8$5${}${}$x", "anna:md5$16384$8$5${}${}",
-        "anna:scrypt$1024$8$5${}${}", "anna:scrypt$16385$8$5${}${}", "anna:scrypt$2097152$8$5${}${}",
-        "anna:scrypt$16384$0$5${}${}", "anna:scrypt$16384$8$999${}${}", "anna:scrypt$x$8$5${}${}",
-        "anna:scrypt$16384$8$5$AAAA${1}", "anna:scrypt$16384$8$5${0}$AAAA", "anna:scrypt$16384$8$5$!${1}",
+        "anna", "anna:", "anna:hunter2", f":{COSTS}{SALT}${HASH}", f"a b\x07:{COSTS}{SALT}${HASH}",
+        f"anna:{COSTS}{SALT}", f"anna:{COSTS}{SALT}${HASH}$x", f"anna:{COSTS}AAAA${HASH}", f"anna:{COSTS}{SALT}$AAAA",
+        f"anna:{COSTS}{'!' * 22}${HASH}", f"anna:$argon2i$v=19$m=65536,t=3,p=4${SALT}${HASH}",
+        f"anna:$argon2id$v=19$m=1024,t=3,p=4${SALT}${HASH}", f"anna:$argon2id$v=19$m=65536,t=1,p=4${SALT}${HASH}",
+        f"anna:$argon2id$v=19$m=9999999,t=3,p=4${SALT}${HASH}", f"anna:$argon2id$v=16$m=65536,t=3,p=4${SALT}${HASH}",
     ],
 )  # fmt: skip
 def test_a_broken_line_is_named_by_its_number_alone(tmp_path, broken):
     path = tmp_path / "users.txt"
-    path.write_text("# first\n" + broken.format(*GOOD) + "\n")
+    path.write_text(f"# first\n{broken}\n")
     with pytest.raises(UserError, match="Line 2 of .* is broken") as caught:
         read_passwords(path)
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_line_of_an_earlier_version_is_to_be_written_anew(tmp_path):
+    path = tmp_path / "users.txt"
+    path.write_text("anna:scrypt$16384$8$5$AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")
+    with pytest.raises(UserError, match="Line 1 .* earlier version .* anew with python -m medical_assistant.web.login"):
+        read_passwords(path)
 
 
 def test_a_file_that_does_not_serve_starts_no_open_app(tmp_path, line):
@@ -89,15 +115,15 @@ def test_a_file_that_does_not_serve_starts_no_open_app(tmp_path, line):
     for name in (str(tmp_path / "absent"), str(tmp_path), "", "hugging_face"):
         with pytest.raises(UserError, match="cannot be read"):
             load_login(name)
-    assert load_login("none") is None
+    path.write_text(line)
+    assert isinstance(load_login(str(path)), PasswordLogin) and load_login("none") is None
 
 
 @pytest.mark.parametrize("variable", ["AUTH", "AUTH_FILE"])
-def test_the_app_reads_the_choice_from_a_spaces_variable(variable, tmp_path):
-    environment = {**os.environ, variable: str(tmp_path / "absent.txt")}
-    command = [sys.executable, str(ROOT / "app.py"), "--port", "8765"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and done.stderr.startswith("error: --auth ") and "absent.txt" in done.stderr
+def test_the_app_reads_the_choice_from_a_spaces_variable(variable, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable, str(tmp_path / "absent.txt"))
+    with pytest.raises(UserError, match=r"^--auth .*absent\.txt cannot be read"):
+        runpy.run_path(str(ROOT / "app.py"))["main"](["--port", str(free_port())])
 
 
 # The command
@@ -115,7 +141,7 @@ def run_command(monkeypatch, name, *typed):
 def test_the_command_writes_a_line_that_the_app_reads(monkeypatch, tmp_path):
     path = tmp_path / "users.txt"
     path.write_text(run_command(monkeypatch, "Anna Lund", PASSWORD, PASSWORD))
-    assert read_passwords(path)["Anna Lund"].matches(PASSWORD)
+    assert matches(read_passwords(path)["Anna Lund"], PASSWORD)
 
 
 @pytest.mark.parametrize(
@@ -138,23 +164,22 @@ def test_the_command_refuses(monkeypatch, name, typed, words):
 # Who may enter
 
 
-def test_a_name_that_is_not_there_costs_what_a_name_costs(monkeypatch):
-    asked = []
-    scrypt = login._scrypt
-    monkeypatch.setattr(login, "_scrypt", lambda *arguments: asked.append(arguments[2:]) or scrypt(*arguments))
-    door = PasswordLogin({"anna": cheap_hash(PASSWORD)})
+def test_a_name_that_is_not_there_costs_what_a_name_costs(cheap_hash, monkeypatch):
+    verified = []
+    monkeypatch.setattr(login, "matches", lambda hashed, password: verified.append(hashed) or matches(hashed, password))
+    passwords = cheap_login(cheap_hash)
     for name, password, expected in (
         ("anna", PASSWORD, True), ("anna", "wrong", False), ("bob", PASSWORD, False), ("", "", False),
     ):  # fmt: skip
-        asked.clear()
-        assert door._check(name, password) is expected
-        assert asked == [(2, 1, 1)]
+        assert passwords._check(name, password) is expected
+    costs = [extract_parameters(hashed) for hashed in verified]
+    assert len(costs) == 4 and all(cost == costs[0] for cost in costs)
 
 
-def test_nobodys_hash_lets_nobody_in(monkeypatch):
-    door = PasswordLogin({"anna": cheap_hash(PASSWORD)})
-    monkeypatch.setattr(login, "_scrypt", lambda *arguments: bytes(32))  # the very digest of nobody
-    assert door._check("bob", "x") is False
+def test_the_hash_of_nobody_lets_nobody_in(cheap_hash, monkeypatch):
+    passwords = cheap_login(cheap_hash)
+    monkeypatch.setattr(login, "matches", lambda hashed, password: True)  # as if the password were that of nobody
+    assert passwords._check("bob", "x") is False
 
 
 # Hub accounts
@@ -200,46 +225,23 @@ def test_who_is_signed_in(session, user):
 pytest.importorskip("gradio")
 
 
-def free_port():
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def guarded(line, tmp_path_factory):
-    """The address of the real page, which asks for a password."""
-    from medical_assistant.chat.assistant import Assistant, load_examples
-    from medical_assistant.web import server
-    from medical_assistant.web.page import build_page, launch_options
-    from medical_assistant.web.requests import RequestTracker
-    from tests.support.stub_engine import StubEngine
-
-    path = tmp_path_factory.mktemp("auth") / "users.txt"
-    path.write_text(line)
-    engine, answers, door = StubEngine(), RequestTracker(), load_login(str(path))
-    page = build_page(Assistant(engine), load_examples(), answers=answers)
-    door.add_button(page)
-    page.launch(
-        server_port=free_port(),
-        prevent_thread_lock=True,
-        quiet=True,
-        app_kwargs=server.app_kwargs(engine, answers, metrics=True, login=door),
-        **launch_options(),
-        **door.launch_options(),
-    )
-    yield page.local_url.rstrip("/"), door
-    page.close()
+def guarded(cheap_hash):
+    """The real page, which asks for a password."""
+    passwords = cheap_login(cheap_hash)
+    with serve(StubEngine(), login=passwords) as app:
+        yield app.url, passwords
 
 
 @pytest.fixture
 def url(guarded):
-    guarded[1]._limits._clients.clear()
-    return guarded[0]
+    url, passwords = guarded
+    passwords.limits.reset()
+    return url
 
 
 def sign_in(url, password=PASSWORD, name="anna", **options):
-    return httpx.post(f"{url}/login", data={"username": name, "password": password}, **options)
+    return request("POST", f"{url}/login", data={"username": name, "password": password}, **options)
 
 
 # What a stranger may see: nothing of these answers a question or names what is loaded.
@@ -258,13 +260,13 @@ def test_a_stranger_is_answered_nothing(url):
     paths = {path for path in paths if "heartbeat" not in path}  # a stream without end, of nothing
     for path in sorted(paths):
         for method in ("GET", "POST"):
-            response = httpx.request(method, url + path, json={"data": ["x", "Base", ""]} if method == "POST" else None)
+            response = request(method, url + path, json={"data": ["x", "Base", ""]} if method == "POST" else None)
             assert "stub-model" not in response.text and 'components":[{' not in response.text.replace(" ", "")
             if path not in PUBLIC[method]:
                 assert response.status_code in (401, 404, 405), (method, path, response.status_code)
-    page = httpx.get(url)
+    page = request("GET", url)
     assert page.status_code == 200 and '"auth_required":true' in page.text
-    assert "anaemia" not in page.text and httpx.get(f"{url}/healthz").json() == {"status": "ready"}
+    assert "anaemia" not in page.text and request("GET", f"{url}/healthz").json() == {"status": "ready"}
 
 
 def test_a_password_opens_page_and_api(url):
@@ -272,10 +274,11 @@ def test_a_password_opens_page_and_api(url):
     response = sign_in(url)
     assert response.status_code == 200 and response.json() == {"success": True}
     assert all("HttpOnly" in cookie for cookie in response.headers.get_list("set-cookie"))
-    with httpx.Client(cookies=response.cookies) as inside:
+    with httpx.Client(**LOCAL, cookies=response.cookies) as inside:
         assert inside.get(f"{url}/config").status_code == 200 and "stub-model" in inside.get(url).text
-        asked = gradio_client.Client(url, auth=("anna", PASSWORD), verbose=False)
-        assert "base answer" in asked.predict("What is anaemia?", "Base", api_name="/chat")
+        asking = gradio_client.Client(url, auth=("anna", PASSWORD), verbose=False)
+        assert "base answer" in asking.predict("What is anaemia?", "Base", api_name="/chat")
+        asking.close()
         assert inside.get(f"{url}/gradio_api/token").status_code == 404  # a script has no business with the cookie
         assert inside.get(f"{url}/logout").status_code == 302
         assert inside.get(f"{url}/config").status_code == 401
@@ -290,20 +293,20 @@ def test_wrong_passwords_get_in_nowhere_and_are_counted(url, caplog, capfd):
     refused = sign_in(url)
     assert refused.status_code == 429 and refused.headers["retry-after"] == "60"
     assert "wait a minute" in refused.json()["detail"] and "default-src" in refused.headers["content-security-policy"]
-    assert httpx.post(f"{url}/login/", data={"username": "anna", "password": PASSWORD}).status_code == 429
+    assert request("POST", f"{url}/login/", data={"username": "anna", "password": PASSWORD}).status_code == 429
     written = capfd.readouterr()
     assert not any("planted" in text or PASSWORD in text for text in (caplog.text, written.out, written.err))
 
 
 def test_half_a_form_says_nothing_of_the_password(url):
-    response = httpx.post(f"{url}/login", data={"password": PASSWORD})
+    response = request("POST", f"{url}/login", data={"password": PASSWORD})
     assert response.status_code == 422 and PASSWORD not in response.text
 
 
 def test_another_site_cannot_use_the_session(url):
     cookies = sign_in(url).cookies
     host = url.partition("://")[2]
-    with httpx.Client(cookies=cookies) as inside:
+    with httpx.Client(**LOCAL, cookies=cookies) as inside:
         for origin in ("https://outside.example", "null", f"{url}.outside.example", "http://127.0.0.1:1"):
             for method in ("GET", "POST", "OPTIONS"):
                 headers = {"origin": origin, "access-control-request-method": "POST"}
@@ -338,7 +341,7 @@ def test_the_page_lets_in_and_out(url):
         page.get_by_text("answer to: What is anaemia?").wait_for()
         page.click("#sign-out")
         page.get_by_label("password").wait_for()
-        assert httpx.get(f"{url}/config", cookies={c["name"]: c["value"] for c in page.context.cookies()}).is_error
+        assert request("GET", f"{url}/config", cookies={c["name"]: c["value"] for c in page.context.cookies()}).is_error
         browser.close()
 
 
@@ -351,85 +354,63 @@ def test_without_a_login_its_paths_are_closed():
 
 # On a Space
 
-SPACE = """
-import json, os, sys, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Provider(BaseHTTPRequestHandler):
+    """An OpenID provider at which everybody is anna."""
+
     def do_GET(self):
         self.rfile.read(int(self.headers.get("content-length") or 0))
+        base = f"http://127.0.0.1:{self.server.server_port}"
         answer = {
-            "issuer": base, "authorization_endpoint": base + "/authorize", "token_endpoint": base + "/token",
+            "issuer": base, "authorization_endpoint": f"{base}/authorize", "token_endpoint": f"{base}/token",
             "access_token": "hf_oauth_planted", "token_type": "bearer", "expires_in": 3600,
             "userinfo": {"preferred_username": "anna", "name": "A", "profile": "p", "picture": "q"},
-        }
+        }  # fmt: skip
         content = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
     do_POST = do_GET
+
     def log_message(self, *arguments):
         pass
 
-provider = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
-base = f"http://127.0.0.1:{provider.server_port}"
-threading.Thread(target=provider.serve_forever, daemon=True).start()
-os.environ["OPENID_PROVIDER_URL"] = base
-from medical_assistant.web import login
-from medical_assistant.web import page
-from medical_assistant.web import server
-from medical_assistant.chat.assistant import Assistant, load_examples
-from medical_assistant.web.requests import RequestTracker
-from tests.support.stub_engine import StubEngine
 
-engine, answers, door = StubEngine(), RequestTracker(), login.load_login("huggingface")
-demo = page.build_page(Assistant(engine), load_examples(), answers=answers)
-door.add_button(demo)
-demo.launch(
-    server_port=int(sys.argv[1]), server_name="127.0.0.1", prevent_thread_lock=True, quiet=True,
-    app_kwargs=server.app_kwargs(engine, answers, login=door), **page.launch_options(), **door.launch_options(),
-)
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture(scope="module")
-def space(tmp_path_factory):
-    """(address, file of its output) of the page on something that looks like a Space, with OAuth."""
+@pytest.fixture
+def space(monkeypatch):
+    """The page on something that looks like a Space, with OAuth."""
     for package in ("authlib", "itsdangerous"):
         pytest.importorskip(package, reason="pip install 'gradio[oauth]'")
-    port, written = free_port(), tmp_path_factory.mktemp("space") / "output"
-    environment = {
+    from gradio import oauth
+
+    provider = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
+    threading.Thread(target=provider.serve_forever, daemon=True).start()
+    for name, value in {
         "SYSTEM": "spaces", "SPACE_ID": "alice/space", "OAUTH_CLIENT_ID": "client", "OAUTH_SCOPES": "openid profile",
-        "OAUTH_CLIENT_SECRET": "oauth-secret-planted", "OPENID_PROVIDER_URL": "x", "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }  # fmt: skip
-    with written.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SPACE, str(port)], cwd=ROOT, env={**os.environ, **environment},
-            stdin=subprocess.PIPE, stdout=output, stderr=output,
-        )  # fmt: skip
-        try:
-            end_s = time.monotonic() + 60
-            while "ready" not in written.read_text():
-                assert process.poll() is None and time.monotonic() < end_s, written.read_text()
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}", written
-        finally:
-            process.kill()
-            process.wait()
+        "OAUTH_CLIENT_SECRET": "oauth-secret-planted", "NO_PROXY": "127.0.0.1",
+        "OPENID_PROVIDER_URL": f"http://127.0.0.1:{provider.server_port}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+        if hasattr(oauth, name):  # Gradio reads the variables when it is imported
+            monkeypatch.setattr(oauth, name, value)
+    # On a Space it changes the modules of the process where a file changes: not of this one.
+    monkeypatch.setattr("gradio.http_server.watchfn_spaces", lambda reloader: None)
+    with serve(StubEngine(), login=load_login("huggingface")) as app:
+        yield app
+    provider.shutdown()
+    provider.server_close()
 
 
-def test_on_a_space_only_who_signed_in_is_answered(space):
-    url, written = space
+def test_on_a_space_only_who_signed_in_is_answered(space: ServedApp, capfd, caplog):
+    url = space.url
     ask = {"json": {"message": "What is anaemia?", "model": "Base"}}
-    page = httpx.get(url)
+    page = request("GET", url)
     assert page.status_code == 401 and 'href="./login/huggingface"' in page.text and "stub-model" not in page.text
     for path in ("/config", "/gradio_api/info", "/gradio_api/openapi.json"):
-        assert httpx.get(url + path).status_code == 401, path
+        assert request("GET", url + path).status_code == 401, path
     for path in (
         "/gradio_api/call/v2/chat",
         "/gradio_api/call/chat",
@@ -437,22 +418,23 @@ def test_on_a_space_only_who_signed_in_is_answered(space):
         "/gradio_api/run/chat",
         "/gradio_api/api/chat",
     ):
-        assert httpx.post(url + path, **ask).status_code == 401, path
-    assert httpx.post(f"{url}/login", data={"username": "a", "password": "b"}).status_code == 404
-    assert httpx.get(f"{url}/healthz").status_code == 200
+        assert request("POST", url + path, **ask).status_code == 401, path
+    assert request("POST", f"{url}/login", data={"username": "a", "password": "b"}).status_code == 404
+    assert request("GET", f"{url}/healthz").status_code == 200
     forged = {"cookie": "session=eyJvYXV0aF9pbmZvIjp7fX0=.x.y"}
-    assert httpx.get(f"{url}/config", headers=forged).status_code == 401
+    assert request("GET", f"{url}/config", headers=forged).status_code == 401
 
-    begun = httpx.get(f"{url}/login/huggingface")
+    begun = request("GET", f"{url}/login/huggingface")
     state = httpx.URL(begun.headers["location"]).params["state"]
     cookie = {"cookie": begun.headers["set-cookie"].split(";")[0]}  # Secure: httpx would not send it over http
-    assert httpx.get(f"{url}/config", headers=cookie).status_code == 401
-    done = httpx.get(f"{url}/login/callback?code=x&state={state}", headers=cookie)
+    assert request("GET", f"{url}/config", headers=cookie).status_code == 401
+    done = request("GET", f"{url}/login/callback?code=x&state={state}", headers=cookie)
     assert "secure" in done.headers["set-cookie"].lower() and "httponly" in done.headers["set-cookie"].lower()
-    with httpx.Client(headers={"cookie": done.headers["set-cookie"].split(";")[0]}) as inside:
+    with httpx.Client(**LOCAL, headers={"cookie": done.headers["set-cookie"].split(";")[0]}) as inside:
         seen = inside.get(url).text + inside.get(f"{url}/config").text + inside.get(f"{url}/gradio_api/info").text
         assert '"username":"anna"' in seen.replace(" ", "")
         event = inside.post(f"{url}/gradio_api/call/v2/chat", **ask).json()["event_id"]
         assert "base answer" in inside.get(f"{url}/gradio_api/call/v2/chat/{event}").text
         assert inside.get(f"{url}/config", headers={"origin": "https://outside.example"}).status_code == 403
-    assert "planted" not in seen + page.text + written.read_text()
+    written = capfd.readouterr()
+    assert not any("planted" in text for text in (seen, page.text, written.out, written.err, caplog.text))

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import pytest
 
 from medical_assistant.errors import UserError
 from medical_assistant.hub.errors import HubUnavailable
-from medical_assistant.hub.push import pull_adapter
-from medical_assistant.models.adapter import load_adapter
+from medical_assistant.hub.pull import pull_adapter
+from medical_assistant.hub.resolve import open_adapter
 from medical_assistant.models.presets import find_preset
 from medical_assistant.web.startup import find_in_time, load_model
 from tests.support import hub_routes
@@ -36,7 +35,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapters are pulled and checked as ever; the engine itself is a stub."""
 
     def load(model: str, adapter: str | None, engine: str) -> StubEngine:
-        checked = load_adapter(adapter, find_preset(model)) if adapter else None
+        checked = open_adapter(adapter, find_preset(model)) if adapter else None
         stub = StubEngine(adapter=checked.name if checked else None)
         if checked:
             stub.info = type(stub.info)("stub", model, checked.name, checked.revision)
@@ -108,7 +107,7 @@ def test_with_nothing_cached_the_bundled_adapter_serves_and_the_page_says_so(
     engine, problem = load_model(MODEL, NAME, "auto")
     assert problem is not None and problem.startswith(f"The adapter {NAME} could not be loaded (") and words in problem
     assert problem.endswith("): serving the bundled adapter.") and problem in caplog.text
-    bundled = load_adapter(ROOT / "assets/adapters" / MODEL, find_preset(MODEL))
+    bundled = open_adapter(ROOT / "assets/adapters" / MODEL, find_preset(MODEL))
     assert engine.info.adapter == os.path.relpath(bundled.folder) and engine.info.adapter_revision == bundled.revision
 
 
@@ -116,7 +115,7 @@ def test_with_nothing_cached_the_bundled_adapter_serves_and_the_page_says_so(
 def test_a_cached_revision_serves_and_the_page_says_so(
     published: HubServer, engines: None, caplog: pytest.LogCaptureFixture, fault: int | str, words: str
 ) -> None:
-    _, commit = pull_adapter(NAME)
+    commit = pull_adapter(NAME).commit
     break_hub(published, fault)
     engine, problem = load_model(MODEL, NAME, "auto")
     assert (engine.info.adapter, engine.info.adapter_revision) == (f"{NAME}@{commit}", commit)
@@ -143,9 +142,7 @@ def test_a_hub_without_end_is_waited_for_in_vain_only_so_long(
     caplog.set_level("INFO")
     with slow_server() as address:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        started_s = time.monotonic()
-        engine, problem = load_model(MODEL, NAME, "auto", patience_s=0.6)
-        assert 0.6 <= time.monotonic() - started_s < 3
+        engine, problem = load_model(MODEL, NAME, "auto", timeout_s=0.6)  # the server never ends its answer
     assert (
         problem is not None
         and "has not sent alice/adapter in 1 s" in problem
@@ -158,11 +155,11 @@ def test_a_download_without_end_leaves_the_cached_revision_in_use(
     published: HubServer, engines: None, tmp_path: Path
 ) -> None:
     """The Hub names a newer commit, which the cache then notes as its own, and never sends its large files."""
-    _, cached = pull_adapter(NAME)
+    cached = pull_adapter(NAME).commit
     publish_newer(published, tmp_path / "newer")
     with slow_server() as address:
         published.cdn = address
-        engine, problem = load_model(MODEL, NAME, "auto", patience_s=0.6)
+        engine, problem = load_model(MODEL, NAME, "auto", timeout_s=0.6)
     assert engine.info.adapter_revision == cached
     assert problem is not None and cached[:12] in problem and "has not sent alice/adapter in 1 s" in problem
 
@@ -170,7 +167,7 @@ def test_a_download_without_end_leaves_the_cached_revision_in_use(
 def test_a_download_that_fails_half_way_leaves_the_cached_revision_in_use(
     published: HubServer, engines: None, tmp_path: Path
 ) -> None:
-    _, cached = pull_adapter(NAME)
+    cached = pull_adapter(NAME).commit
     publish_newer(published, tmp_path / "newer")
     published.fail_next(503, times=5_000, path="/lfs/")
     engine, problem = load_model(MODEL, NAME, "auto")
@@ -220,7 +217,7 @@ HARM = [
 def test_a_broken_file_of_the_cache_is_downloaded_again(
     published: HubServer, engines: None, caplog: pytest.LogCaptureFixture, file: str, harm: Callable[[Path], None]
 ) -> None:
-    folder, commit = pull_adapter(NAME)
+    folder, commit, _ = pull_adapter(NAME)
     harm((folder / file).resolve())
     published.requests.clear()
     engine, problem = load_model(MODEL, NAME, "auto")
@@ -235,7 +232,7 @@ def test_a_broken_file_of_the_cache_is_downloaded_again(
 def test_a_broken_cache_without_the_hub_is_said_and_never_loaded(
     published: HubServer, engines: None, pinned: bool
 ) -> None:
-    folder, commit = pull_adapter(NAME)
+    folder, commit, _ = pull_adapter(NAME)
     overwrite((folder / "adapter.gguf").resolve())
     published.stop()
     engine, problem = load_model(MODEL, f"{NAME}@{commit}" if pinned else NAME, "auto")
@@ -245,7 +242,7 @@ def test_a_broken_cache_without_the_hub_is_said_and_never_loaded(
 
 @pytest.mark.parametrize("note", [b"", b"\xff\xfe\x00", b"../../../etc", b"0" * 39])
 def test_a_broken_note_of_the_commit_is_forgotten(published: HubServer, engines: None, note: bytes) -> None:
-    folder, commit = pull_adapter(NAME)
+    folder, commit, _ = pull_adapter(NAME)
     reference = folder.parent.parent / "refs/main"
     reference.write_bytes(note)
     assert load_model(MODEL, NAME, "auto")[0].info.adapter_revision == commit
@@ -266,7 +263,7 @@ def test_a_line_that_garbles_what_it_carries_is_said(published: HubServer, monke
         return send(request, garbled if body == content else body, headers)
 
     monkeypatch.setattr(hub_routes, "_download", send_garbled)
-    with pytest.raises(HubUnavailable, match="arrived broken twice"):
+    with pytest.raises(HubUnavailable, match="is not what the Hub says it is"):
         pull_adapter(NAME)
     monkeypatch.setattr(hub_routes, "_download", send)
     assert (pull_adapter(NAME)[0] / "adapter.gguf").read_bytes() == content
@@ -276,7 +273,7 @@ def test_what_is_no_repository_is_left_to_the_engine(tmp_path: Path) -> None:
     assert find_in_time(str(tmp_path), 1.0) == (str(tmp_path), None)
     assert find_in_time("./nowhere", 1.0) == ("./nowhere", None)
     with pytest.raises(UserError, match="There is no adapter folder"):
-        load_adapter("./nowhere", find_preset(MODEL))
+        open_adapter("./nowhere", find_preset(MODEL))
 
 
 # A full disk

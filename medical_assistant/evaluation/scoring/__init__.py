@@ -1,0 +1,1 @@
+"""Scores and the statistics that say what they are worth."""

@@ -258,22 +258,12 @@ def _widening(n: int) -> float:
     return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, upper)) / NormalDist().inv_cdf(upper)
 
 
-def paired_corpus_bleu(
-    answers_a: Sequence[str | None],
-    answers_b: Sequence[str | None],
-    references: Sequence[str],
-    resampler: Resampler | None = None,
-) -> Difference:
-    """Return the difference of two candidates in corpus BLEU (0 to 100); see `paired_corpus`."""
-    a, b = (corpus_statistics("bleu", answers, references) for answers in (answers_a, answers_b))
-    return paired_corpus("bleu", a, b, resampler)
-
-
 def proportion_interval(successes: float, n: int) -> tuple[float, float]:
     """Return the 95 % interval of a rate (0 to 1) of `successes` in `n`; (0, 1) when n is 0.
 
     Wilson's score interval (Wilson 1927, "Probable inference, the law of succession, and statistical
-    inference", J. Am. Stat. Assoc. 22), which stays inside 0 to 1 and is right for rates near the ends.
+    inference", J. Am. Stat. Assoc. 22), which stays inside 0 to 1 and is right for rates near the ends. `successes`
+    need not be whole (shared points, mean shares), which `scipy.stats.binomtest` does not take.
     """
     if not n:
         return 0.0, 1.0

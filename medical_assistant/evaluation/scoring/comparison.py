@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from medical_assistant.errors import UserError
+from medical_assistant.evaluation.names import pair_name
 from medical_assistant.evaluation.scoring.bootstrap import (
     CORPUS_METRICS,
     MIN_QUESTIONS,
@@ -99,11 +100,6 @@ def compare(
         "by_length": within(lengths),
         "length_bounds": {group: _word_range([rows[i] for i in members]) for group, members in lengths.items()},
     }
-
-
-def pair_name(a: str, b: str) -> str:
-    """Return the key of a pair, b being compared with a."""
-    return f"{b} vs {a}"
 
 
 class ScoreTable:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from medical_assistant.data.records import read_source
 from medical_assistant.errors import UserError
+from medical_assistant.evaluation.names import pair_name
+from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference, proportion_interval
 from medical_assistant.prompts import build_messages, clean_text
 
 if TYPE_CHECKING:
-    from medical_assistant.evaluation.scoring.bootstrap import Resampler
     from medical_assistant.evaluation.scoring.likelihood import CompletionScore, Scorer
 
 METHOD = "log-likelihood of the text of each option, given the question with its options"
@@ -53,27 +54,14 @@ class QuestionSet:
 
 @dataclass(frozen=True)
 class ChoiceScore:
-    """One model's scores of the options of one question, in their order."""
+    """One model's scores of the options of one question, in their order: of their texts, and of their letters."""
 
     texts: tuple[CompletionScore, ...]
     letters: tuple[CompletionScore, ...]
 
-    @property
-    def log_likelihoods(self) -> list[float]:
-        return [score.logprob for score in self.texts]
 
-    @property
-    def normalised(self) -> list[float]:
-        """Log-likelihood for each character: a long option has more tokens to be improbable in."""
-        return [score.logprob / score.characters for score in self.texts]
-
-    @property
-    def letter_log_likelihoods(self) -> list[float]:
-        return [score.logprob for score in self.letters]
-
-
-def read_questions(file: Path, limit: int = 0) -> QuestionSet:
-    """Return the first `limit` questions (0: all) of a `.jsonl`, `.json`, `.csv` or `.parquet` file.
+def read_questions(file: Path) -> QuestionSet:
+    """Return the questions of a `.jsonl`, `.json`, `.csv` or `.parquet` file.
 
     Columns: `question`; `options`, a list or an object of letter to text (in CSV as JSON); `answer`, a letter, the
     index of the option from 0, or its text, understood in that order; if wanted `id` and `subject`. Options that
@@ -85,7 +73,7 @@ def read_questions(file: Path, limit: int = 0) -> QuestionSet:
     source = read_source(str(file))
     questions: list[ChoiceQuestion] = []
     rows_of: dict[str, int] = {}
-    for number, row in enumerate(source.rows[: limit or None], start=1):
+    for number, row in enumerate(source.rows, start=1):
         where = f"{file.name}, row {number}"
         question = _question(row, where, default_id=f"{file.stem}-{number}")
         if question.id in rows_of:
@@ -146,7 +134,7 @@ def _answer(value: Any, labels: Sequence[str], texts: Sequence[str], where: str)
         return list(texts).index(clean_text(text))
     if is_index:  # CSV has no numbers
         return int(text)
-    raise UserError(f"{where}: the answer {text!r:.40} is not among the options {', '.join(labels)}: mend the row.")
+    raise UserError(f"{where}: the answer {text!r:.40} is not among the options {', '.join(labels)}: correct the row.")
 
 
 def score_choices(
@@ -197,8 +185,8 @@ def knowledge_section(
     A set has `name`, `sha256`, `method`, `n` and, by candidate, rates of 0 to 1 with their 95 % Wilson intervals:
 
     - `accuracy`: questions whose right option has the highest log-likelihood;
-    - `normalised_accuracy`: the same for each character of the option, acc_norm of lm-evaluation-harness (Gao et
-      al. 2024, doi:10.5281/zenodo.12608602, MIT);
+    - `normalised_accuracy`: the same for each character of the option, as a long option has more tokens to be
+      improbable in: acc_norm of lm-evaluation-harness (Gao et al. 2024, doi:10.5281/zenodo.12608602, MIT);
     - `letter_accuracy`: the highest log-likelihood of the letters, the rule of MMLU (Hendrycks et al. 2021,
       arXiv:2009.03300).
 
@@ -219,79 +207,58 @@ def _choice_set(
 ) -> dict[str, Any]:
     rows = questions.questions
 
-    def correct(kind: str) -> dict[str, list[float]]:
+    def points(values: Callable[[ChoiceScore], list[float]]) -> dict[str, list[float]]:
         return {
-            candidate: [
-                correctness(getattr(score, kind), row.answer) for score, row in zip(of_candidate, rows, strict=True)
-            ]
-            for candidate, of_candidate in scores.items()
+            candidate: [correctness(values(score), row.answer) for score, row in zip(found, rows, strict=True)]
+            for candidate, found in scores.items()
         }
 
-    by_text, by_letter = correct("log_likelihoods"), correct("letter_log_likelihoods")
+    by_text = points(lambda score: [one.logprob for one in score.texts])
+    by_character = points(lambda score: [one.logprob / one.characters for one in score.texts])
+    by_letter = points(lambda score: [one.logprob for one in score.letters])
     first = next(iter(scores.values()))
     return {
-        **summarise_set(
-            questions.name,
-            METHOD,
-            by_text,
-            correct("normalised"),
-            [row.subject for row in rows],
-            sum(1 / len(row.options) for row in rows) / len(rows),
-            resampler,
-        ),
+        "name": questions.name,
+        "n": len(rows),
         "sha256": questions.sha256,
-        "letter_accuracy": {candidate: _rate(values) for candidate, values in by_letter.items()},
+        "method": METHOD,
+        "accuracy": _rates(by_text),
+        "normalised_accuracy": _rates(by_character),
+        "comparison": _comparison(by_text, resampler),
+        "normalised_comparison": _comparison(by_character, resampler),
+        "by_subject": _by_subject([row.subject for row in rows], by_text),
+        "chance": sum(1 / len(row.options) for row in rows) / len(rows),
+        "letter_accuracy": _rates(by_letter),
         "letter_comparison": _comparison(by_letter, resampler),
         "truncated": sum(any(score.truncated for score in (*item.texts, *item.letters)) for item in first),
     }
 
 
-def summarise_set(
-    name: str,
-    method: str,
-    correct: Mapping[str, Sequence[float]],
-    normalised: Mapping[str, Sequence[float]],
-    subjects: Sequence[str | None],
-    chance: float | None,
-    resampler: Resampler | None = None,
-) -> dict[str, Any]:
-    """Return a set of the `knowledge` section from points (0 to 1) by candidate and question.
+def _rates(points: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    rates = {}
+    for candidate, of_candidate in points.items():
+        total, n = sum(of_candidate), len(of_candidate)
+        low, high = proportion_interval(total, n)  # the total is not whole where options share a point
+        rates[candidate] = {"accuracy": total / n, "low": low, "high": high, "n": n}
+    return rates
 
-    `normalised` may be empty, and `subjects` all None; see `knowledge_section` for the keys.
-    """
-    by_subject: dict[str, dict[str, float]] = {}
-    for subject in sorted({subject for subject in subjects if subject}):
-        chosen = [number for number, value in enumerate(subjects) if value == subject]
-        by_subject[subject] = {
-            **{candidate: sum(values[i] for i in chosen) / len(chosen) for candidate, values in correct.items()},
+
+def _by_subject(subjects: Sequence[str | None], points: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[int]] = {}
+    for number, subject in enumerate(subjects):
+        if subject:
+            groups.setdefault(subject, []).append(number)
+    return {
+        subject: {
+            **{candidate: sum(values[i] for i in chosen) / len(chosen) for candidate, values in points.items()},
             "n": len(chosen),
         }
-    return {
-        "name": name,
-        "n": len(next(iter(correct.values()))),
-        "sha256": None,
-        "method": method,
-        "accuracy": {candidate: _rate(values) for candidate, values in correct.items()},
-        "normalised_accuracy": {candidate: _rate(values) for candidate, values in normalised.items()},
-        "comparison": _comparison(correct, resampler),
-        "normalised_comparison": _comparison(normalised, resampler),
-        "by_subject": by_subject,
-        "chance": chance,
+        for subject, chosen in sorted(groups.items())
     }
 
 
-def _rate(points: Sequence[float]) -> dict[str, Any]:
-    from medical_assistant.evaluation.scoring.bootstrap import proportion_interval
-
-    total: Any = sum(points)  # not whole where options share a point; Wilson's formula takes it
-    low, high = proportion_interval(total, len(points))
-    return {"accuracy": total / len(points), "low": low, "high": high, "n": len(points)}
-
-
 def _comparison(points: Mapping[str, Sequence[float]], resampler: Resampler | None) -> dict[str, Any]:
-    from medical_assistant.evaluation.scoring.bootstrap import paired_difference
-
     return {
-        f"{b} vs {a}": dict(paired_difference(list(points[a]), list(points[b]), resampler=resampler))
+        pair_name(a, b): paired_difference(points[a], points[b], resampler=resampler)
         for a, b in combinations(points, 2)
     }

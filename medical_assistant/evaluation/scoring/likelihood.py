@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medical_assistant.data.records import Record
-from medical_assistant.engines.transformers import TEMPLATE_ARGUMENTS, find_dtype, load_weights
+from medical_assistant.engines.transformers import load_weights
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.models.adapter import Adapter
-from medical_assistant.models.chat_templates import end_of_answer
+from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS, end_of_answer
 from medical_assistant.models.presets import Preset
 from medical_assistant.prompts import Message
 
@@ -83,9 +83,7 @@ class Scorer:
         self.name = preset.name
         self.has_adapter = adapter is not None
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.tokenizer, self.model, _ = load_weights(
-            preset, adapter, self.device, find_dtype(dtype, self.device, zero_gpu=False), quantize, zero_gpu=False
-        )
+        self.tokenizer, self.model, _ = load_weights(preset, adapter, self.device, dtype, quantize)
         self.context_tokens = min(context_tokens, self.model.config.max_position_embeddings)
         self._batch_tokens = batch_tokens or BATCH_TOKENS[self.device]
         self._end = end_of_answer(self.tokenizer)

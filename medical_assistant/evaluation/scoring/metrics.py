@@ -17,6 +17,7 @@ from typing import Any
 
 from medical_assistant.errors import UserError
 from medical_assistant.evaluation.scoring import text_statistics
+from medical_assistant.evaluation.scoring.encoder import load_encoder
 from medical_assistant.evaluation.scoring.text_statistics import Score, mean_score
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
@@ -117,23 +118,16 @@ def corpus_scores(predictions: Sequence[str], references: Sequence[str]) -> dict
     return score_all(predictions, references)[0]
 
 
-def item_scores(predictions: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
-    """Return the scores of each answer: the second half of `score_all`."""
-    return score_all(predictions, references)[1]
-
-
-def bleu_signature() -> str:
-    """Return sacreBLEU's signature of BLEU: the settings that make two figures comparable."""
+def signatures() -> dict[str, str]:
+    """Return sacreBLEU's signatures of BLEU and chrF: the settings that make two figures comparable."""
     from sacrebleu.metrics.bleu import BLEU
-
-    return _signature(BLEU())
-
-
-def chrf_signature() -> str:
-    """Return sacreBLEU's signature of chrF: the settings that make two figures comparable."""
     from sacrebleu.metrics.chrf import CHRF
 
-    return _signature(CHRF())
+    found = {}
+    for name, metric in (("bleu_signature", BLEU()), ("chrf_signature", CHRF())):
+        metric.corpus_score(["a"], [["a"]])  # the signature knows the number of references only after a score
+        found[name] = str(metric.get_signature())
+    return found
 
 
 def bert_scores(
@@ -202,11 +196,6 @@ def _sacrebleu(answers: list[str], references: list[str]) -> dict[str, Score]:
     }
 
 
-def _signature(metric: Any) -> str:
-    metric.corpus_score(["a"], [["a"]])  # the signature knows the number of references only after a score
-    return str(metric.get_signature())
-
-
 def _rouge(answers: list[str], references: list[str]) -> dict[str, Score]:
     from nltk.stem.porter import PorterStemmer
     from rouge_score import tokenize, tokenizers
@@ -235,7 +224,7 @@ def _rouge(answers: list[str], references: list[str]) -> dict[str, Score]:
 def _match_tokens(answers: list[str], references: list[str], model: str, layer: int, batch_size: int) -> list[float]:
     import torch
 
-    network, tokenizer = _load_encoder(model)
+    network, tokenizer = load_encoder(model, "BERTScore", "roberta-large")
     if not -network.config.num_hidden_layers - 1 <= layer <= network.config.num_hidden_layers:
         raise UserError(
             f"The BERTScore model {model} has no layer {layer}: choose 0 to {network.config.num_hidden_layers}, or -1."
@@ -247,24 +236,6 @@ def _match_tokens(answers: list[str], references: list[str], model: str, layer: 
             encoded = [_token_vectors(network, tokenizer, texts, layer) for texts in pairs]
             scores += [_greedy_f1(answer, reference) for answer, reference in zip(*encoded, strict=True)]
     return scores
-
-
-def _load_encoder(model: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        network = AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"The BERTScore model {model} cannot be loaded ({reason}): "
-            "name a folder that holds a model, or one on the Hub such as roberta-large."
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def _token_vectors(network: Any, tokenizer: Any, texts: list[str], layer: int) -> list[tuple[Any, Any]]:

@@ -1,0 +1,1 @@
+"""Trains the three safety classifiers: python -m medical_assistant.safety.training."""

@@ -1,246 +1,149 @@
-"""Train the second line of the emergency layer, choose its thresholds and measure it.
+"""The triage classifier's training, and the choice of the thresholds from which it raises a message.
 
-    python -m medical_assistant.safety.training.triage --development FILE --ordinary FILE...
-
-Trains on the tuning rows of `SETS` in tests/safety, on the messages in assets/triage_training (written for this, used
-for nothing else), on `--development` (rows with `id`, `level`, `patient_words` and `text`;
-`assets/triage_label_corrections.jsonl` puts debatable labels right by id) and on `SAMPLE` questions of each
-`--ordinary` file (`question`, `input`, `prompt` or `text`). Held-back and blind rows do not train. Scores of
-`FOLDS`-fold cross-validation set the thresholds: the smallest with at most `ADDED_EMERGENCIES` of the messages that are
-neither emergencies nor urgent raised to "emergency", and `ADDED_URGENT` raised to "urgent", beyond what the rules
-already say, among the rows of tests/safety, of the corpus, and of the ordinary files, each by themselves. The file that
-is written holds hashed weights, no text. Needs scikit-learn; the application does not.
+Trains on the tuning rows of the safety sets, on the messages in training_data/triage (written for this, used for
+nothing else), on the development file (`triage_label_corrections.jsonl` corrects debatable labels by id) and on a
+sample of the ordinary questions. Held-back and blind rows do not train.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.data.records import read_source
-from medical_assistant.errors import UserError
-from medical_assistant.files import file_sha256
-from medical_assistant.models.presets import ASSETS
-from medical_assistant.safety.hashed_classifier import stored, write_model
-from medical_assistant.safety.text_reading import read_all
-from medical_assistant.safety.training.hashed import feature_matrix, stored_weights
+from medical_assistant.safety.hashed_classifier import probability
+from medical_assistant.safety.text_reading import PreparedText
+from medical_assistant.safety.training.fitting import (
+    TRAINING_DATA,
+    FileContent,
+    Row,
+    Settings,
+    digest,
+    feature_matrix,
+    find,
+    fit,
+    read_rows,
+    read_texts,
+)
 from medical_assistant.safety.triage import assess_by_rules
 from medical_assistant.safety.triage_classifier import (
     MIN_WORDS,
-    MODEL_FILE,
     feature_groups,
-    is_about_now,
     language_of,
-    load_second_line,
+    may_be_raised,
     words_of,
 )
 
-SAFETY = ASSETS.parent / "tests" / "safety_sets"
-SETS = (
-    "emergencies", "not_emergencies", "follow_ups", "other_levels", "vignettes",
-    "language_es", "language_fr", "language_pt", "language_sw",
-)  # fmt: skip
-CORPUS = ASSETS / "triage_training"
-CORRECTIONS = ASSETS / "triage_label_corrections.jsonl"
-TEXT_KEYS = ("question", "input", "prompt", "text")
-EMERGENCY_LEVELS = ("emergency", "crisis")
-SAMPLE = 500  # questions of each ordinary file: they are many and alike
-ADDED_EMERGENCIES, ADDED_URGENT = 0.03, 0.05
-LEAST = 0.3  # no threshold lies below: two of five rows are emergencies
-FOLDS, SEED = 10, 17
-STRENGTH = 10.0  # inverse of the L2 penalty
-SMALLEST_WEIGHT = 4  # in units of 1 / SCALE; smaller ones change no score by more than noise
-
-
-@dataclass(frozen=True)
-class Row:
-    """One message: whether it is an emergency, or at least urgent, its set, and the sets that share one threshold."""
-
-    text: str
-    emergency: bool
-    name: str
-    urgent: bool = False
-    pool: str = "ordinary"
-
-
-def safety_rows(folder: Path = SAFETY) -> list[Row]:
-    """Return the tuning rows of `SETS`. The gravest level counts only where it is the first that a row accepts.
-
-    A follow-up that is an emergency only together with earlier messages is joined to them.
-    """
-    rows = []
-    for name in SETS:
-        for row in _read(folder / f"{name}.jsonl"):
-            if row["split"] == "tuning":
-                emergency = row["level"][0] == "emergency"
-                text = ". ".join([*row.get("history", ()), row["text"]]) if emergency else row["text"]
-                rows.append(Row(text, emergency, name, row["level"][0] == "urgent", "safety"))
-    return rows
-
-
-def corpus_rows(folder: Path = CORPUS) -> list[Row]:
-    """Return the messages that were written for training, a set for each file."""
-    return [
-        Row(row["text"], row["level"] == "emergency", path.stem, row["level"] == "urgent", "corpus")
-        for path in sorted(folder.glob("*.jsonl"))
-        for row in _read(path)
-    ]
-
-
-def development_rows(path: Path, corrections: Path = CORRECTIONS) -> list[Row]:
-    """Return the rows of `path`, with corrected levels: what the patient says, and the case as a clinician noted it."""
-    corrected = {row["id"]: row["level"] for row in _read(corrections)}
-    rows = []
-    for row in _read(path):
-        level = corrected.get(row["id"], row["level"])
-        for text in filter(None, (row.get("patient_words"), row.get("text"))):
-            rows.append(Row(text, level in EMERGENCY_LEVELS, path.name, level == "urgent", "dev"))
-    return rows
-
-
-def ordinary_rows(path: Path) -> list[Row]:
-    """Return `SAMPLE` of the different questions of `path`, the same ones each time. `UserError`: there are none."""
-    texts = {next((str(row[key]) for key in TEXT_KEYS if row.get(key)), "") for row in _read(path)} - {""}
-    if not texts:
-        raise UserError(f"{path} has no questions: its rows need one of {', '.join(TEXT_KEYS)}.")
-    return [Row(text, False, path.name) for text in sorted(texts, key=_digest)[:SAMPLE]]
-
-
-def train(feature_groups: Sequence[Sequence[set[int]]], labels: Sequence[bool]) -> tuple[list[int], float, list[float]]:
-    """Return (weights in units of 1 / `SCALE`, bias, probability of each row by a model trained without it)."""
-    import numpy as np
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold
-
-    matrix = feature_matrix(feature_groups)
-    wanted = np.array(labels)
-
-    def fit(members: Any) -> Any:
-        model = LogisticRegression(C=STRENGTH, solver="liblinear", random_state=SEED)
-        return model.fit(matrix[members], wanted[members])
-
-    probabilities = np.zeros(len(wanted))
-    for members, others in StratifiedKFold(FOLDS, shuffle=True, random_state=SEED).split(matrix, wanted):
-        probabilities[others] = fit(members).predict_proba(matrix[others])[:, 1]
-    model = fit(np.arange(len(wanted)))
-    kept = stored_weights(model.coef_[0], SMALLEST_WEIGHT)
-    return kept, float(model.intercept_[0]), [float(p) for p in probabilities]
+OWN_ROWS = TRAINING_DATA / "triage"
+CORRECTIONS = TRAINING_DATA / "triage_label_corrections.jsonl"
+EMERGENCY, URGENT = "emergency", "urgent"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One row with its cross-validated `probability`, the `level` that the rules give, whether it `may_rise`, and its
-    `language` ("english" or "other")."""
+    """One row with its cross-validated `probability`, the `level` that the rules give, whether it `may_be_raised`, and
+    its `language` ("english" or "other")."""
 
     row: Row
     probability: float
     level: str
-    may_rise: bool
+    may_be_raised: bool
     language: str = "english"
 
 
-def thresholds(scored: Sequence[Scored]) -> tuple[float, float]:
-    """Return the probabilities from which a message is raised to "emergency" and to "urgent".
+def rows(settings: Settings, data: Path) -> list[Row]:
+    """Return the rows that are long enough. `group`: the kind of file whose rows share one false positive rate."""
+    found = [row for name in settings["safety_sets"] for row in safety_rows(find(name, data))]
+    for path in sorted(OWN_ROWS.glob("*.jsonl")):
+        found += [Row(row["text"], row["level"], path, "own") for row in read_rows(path)]
+    found += development_rows(find(settings["development"], data))
+    for path in (find(name, data) for name in settings["ordinary"]):
+        texts = sorted(read_texts(path), key=digest)[: settings["rows_per_ordinary_file"]]
+        found += [Row(text, "", path, "ordinary") for text in texts]
+    return [row for row in found if len(words_of(PreparedText(row.text))) >= MIN_WORDS]
 
-    Rows that the rules already raise that high are not counted: the second line adds nothing to them. An urgent
-    message that is called an emergency is forgiven: the way is right, the haste too great.
+
+def safety_rows(path: Path) -> list[Row]:
+    """Return the tuning rows of a safety set. The gravest level counts only where it is the first that a row accepts.
+
+    A follow-up that is an emergency only together with earlier messages is joined to them.
     """
-    pools: dict[str, list[Scored]] = {}
-    for one in scored:
-        if not one.row.emergency and not one.row.urgent:
-            pools.setdefault(one.row.pool, []).append(one)
     found = []
-    for share, done in ((ADDED_EMERGENCIES, ("emergency",)), (ADDED_URGENT, ("emergency", "urgent"))):
-        least = LEAST
-        for pool in pools.values():
-            raised = sorted((one.probability for one in pool if one.may_rise and one.level not in done), reverse=True)
-            allowed = int(share * len(pool))
-            if allowed and len(raised) > allowed:  # a pool of fewer rows cannot show so small a share
-                least = max(least, raised[allowed] + 0.001)
-        found.append(least)
-    return max(found), found[1]
+    for row in read_rows(path):
+        if row["split"] == "tuning":
+            level = row["level"][0]
+            text = ". ".join([*row.get("history", ()), row["text"]]) if level == EMERGENCY else row["text"]
+            found.append(Row(text, level, path, "safety"))
+    return found
 
 
-def measure(scored: Sequence[Scored], least: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """Return `rows`, found `by_rules`, `by_second_line` alone, `added` by it, for each kind of rows of each set.
-
-    `least`: the thresholds by language, as the file has them.
-    """
-    names = ("rows", "by_rules", "by_second_line", "added")
-    counts: dict[str, Any] = {}
-    for one in scored:
-        kinds = counts.setdefault(one.row.name, {})
-        kind = "emergencies" if one.row.emergency else "urgent" if one.row.urgent else "others"
-        count = kinds.setdefault(kind, dict.fromkeys(names, 0))
-        by_rules, by_second_line = one.level == "emergency", one.may_rise and one.probability >= least[one.language][0]
-        for name, holds in zip(names, (True, by_rules, by_second_line, by_second_line and not by_rules), strict=True):
-            count[name] += holds
-    return counts
+def development_rows(path: Path, corrections: Path = CORRECTIONS) -> list[Row]:
+    """Return the rows of `path`, with corrected levels: what the patient says, and the case as a clinician noted it."""
+    corrected = {row["id"]: row["level"] for row in read_rows(corrections)}
+    found = []
+    for row in read_rows(path):
+        level = corrected.get(row["id"], row["level"]).replace("crisis", EMERGENCY)
+        found += [Row(row[key], level, path, "development") for key in ("patient_words", "text") if row.get(key)]
+    return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train, choose the thresholds, measure by cross-validation and write the weights."""
-    parser = argparse.ArgumentParser(prog="python -m medical_assistant.safety.training.triage", description=__doc__)
-    parser.add_argument("--development", type=Path, help="messages with a level, JSONL")
-    parser.add_argument("--ordinary", type=Path, nargs="*", default=[], help="questions that are no emergency, JSONL")
-    parser.add_argument("--output", type=Path, default=MODEL_FILE)
-    arguments = parser.parse_args(argv)
-    rows = safety_rows() + corpus_rows()
-    files = [*(SAFETY / f"{name}.jsonl" for name in SETS), *sorted(CORPUS.glob("*.jsonl"))]
-    if arguments.development:
-        rows += development_rows(arguments.development)
-        files += [arguments.development, CORRECTIONS]
-    for path in arguments.ordinary:
-        rows += ordinary_rows(path)
-        files.append(path)
-    rows = [row for row in rows if len(words_of(row.text)) >= MIN_WORDS]
-    readings = [read_all(row.text) for row in rows]
-    groups = [feature_groups(words_of(row.text), found) for row, found in zip(rows, readings, strict=True)]
-    weights, bias, probabilities = train(groups, [row.emergency for row in rows])
+def train(rows: list[Row], settings: Settings) -> FileContent:
+    """Return the content of the classifier's file: weights, the thresholds by language, what was measured."""
+    texts = [PreparedText(row.text) for row in rows]
+    matrix = feature_matrix(feature_groups(words_of(text), text.readings) for text in texts)
+    content, scores = fit(matrix, rows, EMERGENCY, settings)
     scored = [
         Scored(
             row,
-            probability,
-            assess_by_rules(row.text, readings=found).level,
-            is_about_now(found) and bool(language_of(found)),
-            language_of(found) or "other",
+            probability(score),
+            assess_by_rules(text).level,
+            may_be_raised(text),
+            language_of(text.readings) or "other",
         )
-        for row, probability, found in zip(rows, probabilities, readings, strict=True)
+        for row, text, score in zip(rows, texts, scores, strict=True)
     ]
-    least = {
-        language: thresholds([one for one in scored if one.language == language]) for language in ("english", "other")
+    thresholds = {
+        language: choose_thresholds([one for one in scored if one.language == language], settings)
+        for language in ("english", "other")
     }
-    details = {
-        "trained_on": [
-            {
-                "name": path.name,
-                "sha256": file_sha256(path),
-                "rows": sum(row.name in (path.name, path.stem) for row in rows),
-            }
-            for path in files
-        ],
-        "cross_validation": measure(scored, least),
-    }
-    rounded = {language: [round(value, 4) for value in pair] for language, pair in least.items()}
-    write_model(arguments.output, {"details": details, "thresholds": rounded, **stored(weights, bias)})
-    load_second_line.cache_clear()
-    sys.stdout.write(json.dumps({"thresholds": least, **details}, indent=1) + "\n")
-    return 0
+    rounded = {language: [round(value, 4) for value in pair] for language, pair in thresholds.items()}
+    return {"details": {"cross_validation": count(scored, thresholds)}, "thresholds": rounded, **content}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return read_source(str(path)).rows
+def choose_thresholds(scored: Sequence[Scored], settings: Settings) -> tuple[float, float]:
+    """Return the probabilities from which a message is raised to "emergency" and to "urgent".
+
+    Each is the smallest from `min_threshold` on that keeps `max_false_positive_rate` among the rows of each group that
+    are neither. Rows that the rules already raise that high are not counted: the classifier adds nothing to them.
+    """
+    groups: dict[str, list[Scored]] = {}
+    for one in scored:
+        if one.row.label not in (EMERGENCY, URGENT):  # an urgent message called an emergency: only the haste is wrong
+            groups.setdefault(one.row.group, []).append(one)
+    found = []
+    for level, done in ((EMERGENCY, (EMERGENCY,)), (URGENT, (EMERGENCY, URGENT))):
+        threshold = settings["min_threshold"]
+        for group in groups.values():
+            raised = sorted(
+                (one.probability for one in group if one.may_be_raised and one.level not in done), reverse=True
+            )
+            allowed = int(settings["max_false_positive_rate"][level] * len(group))
+            if allowed and len(raised) > allowed:  # a group of fewer rows cannot show so small a share
+                threshold = max(threshold, raised[allowed] + 0.001)
+        found.append(threshold)
+    return max(found), found[1]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def count(scored: Sequence[Scored], thresholds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Return `rows`, found `by_rules`, `by_classifier` alone, `added` by it, for each kind of rows of each file."""
+    names = ("rows", "by_rules", "by_classifier", "added")
+    counts: dict[str, Any] = {}
+    for one in scored:
+        kind = {EMERGENCY: "emergencies", URGENT: "urgent"}.get(one.row.label, "others")
+        counted = counts.setdefault(one.row.path.stem, {}).setdefault(kind, dict.fromkeys(names, 0))
+        by_rules = one.level == EMERGENCY
+        by_classifier = one.may_be_raised and one.probability >= thresholds[one.language][0]
+        for name, holds in zip(names, (True, by_rules, by_classifier, by_classifier and not by_rules), strict=True):
+            counted[name] += holds
+    return counts

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.judges.judge import LABELS, Claim, JudgeDown, Verdict
-from medical_assistant.evaluation.judges.judge_agreement import CHECK_FILE, agreement, read_check_set
+from medical_assistant.evaluation.judges.base import LABELS, Claim, JudgeDown, Verdict
 from medical_assistant.evaluation.judges.statements import (
     StatementRow,
     read_statements,
     statement_records,
     statements_section,
 )
-from medical_assistant.evaluation.judges.verdict_log import PARTIAL_NAME, VerdictLog
 from medical_assistant.evaluation.scoring.bootstrap import Resampler, proportion_interval
 from medical_assistant.prompts import build_messages
 
@@ -31,7 +27,7 @@ E, C, N = LABELS
 class ScriptedJudge:
     """Reads the verdict off the answer: `name=label` for each statement; "?" is a missing one."""
 
-    kind, name, revision, prompt_sha256 = "server", "scripted", None, "a" * 64
+    name, prompt_sha256 = "scripted", "a" * 64
 
     def __init__(self, down_after: int | None = None) -> None:
         self.asked: list[Claim] = []
@@ -53,8 +49,11 @@ ROWS = [
 ]
 
 
-def section(answers, judge=None, rows=ROWS, **settings):
-    return statements_section(rows, answers, judge or ScriptedJudge(), check_file=None, **settings)
+def section(answers, judge=None, rows=ROWS, verdicts=None, resampler=None):
+    """The section, with a file of verdicts of its own unless `verdicts` names one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = verdicts or Path(folder) / "verdicts.jsonl"
+        return statements_section(rows, answers, judge or ScriptedJudge(), path, resampler or Resampler())
 
 
 # measures
@@ -70,13 +69,7 @@ def test_measures_by_hand():
     assert (base["low"], base["high"]) == proportion_interval(1 / 2 + 2 / 3, 2)  # two questions: Wilson's
     assert (result["status"], result["n"], result["must_have"], result["nice_to_have"]) == ("done", 2, 5, 2)
     assert result["comparison"] == {} and result["missing_reasons"] == {}
-    assert result["judge"] == {
-        "kind": "server",
-        "name": "scripted",
-        "revision": None,
-        "prompt_sha256": "a" * 64,
-        "agreement": None,
-    }
+    assert result["judge"] == {"kind": "server", "name": "scripted", "prompt_sha256": "a" * 64}
     assert result["examples"] == [
         {"candidate": "base", "id": "q1", "question": "What helps?", "statement": "m2"},
         {"candidate": "base", "id": "q1", "question": "What helps?", "statement": "n1"},
@@ -104,8 +97,8 @@ def test_nothing_judged_is_not_run():
     assert result["status"] == "not run" and "HTTP 500" in result["reason"]
 
 
-def test_no_judge_is_not_run():
-    result = statements_section(ROWS, {"base": ["a", "b"]}, None)
+def test_no_judge_is_not_run(tmp_path: Path):
+    result = statements_section(ROWS, {"base": ["a", "b"]}, None, tmp_path / "none.jsonl", Resampler())
     assert result["status"] == "not run" and set(result) == {"status", "reason"}
 
 
@@ -126,7 +119,7 @@ def many(n: int) -> list[StatementRow]:
     return [StatementRow(f"q{i}", f"Question {i}?", ("m1", "m2")) for i in range(n)]
 
 
-def test_comparison_of_systems():
+def test_comparison_of_candidates():
     n = 30
     better = [f"m1={E} m2={E}" if i % 3 else f"m1={E}" for i in range(n)]
     worse = [f"m1={E}" if i % 3 else f"m1={C}" for i in range(n)]
@@ -143,7 +136,7 @@ def test_comparison_of_systems():
     assert tuned["recall"] == pytest.approx(25 / 30) and tuned["low"] < 25 / 30 < tuned["high"]
 
 
-def test_systems_are_compared_on_what_both_have_a_verdict_on():
+def test_candidates_are_compared_on_what_both_have_a_verdict_on():
     result = section({"base": [f"m1={E} m2=?", ""], "tuned": [f"m1={E}", ""]})
     assert result["candidates"]["tuned"]["recall"] == 0.25
     difference = result["comparison"]["tuned vs base"]
@@ -176,135 +169,62 @@ def test_wrong_number_of_answers():
 
 
 def test_judge_that_goes_away_loses_nothing(tmp_path: Path):
-    partial = tmp_path / PARTIAL_NAME
+    path = tmp_path / "verdicts.jsonl"
     answers = {"base": [f"m1={E} m2={C}", f"m1={E}"], "tuned": [f"m1={E} m2={E}", f"m2={C}"]}
     with pytest.raises(UserError, match="9 verdicts are kept: go on with --resume"):
-        section(answers, ScriptedJudge(down_after=9), partial=partial)
-    assert len(partial.read_text().splitlines()) == 9
+        section(answers, ScriptedJudge(down_after=9), verdicts=path)
+    assert len(path.read_text().splitlines()) == 9
     judge = ScriptedJudge()
-    result = section(answers, judge, partial=partial)
+    result = section(answers, judge, verdicts=path)
     assert len(judge.asked) == 14 - 9
     assert result == section(answers)
     judge = ScriptedJudge()
-    assert section(answers, judge, partial=partial) == result and judge.asked == []
+    assert section(answers, judge, verdicts=path) == result and judge.asked == []
 
 
 def test_missing_verdicts_are_asked_again(tmp_path: Path):
-    partial = tmp_path / PARTIAL_NAME
-    section({"base": [f"m1={E} m2=?", ""]}, partial=partial)
+    path = tmp_path / "verdicts.jsonl"
+    section({"base": [f"m1={E} m2=?", ""]}, verdicts=path)
     judge = ScriptedJudge()
-    section({"base": [f"m1={E} m2=?", ""]}, judge, partial=partial)
+    section({"base": [f"m1={E} m2=?", ""]}, judge, verdicts=path)
     assert [claim.statement for claim in judge.asked] == ["m2"]
 
 
 def test_line_cut_off_by_a_kill(tmp_path: Path):
-    partial = tmp_path / PARTIAL_NAME
+    path = tmp_path / "verdicts.jsonl"
     answers = {"base": [f"m1={E} m2={C}", f"m1={E}"]}
-    expected = section(answers, partial=partial)
-    whole = partial.read_bytes()
+    expected = section(answers, verdicts=path)
+    whole = path.read_bytes()
     for length in range(0, len(whole), 7):
-        partial.write_bytes(whole[:length])
-        assert section(answers, partial=partial) == expected
-        assert len(VerdictLog.open(ScriptedJudge(), partial).labels) == 7
+        path.write_bytes(whole[:length])
+        assert section(answers, verdicts=path) == expected
+        assert len(path.read_text().splitlines()) == 7
 
 
-def test_foreign_lines_are_ignored(tmp_path: Path):
-    partial = tmp_path / PARTIAL_NAME
-    partial.write_bytes(
-        b'\xff\xfe\n[1]\n{"key": [], "label": "entailed"}\n{"key": "x", "label": "yes"}\n{"label": "neither"}\n'
-    )
-    assert section({"base": ["", f"m1={E}"]}, partial=partial)["status"] == "done"
+def test_foreign_rows_are_ignored_and_broken_lines_named(tmp_path: Path):
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text('{"key": "x", "label": "yes"}\n{"label": "neither"}\n')
+    assert section({"base": ["", f"m1={E}"]}, verdicts=path)["status"] == "done"
+    path.write_bytes(b'{"key": "x", "label": "yes"}\n\xff\xfe\n')
+    with pytest.raises(UserError, match="line 2 is broken"):
+        section({"base": ["", f"m1={E}"]}, verdicts=path)
 
 
-@pytest.mark.parametrize("change", [{"name": "other"}, {"prompt_sha256": "b" * 64}, {"revision": "c"}, {"kind": "nli"}])
+@pytest.mark.parametrize("change", [{"name": "other"}, {"prompt_sha256": "b" * 64}])
 def test_verdicts_of_another_judge_are_not_taken(tmp_path: Path, change):
-    partial = tmp_path / PARTIAL_NAME
-    section({"base": [f"m1={E}", "x=y"]}, partial=partial)
+    path = tmp_path / "verdicts.jsonl"
+    section({"base": [f"m1={E}", "x=y"]}, verdicts=path)
     judge = ScriptedJudge()
     for key, value in change.items():
         setattr(judge, key, value)
-    section({"base": [f"m1={E}", "x=y"]}, judge, partial=partial)
+    section({"base": [f"m1={E}", "x=y"]}, judge, verdicts=path)
     assert len(judge.asked) == 7
 
 
-def test_same_answer_of_two_systems_is_judged_once():
+def test_same_answer_of_two_candidates_is_judged_once():
     judge = ScriptedJudge()
     result = section({"base": [f"m1={E}", "a=b"], "tuned": [f"m1={E}", "a=b"]}, judge)
     assert len(judge.asked) == 7 and result["candidates"]["base"] == result["candidates"]["tuned"]
-
-
-# agreement
-
-
-def test_agreement_by_hand():
-    human = [E, E, E, C, C, N, N, N, N, N]
-    judge = [E, E, N, C, E, N, N, N, C, None]
-    found = agreement(judge, human)
-    # 9 judged, 6 agree. Chance: entailed 3·3, contradicted 2·2, neither 4·4, over 81.
-    assert (found["n"], found["missing"]) == (9, 1)
-    assert found["agreement"] == pytest.approx(6 / 9)
-    assert found["cohen_kappa"] == pytest.approx((6 / 9 - 29 / 81) / (1 - 29 / 81))
-
-
-def test_agreement_at_the_ends():
-    assert agreement([E, C, N], [E, C, N])["cohen_kappa"] == 1.0
-    assert agreement([E, E], [E, E]) == {"n": 2, "missing": 0, "agreement": 1.0, "cohen_kappa": None}
-    assert agreement([None], [E]) == {"n": 0, "missing": 1, "agreement": None, "cohen_kappa": None}
-    assert agreement([E, E, E], [E, C, N])["cohen_kappa"] == 0.0  # one label throughout is chance
-
-
-@given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=2, max_size=30))
-def test_kappa_is_scikit_learns(pairs):
-    import math
-    import warnings
-
-    from sklearn.metrics import cohen_kappa_score
-
-    judge, human = zip(*pairs, strict=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an undefined kappa
-        expected = cohen_kappa_score(judge, human)
-    found = agreement(judge, human)["cohen_kappa"]
-    assert found is None if math.isnan(expected) else found == pytest.approx(expected)
-
-
-def test_check_set_of_the_project():
-    claims, labels = read_check_set()
-    assert len(claims) == 42 and Counter(labels) == {E: 14, C: 14, N: 14}
-    assert len({(claim.answer, claim.statement) for claim in claims}) == 42
-    rows = [json.loads(line) for line in CHECK_FILE.read_text(encoding="utf-8").splitlines()]
-    assert {row["labelled_by"] for row in rows} == {"the author, not a clinician"}
-    assert len({row["id"] for row in rows}) == 42
-    said = " ".join(claim.answer + claim.statement for claim in claims)
-    assert all(word in said for word in ("not", "may", "never", "150", "38.5", "Verdict: entailed"))
-
-
-class AlwaysEntailed(ScriptedJudge):
-    def verdicts(self, claims):
-        for index, claim in enumerate(claims):
-            self.asked.append(claim)
-            yield index, Verdict(E)
-
-
-def test_agreement_is_in_the_section():
-    judge = AlwaysEntailed()
-    result = statements_section(ROWS, {"base": ["a", "b"]}, judge)
-    assert result["judge"]["agreement"] == {
-        "n": 42,
-        "missing": 0,
-        "agreement": pytest.approx(14 / 42),
-        "cohen_kappa": pytest.approx(0.0),
-    }
-    assert result["n"] == 2 and len(judge.asked) == 42 + 7
-
-
-@pytest.mark.parametrize("change", [{"label": "yes"}, {"label": None}, {"answer": ""}, {"statement": 3}])
-def test_broken_check_set(tmp_path: Path, change):
-    row = {"question": "Q?", "answer": "A.", "statement": "S.", "label": E}
-    path = tmp_path / "check.jsonl"
-    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, **change}) + "\n")
-    with pytest.raises(UserError, match="row 2"):
-        read_check_set(path)
 
 
 # reading
@@ -379,4 +299,4 @@ def test_records():
 
 def test_full_disk_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be written"):
-        section({"base": [f"m1={E}", ""]}, partial=tmp_path / "no folder" / PARTIAL_NAME)
+        section({"base": [f"m1={E}", ""]}, verdicts=tmp_path / "no folder" / "verdicts.jsonl")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from medical_assistant.evaluation.report import charts
-from medical_assistant.evaluation.report.report_svg import VARIABLES
 from medical_assistant.models.presets import ASSETS
-from medical_assistant.training.plots import COLOURS
+from medical_assistant.plotting import COLOURS
 
 HISTORY = [
     {"step": 10, "loss": 2.9},
@@ -21,23 +21,30 @@ HISTORY = [
     {"step": 40, "loss": float("nan")},
     {"train_runtime": 12.0},
 ]
+
+
+def estimate(
+    label: str, value: float | None, low: float | None, high: float | None, text: str = "", series: int = 0, **more: Any
+) -> dict[str, Any]:
+    return {"label": label, "value": value, "low": low, "high": high, "text": text, "series": series, **more}
+
+
 ROWS = [
-    charts.Row("clean \u00b7 40", 0.05, 0.01, 0.09, "+0.050", 1, True, heading="By likeness"),
-    charts.Row("near \u00b7 12", -0.02, None, None, "\u22120.020", 1, False),
+    {"label": "By likeness"},
+    estimate("clean \u00b7 40", 0.05, 0.01, 0.09, "+0.050", 1, mark=0.02),
+    estimate("near \u00b7 12", -0.02, None, None, "\u22120.020", 1, hollow=True),
 ]
-BINS = [{"low": 0.1, "high": 0.2, "n": 3, "mean_confidence": 0.15, "observed": 0.0}, {"low": 0.2, "high": 0.3, "n": 0}]
-CURVE = [{"coverage": 0.5, "risk": 0.2}, {"coverage": 1.0, "risk": 0.4}]
 
 
 def draw(name: str = "x", label: str = "base") -> dict[str, str]:
-    words = (name, f"Title of {label}", f"Sentence of {label}.")
+    words, entries = (label, label, "measured"), [{"x": 0.15, "y": 0.0, "n": 3}, {"x": 0.5, "y": 0.6, "n": 2}]
     return {
-        "losses": charts.loss_curves(*words, {label: HISTORY}),
-        "several": charts.loss_curves(*words, {label: HISTORY, "other": HISTORY[:3]}, {label: 2}),
-        "histogram": charts.histogram(*words, {label: [0.1, 0.2, 0.2], "other": [0.3]}, label),
-        "intervals": charts.intervals(*words, [charts.Row(label, 0.4, 0.3, 0.5, label), *ROWS], label, line=0.0),
-        "reliability": charts.reliability(*words, BINS),
-        "risk": charts.risk_coverage(*words, CURVE, 0.4),
+        "losses": charts.loss_curves(name, {label: HISTORY}, {}),
+        "several": charts.loss_curves(name, {label: HISTORY, "other": HISTORY[:3]}, {label: 2}),
+        "histogram": charts.histogram(name, [(label, [0.1, 0.2, 0.2]), ("other", [0.3])], label),
+        "intervals": charts.intervals(name, [estimate(label, 0.4, 0.3, 0.5, label), *ROWS], label, line=0.0),
+        "curve": charts.part_curve(name, words, entries, ["x", "y"], ["all", 0.4, 0.4]),
+        "dots": charts.part_curve(name, words, entries, ["x", "y", "n"], ["even", 0, 1]),
     }
 
 
@@ -46,81 +53,83 @@ def drawn() -> dict[str, str]:
     return draw()
 
 
-def test_a_chart_has_no_colour_of_its_own_and_says_what_it_shows(drawn: dict[str, str]) -> None:
+def test_the_style_sheet_has_a_place_for_every_colour_of_a_chart(drawn: dict[str, str]) -> None:
+    """In light and dark the page's colours stand instead of matplotlib's: one rule for each fill and each stroke."""
     css = (ASSETS / "evaluation" / "report.css").read_text(encoding="utf-8")
+    rules = dict(re.findall(r"""\[style\*="([^"]+)"\] \{ (?:fill|stroke): var\((--[\w-]+)\) !important; \}""", css))
+    assert all(f"{variable}:" in css for variable in rules.values())
     for svg in drawn.values():
-        root = ElementTree.fromstring(svg)
-        assert root.get("role") == "img" and root.get("aria-labelledby") == "x-title x-text"
-        assert root.find("title").text == "Title of base" and root.find("desc").text == "Sentence of base."
-        assert not re.search(r"#[0-9a-f]{6}|rgb\(|https?:|font-family", svg)
-        used = set(re.findall(r"var\((--[\w-]+)\)", svg))
-        assert used <= set(VARIABLES.values()) and all(f"{variable}:" in css for variable in used)
-        assert len(svg) < 40_000
-    assert "--series-1" in drawn["losses"] and "--series-3" in drawn["several"]
+        assert ElementTree.fromstring(svg).tag.endswith("svg") and len(svg) < 40_000
+        assert set(re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", svg)) <= set(rules)
+        assert not re.search(r"rgb|#[0-9a-f]{3}[;\"]", svg) and "<text" in svg
+    for number, colour in enumerate(charts.SERIES, 1):
+        assert rules[f"fill: {colour}"] == rules[f"stroke: {colour}"] == f"--series-{number}"
+    assert charts.SERIES[0] in drawn["losses"] and charts.SERIES[2] in drawn["several"]
 
 
 def test_ids_are_the_charts_own_and_each_reference_has_its_target(drawn: dict[str, str]) -> None:
-    for kind, svg in drawn.items():
-        other = draw(f"other-{kind}")[kind] if kind == "losses" else None
-        ids = set(re.findall(r'\bid="([^"]+)"', svg))
-        assert set(re.findall(r'#([\w-]+)[)"]', svg)) <= ids
-        if other:
-            assert not ids & set(re.findall(r'\bid="([^"]+)"', other))
+    for svg in drawn.values():
+        ids = re.findall(r'\bid="([^"]+)"', svg)
+        assert set(re.findall(r'(?:href="|url\()#([\w-]+)', svg)) == set(ids) and len(ids) == len(set(ids))
+    other = charts.loss_curves("other", {"base": HISTORY}, {})
+    assert not set(re.findall(r'\bid="[^"]+"', other)) & set(re.findall(r'\bid="[^"]+"', drawn["losses"]))
 
 
-def test_equal_figures_make_equal_bytes(drawn: dict[str, str]) -> None:
-    assert draw() == drawn
+def test_equal_figures_make_equal_bytes_and_no_figure_stays_open(drawn: dict[str, str]) -> None:
+    assert charts.histogram("x", [("base", [0.1, 0.2, 0.2]), ("other", [0.3])], "base") == drawn["histogram"]
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
 
 
-@pytest.mark.parametrize(
-    "label", ["<script>alert(1)</script>", '"><b>', "$x^2$ & $", "\x00\x1b\ud800", "\u75c5" * 90, ""]
-)
-def test_any_label_is_text(label: str) -> None:
-    for svg in draw(label=label).values():
+def test_any_label_is_text() -> None:
+    labels = ["<script>alert(1)</script>", '"><b>', "$x^2$ & $", "\x00\x1b\ud800", "\u75c5" * 90, ""]
+    for svg in (
+        charts.loss_curves("x", {label: HISTORY for label in labels}, {}),
+        charts.histogram("x", [(label, [0.1, 0.3]) for label in labels], labels[0]),
+        charts.intervals(
+            "x", [{"label": labels[0]}, *(estimate(label, 1, 0, 2, label) for label in labels)], labels[1]
+        ),
+    ):
         root = ElementTree.fromstring(svg)
-        assert {element.tag for element in root.iter()} <= {
-            "svg", "g", "path", "use", "text", "defs", "clipPath", "rect", "title", "desc",
+        assert {element.tag.rpartition("}")[2] for element in root.iter()} <= {
+            "svg", "g", "path", "use", "text", "defs", "clipPath", "rect", "style",
         }  # fmt: skip
 
 
 def test_intervals_stand_where_their_values_are() -> None:
     """-1 and 1 are as far from 0; a bar spans its bounds; without bounds there is none; a hollow mark has paper."""
-    rows = [
-        charts.Row("a", -1.0, None, None, series=0, filled=False),
-        charts.Row("b", 1.0, 0.0, 1.0, series=1),
-    ]
-    svg = charts.intervals("x", "t", "s", rows, "axis", line=0.0)
-    marks = {
-        found[1]: float(found[0]) for found in re.findall(r'<use[^>]* x="([\d.]+)"[^>]*stroke: var\((--series-\d)', svg)
-    }
-    bars = re.findall(r'd="M ([\d.]+) [\d.]+ L ([\d.]+) [\d.]+"[^>]*stroke: var\((--series-\d)', svg)
-    assert [bar[2] for bar in bars] == ["--series-2"]
+    rows = [estimate("a", -1.0, None, None, hollow=True), estimate("b", 1.0, 0.0, 1.0, series=1)]
+    svg = charts.intervals("x", rows, "axis", line=0.0)
+    blue, red = charts.SERIES[:2]
+    found = re.findall(r'<use [^>]* x="([\d.]+)"[^>]*fill: (#\w+); stroke: (#\w+)', svg)
+    marks = {stroke: (float(x), fill) for x, fill, stroke in found}
+    bars = re.findall(r'd="M ([\d.]+) [\d.]+ \nL ([\d.]+) [\d.]+ \n"[^>]*stroke: (#\w+); stroke-width: 2.4', svg)
+    assert [bar[2] for bar in bars] == [red]
     zero, one = float(bars[0][0]), float(bars[0][1])
-    assert one == pytest.approx(marks["--series-2"], abs=0.02)
-    assert marks["--series-1"] == pytest.approx(2 * zero - one, abs=0.02)
-    at_minus_one = [tag for tag in re.findall(r"<use[^>]*>", svg) if f'x="{marks["--series-1"]:g}"' in tag]
-    assert any("fill: var(--card)" in tag for tag in at_minus_one)
+    assert marks[red] == (pytest.approx(one, abs=0.02), red)
+    assert marks[blue] == (pytest.approx(2 * zero - one, abs=0.02), charts.PAPER)
 
 
 def test_little_to_draw() -> None:
-    words = ("x", "t", "s")
     for svg in (
-        charts.loss_curves(*words, {}),
-        charts.loss_curves(*words, {"empty": [], "only training": HISTORY[:1]}),
-        charts.histogram(*words, {"one": [0.5], "none": []}, "x"),
-        charts.histogram(*words, {}, "x"),
-        charts.intervals(*words, [], "x"),
-        charts.intervals(*words, [charts.Row("a", None, None, None)], "x", line=0.0),
-        charts.reliability(*words, []),
-        charts.risk_coverage(*words, [], None),
+        charts.loss_curves("x", {}, {}),
+        charts.loss_curves("x", {"empty": [], "only training": HISTORY[:1]}, {}),
+        charts.histogram("x", [("one", [0.5]), ("none", [])], "x"),
+        charts.histogram("x", [], "x"),
+        charts.intervals("x", [], "x"),
+        charts.intervals("x", [estimate("a", None, None, None)], "x", line=0.0),
+        charts.part_curve("x", ("x", "y", "curve"), [], ["x", "y"], ["all", None, None]),
     ):
-        assert ElementTree.fromstring(svg).tag == "svg" and "nan" not in svg.lower()
+        assert ElementTree.fromstring(svg).tag.endswith("svg") and "nan" not in svg.lower()
+
+
+def test_a_loss_of_zero_is_a_loss_and_what_is_not_finite_is_none() -> None:
+    assert charts.points([{"step": 1, "loss": 0.0}, *HISTORY], "loss") == ([1, 10, 20], [0.0, 2.9, 2.1])
+    assert charts.points([{"step": 1, "loss": None}, {"loss": 2.0}], "loss") == ([], [])
 
 
 def test_the_series_are_those_of_the_other_plots() -> None:
-    assert [VARIABLES[colour.lower()] for colour in COLOURS[:6]] == [f"--series-{number}" for number in range(1, 7)]
+    assert charts.SERIES == tuple(colour.lower() for colour in COLOURS[:6])
 
 
 def contrast(one: str, other: str) -> float:

@@ -77,7 +77,6 @@ def test_a_set_has_the_files_name_and_hash_and_csv_reads_as_jsonl(tmp_path) -> N
         writer.writeheader()
         writer.writerows({**row, "options": json.dumps(row["options"])} for row in rows)
     assert read_questions(table).questions == read.questions
-    assert len(read_questions(path, limit=1).questions) == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_length_and_letters_are_scores_of_their_own() -> None:
     assert part["truncated"] == 1 and part["comparison"] == {} and part["by_subject"] == {}
 
 
-def test_every_two_systems_are_compared() -> None:
+def test_every_two_candidates_are_compared() -> None:
     rows = [question(0, number=n) for n in range(25)]
     good, bad = [scores(-1, -2, -2, -2)] * 25, [scores(-3, -2, -4, -4)] * 25
     candidates = {"base": bad, "a": good, "b": good}
@@ -180,7 +179,9 @@ def scorer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("knowledge")
     preset = make_base(folder / "base")
     (folder / "base" / "chat_template.jinja").write_text(TEMPLATE)
-    return Scorer(preset, load_adapter(make_peft_adapter(preset, folder / "adapter"), preset), dtype="float32")
+    return Scorer(
+        preset, load_adapter(make_peft_adapter(preset, folder / "adapter"), preset), dtype="float32", threads=1
+    )
 
 
 def test_scores_are_those_of_each_option_alone(scorer) -> None:
@@ -197,17 +198,17 @@ def test_scores_are_those_of_each_option_alone(scorer) -> None:
                     (alone,) = scorer.score([pair], adapter, end_of_turn=False)
                     assert score.logprob == pytest.approx(alone.logprob, abs=1e-4)
                     assert score.characters == len(completion)
-    base, tuned = results["base"][0].log_likelihoods, results["fine_tuned"][0].log_likelihoods
+    base, tuned = ([score.logprob for score in results[key][0].texts] for key in ("base", "fine_tuned"))
     assert all(abs(one - other) > 1e-2 for one, other in zip(base, tuned, strict=True))
 
 
 def test_a_random_model_is_at_chance(scorer) -> None:
-    """Options of random bytes, the right one anywhere: 60 questions of 4, chance 0.25, 3 standard errors 0.17."""
+    """Options of random bytes, the right one anywhere: 30 questions of 4, chance 0.25, 2 standard errors 0.16."""
     import random
 
     generator = random.Random(3)
-    words = ["".join(generator.choices("abcdefg", k=6)) for _ in range(240)]
-    rows = [question(generator.randrange(4), words[4 * n : 4 * n + 4], number=n) for n in range(60)]
+    words = ["".join(generator.choices("abcdefg", k=6)) for _ in range(120)]
+    rows = [question(generator.randrange(4), words[4 * n : 4 * n + 4], number=n) for n in range(30)]
     results = score_choices(scorer, rows, {"base": False})
     (part,) = knowledge_section([(QuestionSet("random", "0", rows), results)])["sets"]
     assert part["chance"] == 0.25

@@ -41,7 +41,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(parts) -> Scorer:
-    return Scorer(*parts, dtype="float32", batch_tokens=300)
+    return Scorer(*parts, dtype="float32", batch_tokens=300, threads=1)
 
 
 def plain(scorer: Scorer, messages, text: str, adapter: bool, end_of_turn: bool = True) -> tuple[int, float]:

@@ -7,14 +7,13 @@ import runpy
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sacrebleu
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
@@ -22,14 +21,13 @@ from medical_assistant.evaluation.scoring import text_statistics
 from medical_assistant.evaluation.scoring.metrics import (
     METRICS,
     bert_scores,
-    bleu_signature,
-    chrf_signature,
     corpus_scores,
     import_evaluate,
-    item_scores,
     score_all,
+    signatures,
 )
 from tests.support.paths import ROOT
+from tests.support.timing import cpu_s
 
 REFERENCES = [
     "Gout is caused by crystals of uric acid in a joint.",
@@ -37,6 +35,12 @@ REFERENCES = [
 ]
 ANSWERS = ["Gout is caused by uric acid.", "Asthma narrows the airways of the lung. It is hard to breathe."]
 QUESTIONS = ["What causes gout?", "What does asthma do to the lungs?"]
+
+
+def item_scores(answers: list[str], references: list[str]) -> list[dict[str, float]]:
+    return score_all(answers, references)[1]
+
+
 COMPUTED = tuple(METRICS)[:13]
 MEAN_OF_ITEMS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "token_f1", "repetition")
 
@@ -187,9 +191,13 @@ def test_bleu_and_chrf_are_those_of_sacrebleus_command_line(tmp_path: Path) -> N
     run = subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, capture_output=True, timeout=60)
     bleu, chrf = json.loads(run.stdout)
     scores = corpus_scores(ANSWERS, REFERENCES)
-    assert scores["bleu"] == pytest.approx(bleu["score"], abs=1e-8) and bleu["signature"] == bleu_signature()
-    assert scores["chrf"] == pytest.approx(chrf["score"], abs=1e-8) and chrf["signature"] == chrf_signature()
-    assert "version:" + sacrebleu.__version__ in bleu_signature()
+    assert (
+        scores["bleu"] == pytest.approx(bleu["score"], abs=1e-8) and bleu["signature"] == signatures()["bleu_signature"]
+    )
+    assert (
+        scores["chrf"] == pytest.approx(chrf["score"], abs=1e-8) and chrf["signature"] == signatures()["chrf_signature"]
+    )
+    assert "version:" + sacrebleu.__version__ in signatures()["bleu_signature"]
 
 
 def test_rouge_is_that_of_rouge_scores_command_line(tmp_path: Path) -> None:
@@ -215,7 +223,6 @@ TEXT = st.one_of(
 )
 
 
-@settings(max_examples=40)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
 def test_any_text_has_finite_scores_in_range(pairs: list[tuple[str, str]]) -> None:
     corpus, items = score_all([answer for answer, _ in pairs], [reference for _, reference in pairs])
@@ -319,13 +326,15 @@ def test_the_script_runs_by_path() -> None:
 
 
 @pytest.mark.slow
-def test_500_answers_of_150_words_take_seconds() -> None:
+def test_twice_the_answers_take_no_more_than_three_times_as_long() -> None:
     generator = random.Random(0)
     vocabulary = [
         f"{a}{b}{c}" for a in "bdgklmnprst" for b in ("anti", "esto", "ino", "ura") for c in ("tion", "ly", "s")
     ]
-    sentences = [" ".join(generator.choices(vocabulary, k=15)) + "." for _ in range(10_000)]
-    texts = [" ".join(sentences[start : start + 10]) for start in range(0, 10_000, 10)]
-    started = time.process_time()
-    score_all(texts[:500], texts[500:])
-    assert time.process_time() - started < 15
+    sentences = [" ".join(generator.choices(vocabulary, k=15)) + "." for _ in range(1_000)]
+    texts = [" ".join(sentences[start : start + 10]) for start in range(0, 1_000, 10)]
+
+    def score(n: int) -> None:
+        score_all(texts[:n], texts[50 : 50 + n])
+
+    assert cpu_s(lambda: score(50), 2) < 3 * cpu_s(lambda: score(25), 2)

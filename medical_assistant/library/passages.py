@@ -1,0 +1,69 @@
+"""What a search of the library gives: passages of pages, what they were found for, and whether the library knows.
+
+The quoted answer, the sources under it, the API and any later check of written answers work on these objects alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from medical_assistant.library.pages import Line, Page, Section, Source
+
+Coverage = Literal["covered", "partly", "not"]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Contiguous lines of one section. `score`: how well it fits what was asked, 0 to 1."""
+
+    page: Page
+    section: Section
+    lines: tuple[Line, ...]
+    score: float = 0.0
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources that its lines cite, each once, in the order in which they are cited."""
+        numbers = dict.fromkeys(number for line in self.lines for number in line.sources)
+        return tuple(self.page.sources[number] for number in numbers)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that was asked: a topic, what is asked of it, and the passages that say it, the best first.
+
+    `matched`: the words of the question that named the topic. `guessed`: the name was misspelt, or only close.
+    `types`: names of assets/library/question_types.yaml, such as "treatment"; empty for "what is ...".
+    """
+
+    topic: Page
+    matched: str
+    guessed: bool
+    types: tuple[str, ...]
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the library has on a question.
+
+    `query`: the question as it was searched, with the topic of the conversation where it names none. `coverage` comes
+    from `probability` (that the passages answer the question, 0 to 1) and two thresholds. `nearest`: pages to offer
+    where the question is not covered. `signals`: what `probability` was computed from, by name.
+    """
+
+    query: str
+    coverage: Coverage
+    probability: float
+    parts: tuple[Part, ...] = ()
+    nearest: tuple[Page, ...] = ()
+    signals: tuple[tuple[str, float], ...] = ()
+
+
+class Library(Protocol):
+    """A store of pages that can be asked. Safe for concurrent calls."""
+
+    def find(self, question: str, earlier: Sequence[str] = ()) -> Found:
+        """Return what there is on `question`; `earlier` holds the user's messages before it, oldest first."""
