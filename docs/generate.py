@@ -12,11 +12,7 @@ import importlib.util
 import io
 import json
 import os
-<<<<<<< HEAD
-import runpy
-=======
 import sys
->>>>>>> main
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
