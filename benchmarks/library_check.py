@@ -5,8 +5,9 @@
 
 DIR holds texts of the sources, as JSONL with an address and text: MedlinePlus topics (`url`, `text`, `text_2026`), NHS
 pages (`source_url` and lists of lines), MedQuAD (`url`, `answer`). A number with its unit, or the name of a medicine, is
-"supported" where a text at hand of a source that the statement cites has it, "unsupported" where those texts lack it, and
-"no text" where none of its sources is at hand. Exit status 1 where a page breaks a rule of form.
+"supported" where a text at hand of a source that the statement cites has it (or its conversion between Celsius and
+Fahrenheit, mg/dL and mmol/L), "no text" where one of its sources is not at hand, "unsupported" where all are and lack it.
+A run of eight words that a source has as well is a fault: pages are in words of their own. Exit status 1 where a page breaks a rule of form.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from medical_assistant.library.pages import SECTIONS, Line, Page, Section, read_
 
 MAX_WORDS = 20
 MAX_GRADE = 8.0
+MAX_PAGE_WORDS = 450
+COPIED_WORDS = 8
 WORDS = {
     word: str(number)
     for number, word in enumerate(
@@ -78,37 +81,79 @@ def main(argv: Sequence[str] | None = None) -> int:
         for claim in row["unsupported"]:
             print(f"{row['page']}: not in its sources at hand: {claim}")
     total: Counter[str] = Counter()
+    statements: Counter[str] = Counter()
     for row in rows:
         total.update(row["support"])
+        statements.update(row.get("statements", {}))
+    faults += print_shared_names(paths)
     kinds = Counter(row.get("kind", "unreadable") for row in rows)
-    print(f"{len(rows)} pages ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}), {faults} faults of form")
-    print(", ".join(f"{total[name]} {name}" for name in ("supported", "unsupported", "no text")))
+    print(
+        f"{len(rows)} pages ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}), {faults} faults of form"
+    )
+    print(
+        "numbers and medicines: "
+        + ", ".join(f"{total[name]} {name}" for name in ("supported", "unsupported", "no text"))
+    )
+    print("statements: " + ", ".join(f"{n} {name}" for name, n in sorted(statements.items())))
     if given.json:
-        result = {"pages": len(rows), "kinds": dict(kinds), "faults": faults, "support": dict(total), "rows": rows}
+        result = {
+            "statements": dict(statements),
+            "pages": len(rows),
+            "kinds": dict(kinds),
+            "faults": faults,
+            "support": dict(total),
+            "rows": rows,
+        }
         given.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 1 if faults else 0
+
+
+def print_shared_names(paths: Sequence[Path]) -> int:
+    """Print the names that two pages claim, and return how many there are."""
+    owners: defaultdict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        if path.name != "README.md" and "\n## " in path.read_text(encoding="utf-8"):
+            page = read_page(path)
+            for name in (page.title, *page.also_called):
+                owners[name.lower()].add(page.id)
+    shared = {name: pages for name, pages in owners.items() if len(pages) > 1}
+    for name, pages in sorted(shared.items()):
+        print(f"{name!r} is the name of {', '.join(sorted(pages))}: leave it to one")
+    return len(shared)
 
 
 def check_page(page: Page, texts: dict[str, str], medicines: set[str]) -> dict[str, Any]:
     """Return `page`, `kind`, `grade`, `form` (faults), `support` (counts) and `unsupported` (statements with what lacks)."""
     support: Counter[str] = Counter()
-    unsupported = []
+    statements: Counter[str] = Counter()
+    unsupported, copied = [], list[str]()
     own_names = words_of(" ".join((page.title, *page.also_called)))
     for section in page.sections:
         for line in section.lines:
-            at_hand = [texts[page.sources[n].address] for n in line.sources if page.sources[n].address in texts]
+            addresses = [plain_address(page.sources[n].address) for n in line.sources]
+            at_hand = [texts[address] for address in addresses if address in texts]
+            complete = len(at_hand) == len(addresses)
             claims = {*numbers_in(line.text), *(medicines & words_of(line.text) - own_names)}
             found = {*numbers_in(" ".join(at_hand)), *words_of(" ".join(at_hand))} if at_hand else set()
             bare = {number for number, _ in (claim for claim in found if isinstance(claim, tuple))}
             for claim in claims:
-                held = claim in found or (isinstance(claim, tuple) and claim[1] == "" and claim[0] in bare)
-                support["supported" if held else "unsupported" if at_hand else "no text"] += 1
-                if at_hand and not held:
+                held = claim in found or (
+                    isinstance(claim, tuple) and (claim[1] == "" and claim[0] in bare or is_converted(claim, found))
+                )
+                support["supported" if held else "unsupported" if complete else "no text"] += 1
+                if complete and not held:
                     unsupported.append(f"{' '.join(claim) if isinstance(claim, tuple) else claim}: {line.text}")
+            statements["with every source at hand" if complete else "with a source not at hand"] += not line.leads
+            copied += copied_runs(line.text, at_hand)
     text = " ".join(sentence(line) for section in page.sections for line in section.lines)
     grade = round(readability_grade(text), 1)
     faults = [fault for section in page.sections for fault in section_faults(section)]
     faults += order_faults(page)
+    faults += [f"as its source has it, word for word: {run}" for run in copied]
+    used = {number for section in page.sections for line in section.lines for number in line.sources}
+    faults += [f"source {n + 1} is used nowhere" for n in range(len(page.sources)) if n not in used]
+    if len(text.split()) > MAX_PAGE_WORDS:
+        faults.append(f"{len(text.split())} words, {MAX_PAGE_WORDS} at most")
     if grade > MAX_GRADE:
         faults.append(f"reads at grade {grade}: {MAX_GRADE:.0f} or lower is needed, so shorter words and sentences")
     return {
@@ -116,9 +161,42 @@ def check_page(page: Page, texts: dict[str, str], medicines: set[str]) -> dict[s
         "kind": page.kind,
         "grade": grade,
         "form": faults,
+        "words": len(text.split()),
+        "statements": dict(statements),
         "support": dict(support),
         "unsupported": unsupported,
     }
+
+
+def is_converted(claim: tuple[str, str], found: set[Any]) -> bool:
+    """Return whether a source has the number in the other unit: degrees, or mmol/L of glucose or cholesterol."""
+    value = float(claim[0])
+    others = {
+        "°f": [((value - 32) / 1.8, "°c")],
+        "°c": [(value * 1.8 + 32, "°f")],
+        "mmol/l": [(value * 18.016, "mg/dl"), (value * 38.67, "mg/dl")],
+        "mg/dl": [(value / 18.016, "mmol/l"), (value / 38.67, "mmol/l")],
+    }.get(claim[1], [])
+    tolerance = {"°c": 0.3, "°f": 0.5, "mg/dl": 3.0, "mmol/l": 0.1}
+    return any(
+        unit == other[1] and abs(float(number) - other[0]) <= tolerance[unit]
+        for other in others
+        for number, unit in (pair for pair in found if isinstance(pair, tuple))
+    )
+
+
+def copied_runs(text: str, sources: Sequence[str]) -> Iterator[str]:
+    words = re.findall(r"[\w'%]+", text.lower())
+    theirs = " ".join(re.findall(r"[\w'%]+", " ".join(sources).lower()))
+    for start in range(len(words) - COPIED_WORDS + 1):
+        run = " ".join(words[start : start + COPIED_WORDS])
+        if f" {run} " in f" {theirs} ":
+            yield run
+            return
+
+
+def plain_address(address: str) -> str:
+    return re.sub(r"^https?://(www\.)?", "", address).rstrip("/")
 
 
 def sentence(line: Line) -> str:
@@ -178,7 +256,9 @@ def read_texts(folder: Path) -> dict[str, str]:
             row = json.loads(line)
             address = row.get("url") or row.get("source_url")
             if address:
-                texts[address].append(" ".join(strings(value) for key, value in row.items() if "url" not in key))
+                texts[plain_address(address)].append(
+                    " ".join(strings(value) for key, value in row.items() if "url" not in key)
+                )
     return {address: "\n".join(parts) for address, parts in texts.items()}
 
 

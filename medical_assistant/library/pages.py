@@ -31,6 +31,7 @@ SECTIONS = {
         "Prevention",
         "How long it lasts",
         "Get help now",
+        "See a doctor today",
         "See someone soon",
     ),
     "symptom": (
@@ -41,6 +42,7 @@ SECTIONS = {
         "Prevention",
         "How long it lasts",
         "Get help now",
+        "See a doctor today",
         "See someone soon",
     ),
     "medicine": (
@@ -65,6 +67,7 @@ SECTIONS = {
         "What happens",
         "Who needs it",
         "Get help now",
+        "See a doctor today",
         "See someone soon",
     ),
     "vaccine": (
@@ -80,6 +83,7 @@ SECTIONS = {
         "Get help now",
         "What to do",
         "Do not",
+        "See a doctor today",
         "See someone soon",
     ),
     "topic": (
@@ -88,6 +92,7 @@ SECTIONS = {
         "What you can do",
         "Prevention",
         "Get help now",
+        "See a doctor today",
         "See someone soon",
     ),
 }
