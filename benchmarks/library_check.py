@@ -4,10 +4,11 @@
     python benchmarks/library_check.py --pages assets/library/condition/gout.md --sources DIR
 
 DIR holds texts of the sources, as JSONL with an address and text: MedlinePlus topics (`url`, `text`, `text_2026`), NHS
-pages (`source_url` and lists of lines), MedQuAD (`url`, `answer`). A number with its unit, or the name of a medicine, is
-"supported" where a text at hand of a source that the statement cites has it (or its conversion between Celsius and
-Fahrenheit, mg/dL and mmol/L), "no text" where one of its sources is not at hand, "unsupported" where all are and lack it.
-A run of eight words that a source has as well is a fault: pages are in words of their own. Exit status 1 where a page breaks a rule of form.
+pages (`source_url` and lists of lines), MedQuAD (`url`, `answer`). A number with its unit, or the name of a medicine,
+is "supported" where a text at hand of a source that the statement cites has it (or its conversion between Celsius and
+Fahrenheit, mg/dL and mmol/L), "no text" where one of its sources is not at hand, "unsupported" where all are and lack
+it. A run of eight words that a source has as well is a fault: pages are in words of their own. Exit status 1 where a
+page breaks a rule of form.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def print_shared_names(paths: Sequence[Path]) -> int:
 
 
 def check_page(page: Page, texts: dict[str, str], medicines: set[str]) -> dict[str, Any]:
-    """Return `page`, `kind`, `grade`, `form` (faults), `support` (counts) and `unsupported` (statements with what lacks)."""
+    """Return what was found of a page: `grade`, `form` (faults), `support` (counts), `unsupported` (what lacks) and more."""
     support: Counter[str] = Counter()
     statements: Counter[str] = Counter()
     unsupported, copied = [], list[str]()
