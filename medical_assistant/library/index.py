@@ -1,6 +1,6 @@
 """The embedded library: all pages in memory, found by their names first, by BM25 over sections where no name fits.
 
-A question's topics come from the names it holds; what it asks of them (`question_types.yaml`) finds the section. Without
+The names a question holds are its topics; what it asks of them (`question_types.yaml`) finds the section. Without
 a name BM25 (Robertson & Zaragoza 2009, "The Probabilistic Relevance Framework") over the sections proposes a page, and
 `coverage` says whether that is close enough to be shown. Measured in benchmarks/library.py.
 """
@@ -121,9 +121,7 @@ class EmbeddedLibrary:
             passages = [Passage(page, page.sections[0], page.sections[0].lines, 0.5 if types else 1.0)]
         return Part(page, topic.matched, topic.guessed, tuple(found.name for found in types), tuple(passages))
 
-    def _signals(
-        self, query: str, chosen: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
-    ) -> dict[str, float]:
+    def _signals(self, query: str, chosen: Sequence[Topic], ranked: Sequence[tuple[Page, float]]) -> dict[str, float]:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
         stems = set(self._names.stems(words_of(query)))
         weights = {stem: self._names.weight(stem) for stem in stems}

@@ -28,18 +28,19 @@ MIN_CORRECTED_LETTERS = 5
 _WORD = re.compile(r"[a-z0-9][a-z0-9']*")
 # Function words, and the words of asking itself, which say nothing of the topic.
 STOP_WORDS = frozenset(STOPWORDS_EN_PLUS) | frozenset(
-    "ask bad best cause caused causes day days difference feel feeling get give given go good happen happens help hi hello "
-    "know like long lot make makes many mean means month months much need needs old people person please question really "
-    "right safe say sign signs symptom symptoms take taken taking tell thank thanks thing things treat treated treatment "
-    "use used using want way week weeks well year years".split()
+    "ask bad best cause caused causes day days difference feel feeling get give given go good happen happens happened "
+    "help hi hello know like long lot make makes many mean means month months much need needs old people person please "
+    "question really right safe say sign signs symptom symptoms take taken taking tell thank thanks thing things treat "
+    "treated treatment use used using want way week weeks well year years".split()
 )
 # How people name whom they ask for; the names of pages say "child" and "baby".
+_AGED = r"\w+[- ](?:{})[- ]old"
 _PEOPLE = (
-    (re.compile(r"\b(newborn|infant|\w+[- ](?:days?|weeks?|wks?)[- ]old|(?:1|2|one|two)[- ]months?[- ]old)\b"), "baby"),
     (
-        re.compile(r"\b(toddler|son|daughter|kids?|children|little (?:one|boy|girl)|\w+[- ](?:months?|years?|yrs?)[- ]old)\b"),
-        "child",
+        re.compile(rf"\b(newborn|infant|{_AGED.format('days?|weeks?|wks?')}|(?:1|2|one|two)[- ]months?[- ]old)\b"),
+        "baby",
     ),
+    (re.compile(rf"\b(toddler|son|daughter|kids?|children|{_AGED.format('months?|years?|yrs?')})\b"), "child"),
 )
 
 
