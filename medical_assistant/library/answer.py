@@ -72,7 +72,9 @@ class _Writer:
         if titled:
             self.paragraph(f"### {page.title}")
         first = page.sections[0]
-        if first not in shown:
+        if first not in shown and page.kind == "medicine":
+            self._section(page, first, headed=False)  # who must never take it stands there
+        elif first not in shown:
             self._blocks.append(self._line(page, first.lines[0]))
         for section in sorted(shown, key=page.sections.index):
             self._section(page, section, headed=section is not first)
