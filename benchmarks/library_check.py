@@ -124,7 +124,7 @@ def print_shared_names(paths: Sequence[Path]) -> int:
 
 
 def check_page(page: Page, texts: dict[str, str], medicines: set[str]) -> dict[str, Any]:
-    """Return what was found of a page: `grade`, `form` (faults), `support` (counts), `unsupported` (what lacks) and more."""
+    """Return what was found of a page: `grade`, `form` (faults), `support` (counts), `unsupported` (claims), ..."""
     support: Counter[str] = Counter()
     statements: Counter[str] = Counter()
     unsupported, copied = [], list[str]()

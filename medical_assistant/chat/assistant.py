@@ -23,7 +23,7 @@ from medical_assistant.chat.question import Question, prepare
 from medical_assistant.chat.repetition import RepetitionDetector, without_repetition
 from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from medical_assistant.prompts import build_messages, trim_history
 from medical_assistant.safety.output_filter import OutputFilter
 from medical_assistant.safety.screening import Screening

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from medical_assistant.prompts import clean_text
 
 # "%27" is an apostrophe, but "5%20 times" or "a 20%30" may be text: only escapes of ASCII punctuation and

@@ -18,9 +18,9 @@ from huggingface_hub.utils import validate_repo_id
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.evaluation.names import BASE, FINE_TUNED
 from medical_assistant.evaluation.scoring.metrics import METRICS
-from medical_assistant.files import read_json, write_whole
+from medical_assistant.files import ASSETS, read_json, write_whole
 from medical_assistant.models.adapter import REPORT_FILE
-from medical_assistant.models.presets import ASSETS, Preset, find_preset
+from medical_assistant.models.presets import Preset, find_preset
 
 TEMPLATE = ASSETS / "card.md.jinja"
 # https://huggingface.co/docs/hub/repositories-licenses; any other text is "other" with its name.

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
+from medical_assistant.files import ASSETS
 from medical_assistant.models.loading import compute_dtype, launched_with
-from medical_assistant.models.presets import ASSETS, Preset
+from medical_assistant.models.presets import Preset
 from medical_assistant.settings import Option, convert_values, did_you_mean, flag, options_of, read_yaml, setting
 
 ALL_EXPERIMENTS = "all"

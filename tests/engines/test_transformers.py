@@ -14,9 +14,10 @@ import pytest
 from medical_assistant.engines.base import Options, Token
 from medical_assistant.engines.load import load_engine
 from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.files import ASSETS
 from medical_assistant.models.adapter import Adapter, load_adapter
 from medical_assistant.models.loading import compute_dtype
-from medical_assistant.models.presets import ASSETS, Preset
+from medical_assistant.models.presets import Preset
 from medical_assistant.prompts import build_messages
 from tests.support.paths import ROOT
 from tests.support.streams import read_stream, read_text
