@@ -28,6 +28,7 @@ from medical_assistant.library.understand import (
 FOLDER = ASSETS / "library"
 MAX_PARTS = 2
 NEAREST = 3
+NEAR_FROM = 0.5  # share of the telling words of the question that stand in the best page
 # A page's name and the names it is also known by count this often against once for each word of a section.
 TITLE_REPEATS, NAME_REPEATS = 3, 1
 FOLLOWS_UP_WORDS = 8  # a shorter question without a topic of its own is read with the topic of the conversation
@@ -70,8 +71,9 @@ class EmbeddedLibrary:
         parts = tuple(self._part(question, topic) for topic in chosen)
         signals = self._signals(query, chosen, ranked)
         probability = self._gate.probability(signals)
-        nearest = [page for page, _ in ranked if page not in [part.topic for part in parts]]
-        nearest = [*(part.topic for part in parts), *nearest]
+        nearest = list({page.id: page for page in (*(part.topic for part in parts), *(p for p, _ in ranked))}.values())
+        if signals["shown"] < NEAR_FROM:
+            nearest = []  # what shares no telling word with the question is not near it
         return Found(
             query,
             self._gate.coverage(probability),
@@ -112,7 +114,7 @@ class EmbeddedLibrary:
         page = topic.page
         types = question_types(question, page.kind, self._types)
         wanted = [heading for found in types for heading in found.sections[:2]] or [page.sections[0].heading]
-        passages = []
+        passages: list[Passage] = []
         for found in types:
             section = next((s for s in (page.section(heading) for heading in found.sections) if s is not None), None)
             if section is not None and section not in [passage.section for passage in passages]:
