@@ -15,15 +15,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from medical_assistant.safety import SAFETY_ASSETS
+from medical_assistant.safety import SAFETY_ASSETS, hashed_classifier
 from medical_assistant.safety.deobfuscation import decoded_forms
-from medical_assistant.safety.hashed_classifier import (
-    HashedClassifier,
-    from_json,
-    read_classifier,
-    word_buckets,
-    words_in,
-)
+from medical_assistant.safety.hashed_classifier import HashedClassifier
 from medical_assistant.safety.phrase_rules import load_rules
 from medical_assistant.safety.text_reading import PreparedText
 
@@ -103,12 +97,12 @@ def harm_score(text: str, classifier: HashedClassifier) -> float:
 
     The worst sentence counts, so that friendly words around a request do not hide it.
     """
-    return max((classifier.score(word_buckets(words)) for words in _parts(text)), default=-math.inf)
+    return max((classifier.score(hashed_classifier.word_buckets(words)) for words in _parts(text)), default=-math.inf)
 
 
 def _parts(text: str) -> Iterator[tuple[str, ...]]:
     for sentence in dict.fromkeys(_SENTENCE_END.split(text)):
-        words = words_in(sentence)
+        words = hashed_classifier.words_in(sentence)
         for start in range(0, max(1, len(words) - _OVERLAP_WORDS), _WINDOW_WORDS - _OVERLAP_WORDS):
             part = words[start : start + _WINDOW_WORDS]
             if len(part) >= MIN_WORDS:
@@ -121,4 +115,6 @@ def load_misuse_classifier(path: Path = CLASSIFIER_FILE) -> tuple[HashedClassifi
 
     `UserError`: the file is missing or not one that the training wrote.
     """
-    return read_classifier(path, lambda data: (from_json(data), float(data["threshold"])), "misuse")
+    return hashed_classifier.read_classifier(
+        path, lambda data: (hashed_classifier.from_json(data), float(data["threshold"])), "misuse"
+    )

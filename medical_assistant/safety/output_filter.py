@@ -24,15 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.safety import SAFETY_ASSETS
-from medical_assistant.safety.hashed_classifier import (
-    HashedClassifier,
-    bucket_of,
-    from_json,
-    read_classifier,
-    word_buckets,
-    words_in,
-)
+from medical_assistant.safety import SAFETY_ASSETS, hashed_classifier
+from medical_assistant.safety.hashed_classifier import HashedClassifier
 from medical_assistant.safety.output_rules import Rule, load_output_rules
 from medical_assistant.safety.phrase_rules import load_rules
 from medical_assistant.safety.text_reading import PreparedText
@@ -204,14 +197,17 @@ def load_output_classifier(path: Path = CLASSIFIER_FILE) -> Classifiers:
     """Return the trained classifiers. `UserError`: the file is missing or not one that the training wrote."""
 
     def build(data: Any) -> Classifiers:
-        return {kind: (from_json(data["kinds"][kind]), float(data["kinds"][kind]["threshold"])) for kind in KINDS}
+        return {
+            kind: (hashed_classifier.from_json(data["kinds"][kind]), float(data["kinds"][kind]["threshold"]))
+            for kind in KINDS
+        }
 
-    return read_classifier(path, build, "output")
+    return hashed_classifier.read_classifier(path, build, "output")
 
 
 def kinds_of(text: str, classifiers: Classifiers) -> list[str]:
     """Return those of `KINDS` that a sentence, as the filter reads it, is taken to be; most sentences are none."""
-    if not classifiers or len(words_in(text)) < MIN_WORDS:
+    if not classifiers or len(hashed_classifier.words_in(text)) < MIN_WORDS:
         return []
     found = feature_groups(text)
     return [
@@ -224,9 +220,11 @@ def kinds_of(text: str, classifiers: Classifiers) -> list[str]:
 def feature_groups(text: str) -> tuple[set[int], set[int]]:
     """Return the buckets of the words of a sentence, and of its words and pairs with a class in place of each drug,
     disease and so on."""
-    words = words_in(text)
+    words = hashed_classifier.words_in(text)
     for pattern, name in load_output_rules().word_classes:
         text = pattern.sub(name, text)
-    classed = ["^", *words_in(text), "$"]
+    classed = ["^", *hashed_classifier.words_in(text), "$"]
     pairs = (f"{first} {second}" for first, second in pairwise(classed))
-    return word_buckets(words), {bucket_of(f"~{piece}") for piece in (*classed, *pairs)}
+    return hashed_classifier.word_buckets(words), {
+        hashed_classifier.bucket_of(f"~{piece}") for piece in (*classed, *pairs)
+    }

@@ -102,9 +102,9 @@ class PreparedText:
     def normal_form(self, rules: Rules) -> str:
         """Return lower-case text with invisible characters gone, look-alikes and contractions resolved."""
         if rules.language not in self._normal_forms:
+            text = self._text_without_tricks(rules.apostrophe)
             self._normal_forms[rules.language] = rules.aliases.sub(
-                lambda match: rules.alias_of[re.sub(r"\s+", " ", match.group())],
-                self._text_without_tricks(rules.apostrophe),
+                lambda match: rules.alias_of[re.sub(r"\s+", " ", match.group())], text
             )
         return self._normal_forms[rules.language]
 

@@ -14,16 +14,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.safety import SAFETY_ASSETS
-from medical_assistant.safety.hashed_classifier import (
-    HashedClassifier,
-    bucket_of,
-    from_json,
-    probability,
-    read_classifier,
-    word_buckets,
-    words_in,
-)
+from medical_assistant.safety import SAFETY_ASSETS, hashed_classifier
+from medical_assistant.safety.hashed_classifier import HashedClassifier
 from medical_assistant.safety.phrase_rules import LEVELS, load_rules
 from medical_assistant.safety.text_reading import PreparedText, Reading
 
@@ -43,9 +35,9 @@ def load_triage_classifier(path: Path = CLASSIFIER_FILE) -> tuple[HashedClassifi
 
     def build(data: Any) -> tuple[HashedClassifier, dict[str, tuple[float, float]]]:
         thresholds = {name: (float(pair[0]), float(pair[1])) for name, pair in data["thresholds"].items()}
-        return from_json(data), thresholds
+        return hashed_classifier.from_json(data), thresholds
 
-    return read_classifier(path, build, "triage")
+    return hashed_classifier.read_classifier(path, build, "triage")
 
 
 def raised_level(text: PreparedText, level: str) -> str:
@@ -77,7 +69,7 @@ def emergency_probability(text: PreparedText) -> float:
     words = words_of(text)
     if len(words) < MIN_WORDS:
         return 0.0
-    return probability(load_triage_classifier()[0].score(*feature_groups(words, text.readings)))
+    return hashed_classifier.probability(load_triage_classifier()[0].score(*feature_groups(words, text.readings)))
 
 
 def feature_groups(words: Sequence[str], readings: Sequence[Reading]) -> tuple[set[int], set[int]]:
@@ -88,7 +80,7 @@ def feature_groups(words: Sequence[str], readings: Sequence[Reading]) -> tuple[s
     concepts = sorted(frozenset().union(*(reading.concepts for reading in readings)))[:MAX_CONCEPTS]
     measures = {name for reading in readings for name, _ in reading.measures}
     found = [*concepts, *map(" ".join, combinations(concepts, 2)), *measures]
-    return word_buckets(words), {bucket_of(f"[{name}]") for name in found}
+    return hashed_classifier.word_buckets(words), {hashed_classifier.bucket_of(f"[{name}]") for name in found}
 
 
 def language_of(readings: Sequence[Reading]) -> str:
@@ -104,6 +96,6 @@ def language_of(readings: Sequence[Reading]) -> str:
 
 def words_of(text: PreparedText) -> tuple[str, ...]:
     """Return the first and last words of the normalised text, at most `MAX_WORDS`; all numbers are one word."""
-    found = words_in(text.normal_form(load_rules()))
+    found = hashed_classifier.words_in(text.normal_form(load_rules()))
     half = MAX_WORDS // 2
     return found if len(found) <= MAX_WORDS else found[:half] + found[-half:]

@@ -84,7 +84,8 @@ class SecurityMiddleware:
 
     def _refusal(self, scope: Scope) -> Response | None:
         """Return the answer to what Gradio shall not see, else None; attempts to sign in are counted."""
-        login, path = self._login, _without_root(scope["path"], scope.get("root_path", ""))
+        login, path, root = self._login, scope["path"], scope.get("root_path", "")
+        path = path[len(root) :] if path.startswith(f"{root}/") else path
         if not is_open(path) and (login is None or path not in login.paths):
             return PlainTextResponse("Not Found", 404)
         if login is not None and is_cross_origin(Headers(scope=scope)):
@@ -153,10 +154,6 @@ def is_cross_origin(headers: Mapping[str, str]) -> bool:
     # A page elsewhere cannot set the second one without a preflight, which is refused for want of it.
     hosts = {headers.get("host"), headers.get("x-forwarded-host", "").split(",")[0].strip()}
     return origin.partition("://")[2] not in hosts - {None, ""}
-
-
-def _without_root(path: str, root_path: str) -> str:
-    return path[len(root_path) :] if path.startswith(f"{root_path}/") else path
 
 
 def _with_headers(send: Send) -> Send:

@@ -21,8 +21,8 @@ MESSAGES = st.text(max_size=200) | st.sampled_from(
 
 
 @pytest.fixture
-def api(shared_app):
-    with httpx.Client(base_url=shared_app.url, timeout=20, trust_env=False) as client:
+def api(served_app):
+    with httpx.Client(base_url=served_app.url, timeout=20, trust_env=False) as client:
         yield client
 
 

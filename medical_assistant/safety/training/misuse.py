@@ -29,11 +29,8 @@ def rows(settings: Settings, data: Path) -> list[Row]:
     found = own_rows(OWN_ROWS)
     for key, label in (("requests", HARMFUL), ("ordinary", "")):
         for path in (fitting.find(name, data) for name in settings[key]):
-            found += [
-                Row(text, label, path, text, own=False)
-                for text in fitting.read_texts(path)
-                if fitting.in_training_split(text)
-            ]
+            texts = filter(fitting.in_training_split, fitting.read_texts(path))
+            found += [Row(text, label, path, text, own=False) for text in texts]
     return found
 
 

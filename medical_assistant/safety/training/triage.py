@@ -83,16 +83,10 @@ def train(rows: list[Row], settings: Settings) -> dict[str, Any]:
     texts = [PreparedText(row.text) for row in rows]
     matrix = fitting.feature_matrix(feature_groups(words_of(text), text.readings) for text in texts)
     content, scores = fitting.fit(matrix, rows, EMERGENCY, settings)
-    scored = [
-        Scored(
-            row,
-            probability(score),
-            assess_by_rules(text).level,
-            may_be_raised(text),
-            language_of(text.readings) or "other",
-        )
-        for row, text, score in zip(rows, texts, scores, strict=True)
-    ]
+    scored = []
+    for row, text, score in zip(rows, texts, scores, strict=True):
+        language = language_of(text.readings) or "other"
+        scored.append(Scored(row, probability(score), assess_by_rules(text).level, may_be_raised(text), language))
     thresholds = {
         language: choose_thresholds([one for one in scored if one.language == language], settings)
         for language in ("english", "other")
@@ -115,9 +109,8 @@ def choose_thresholds(scored: Sequence[Scored], settings: Settings) -> tuple[flo
     for level, done in ((EMERGENCY, (EMERGENCY,)), (URGENT, (EMERGENCY, URGENT))):
         threshold = settings["min_threshold"]
         for group in groups.values():
-            raised = sorted(
-                (one.probability for one in group if one.may_be_raised and one.level not in done), reverse=True
-            )
+            added = (one.probability for one in group if one.may_be_raised and one.level not in done)
+            raised = sorted(added, reverse=True)
             allowed = int(settings["max_false_positive_rate"][level] * len(group))
             if allowed and len(raised) > allowed:  # a group of fewer rows cannot show so small a share
                 threshold = max(threshold, raised[allowed] + 0.001)
