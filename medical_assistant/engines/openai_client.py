@@ -18,7 +18,7 @@ from medical_assistant.engines.base import Answer, Token
 from medical_assistant.errors import EngineError, UserError
 
 # What reading JSON of another form than the protocol's raises.
-MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
 READ_TIMEOUT_S = 600.0  # silence, not duration: a request may wait for a slot behind long answers
 
 
@@ -69,7 +69,7 @@ class OpenAIClient:
         except ValueError as error:
             raise EngineError(f"{self.base_url}{path} did not answer in JSON: check the server's address.") from error
         if not isinstance(answer, dict):
-            raise EngineError(f"{self.base_url}{path} did not answer a JSON object: check the server's address.")
+            raise EngineError(f"{self.base_url}{path} did not answer in JSON: check the server's address.")
         return answer
 
     def stream_chat(self, payload: Mapping[str, Any]) -> Generator[Token, None, str]:
@@ -93,7 +93,10 @@ class OpenAIClient:
                     if "error" in event:
                         raise _server_error(event["error"])
                     for choice in event.get("choices") or ():
-                        reason, tokens = _read_choice(choice)
+                        try:
+                            tokens, reason = list(_tokens(choice)), choice.get("finish_reason")
+                        except MALFORMED as error:
+                            raise _broken("event") from error
                         finish_reason = reason or finish_reason
                         yield from tokens
                     if "prompt_progress" in event:
@@ -112,11 +115,8 @@ class OpenAIClient:
         started_s = time.perf_counter()
         reply = self.request("POST", "/v1/chat/completions", {**payload, "stream": False}, timeout_s)
         seconds = time.perf_counter() - started_s
-        choices = reply.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise EngineError(f"{self.base_url} answered without a choice: check that it speaks the OpenAI protocol.")
         try:
-            return _read_answer(choices[0], seconds)
+            return _read_answer(reply["choices"][0], seconds)
         except MALFORMED as error:
             raise _broken("answer") from error
 
@@ -153,14 +153,6 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     yield rest
-
-
-def _read_choice(choice: Mapping[str, Any]) -> tuple[str | None, list[Token]]:
-    """Return (finish reason, tokens) of one choice of an event."""
-    try:
-        return choice.get("finish_reason"), list(_tokens(choice))
-    except MALFORMED as error:
-        raise _broken("event") from error
 
 
 def _read_answer(choice: Mapping[str, Any], seconds: float) -> Answer:

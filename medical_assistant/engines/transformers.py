@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.models.adapter import Adapter
-from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS, end_of_answer, find_chat_template
-from medical_assistant.models.loading import compute_dtype, has_zero_gpu, load_model, read_tokenizer
+from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS, find_chat_template
+from medical_assistant.models.loading import compute_dtype, has_zero_gpu, load_model, read_tokenizer, stop_tokens
 from medical_assistant.models.presets import Preset
 from medical_assistant.prompts import Message
 
@@ -315,24 +315,16 @@ def load_weights(
         if not getattr(model, "is_loaded_in_4bit", False):
             model = model.to(device)
         if adapter:
-            model = _add_adapter(model, adapter, torch_dtype)
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter.folder), autocast_adapter_dtype=False)
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:  # stored in half precision: one dtype in a layer saves the casts
+                    parameter.data = parameter.data.to(torch_dtype)
     except UserError:
         raise
     except Exception as error:  # from_pretrained raises KeyError, ImportError, RuntimeError, … for a bad model
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise EngineError(f"{preset.name} cannot be loaded ({reason}): check the name, network and memory.") from error
     model.eval()
-    ends = model.generation_config.eos_token_id
-    # Gemma's turns do not end with its EOS token.
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, end_of_answer(tokenizer)} - {None}
-    return tokenizer, model, frozenset(ends)
-
-
-def _add_adapter(model: Any, adapter: Adapter, dtype: torch.dtype) -> Any:
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(model, str(adapter.folder), autocast_adapter_dtype=False)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:  # stored in half precision: one dtype in a layer saves the casts
-            parameter.data = parameter.data.to(dtype)
-    return model
+    return tokenizer, model, stop_tokens(model, tokenizer)

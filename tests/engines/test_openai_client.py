@@ -238,7 +238,7 @@ def test_whole_answer_with_the_entropy_of_its_alternatives():
 
 @pytest.mark.parametrize("reply", [{"choices": []}, {"choices": "none"}, {}])
 def test_whole_answer_without_a_choice(reply):
-    with pytest.raises(EngineError, match="without a choice"):
+    with pytest.raises(EngineError, match="broken answer"):
         client_for(json.dumps(reply).encode()).chat({"messages": []})
 
 
