@@ -113,6 +113,10 @@ class LlamaCppEngine:
         self.info.check_adapter(options)
         if self._merged and not options.adapter:
             raise AdapterError("The adapter is merged into these weights: load the base to ask it.")
+        # llama.cpp's own defaults also cut by top-k and min-p; the order, temperature then nucleus, is transformers'.
+        sampling: dict[str, Any] = {"samplers": ["top_k"], "top_k": 1}
+        if options.temperature > 0:
+            sampling = {"samplers": ["temperature", "top_p"], "top_p": options.top_p}
         payload: dict[str, Any] = {
             "messages": list(messages),
             "max_tokens": options.max_new_tokens,
@@ -120,7 +124,8 @@ class LlamaCppEngine:
             "logprobs": True,
             "top_logprobs": TOP_LOGPROBS,
             "chat_template_kwargs": TEMPLATE_ARGUMENTS,
-            **_sampling(options),
+            "temperature": max(options.temperature, 0.0),
+            **sampling,
         }
         if self._config["adapter_gguf"]:  # left out, the adapter's state would be the server's choice
             payload["lora"] = [{"id": ADAPTER_ID, "scale": 1.0 if options.adapter else 0.0}]
@@ -229,20 +234,6 @@ def _has_chat_template(gguf: Path) -> bool:
     """Search the metadata, which opens the file: parsing it with `GGUFReader` takes 4 s for 49,000 tokens."""
     with gguf.open("rb") as file:
         return b"tokenizer.chat_template" in file.read(64 * 2**20)  # Llama 3's metadata has 8 MB
-
-
-def _sampling(options: Options) -> dict[str, Any]:
-    """Return llama.cpp's sampler chain: temperature, then nucleus (Holtzman et al. 2020), nothing else.
-
-    The order is that of `transformers`; llama.cpp's own defaults also cut by top-k and min-p.
-    """
-    if options.temperature <= 0:
-        return {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1}
-    return {
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "samplers": ["temperature", "top_p"],
-    }
 
 
 def choose_threads(gguf: Path) -> int:

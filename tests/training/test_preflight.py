@@ -190,7 +190,7 @@ def test_rows_are_tokenised_once(prepared_data: Path, tiny_model: Path, tmp_path
 
     calls = []
     real = training_data._tokenized_rows
-    monkeypatch.setattr(training_data, "_tokenized_rows", lambda *a: calls.append(1) or real(*a))
+    monkeypatch.setattr(training_data, "_tokenized_rows", lambda **rows: calls.append(1) or real(**rows))
     tokenizer = loading.load_tokenizer(find_preset(str(tiny_model)))
     records = read_records(prepared_data / "train.jsonl")[:5]
     key = str(tmp_path)  # a hash that no other test used
