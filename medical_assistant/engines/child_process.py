@@ -70,7 +70,7 @@ class ChildProcess:
         except BaseException:
             self.stop()
             raise
-        self.client = OpenAIClient(address, key, read_timeout_s=silence_s, use_proxy=False)
+        self.client = OpenAIClient(address, key, read_timeout_s=silence_s)
         threading.Thread(target=self._watch, args=(probe_s,), name="watch", daemon=True).start()
 
     def _start(self, config: Mapping[str, Any], timeout_s: float) -> str:

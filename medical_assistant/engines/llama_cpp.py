@@ -72,7 +72,6 @@ class LlamaCppEngine:
         self.threads = threads or choose_threads(gguf)
         self.restarts = 0
         self._parallel = parallel
-        self._merged = merged
         self._config = {
             "gguf": str(gguf),
             "adapter_gguf": str(adapter.gguf) if adapter and not merged else None,
@@ -111,8 +110,6 @@ class LlamaCppEngine:
 
     def _payload(self, messages: Sequence[Message], options: Options) -> dict[str, Any]:
         self.info.check_adapter(options)
-        if self._merged and not options.adapter:
-            raise AdapterError("The adapter is merged into these weights: load the base to ask it.")
         # llama.cpp's own defaults also cut by top-k and min-p; the order, temperature then nucleus, is transformers'.
         sampling: dict[str, Any] = {"samplers": ["top_k"], "top_k": 1}
         if options.temperature > 0:

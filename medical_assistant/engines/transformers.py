@@ -292,12 +292,8 @@ def load_weights(
 
     `device` is "cpu" or "cuda"; `dtype`, `quantize` and errors as of `TransformersEngine`.
     """
-    if quantize not in ("auto", "nf4", "none"):
-        raise UserError(f"Unknown quantisation {quantize!r}: use auto, nf4 or none.")
-    is_gguf = (preset.own_gguf or preset.embedded_gguf()) is not None
-    if is_gguf and quantize == "nf4":
-        raise UserError(f"{preset.name} is a GGUF, quantised already: use quantize none, or a Hub model.")
     if quantize == "auto":
+        is_gguf = preset.own_gguf or preset.embedded_gguf()
         quantize = "nf4" if device == "cuda" and not has_zero_gpu() and not is_gguf else "none"
     torch_dtype = compute_dtype(dtype, decoding=True)
     try:

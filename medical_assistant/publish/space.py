@@ -27,7 +27,6 @@ from medical_assistant.models.presets import find_preset
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-REQUIRED = ("app.py", "README.md", "requirements.txt")
 IGNORED = ("tests/*", "benchmarks/*", "training_data/*", ".ci/*", ".github/*")  # a Space does not need them
 # ZeroGPU is what a free account may create; a Gradio Space on cpu-basic needs a paid plan.
 DEFAULT_HARDWARE = SpaceHardware.ZERO_A10G
@@ -93,7 +92,7 @@ def deploy_space(
 
 
 def tracked_files(root: Path) -> list[str]:
-    """Return the paths that git tracks in a clone. Raises `UserError` without git, and without `REQUIRED` files."""
+    """Return the paths that git tracks in a clone. Raises `UserError` where it is none."""
 
     def list_files(*options: str) -> list[str]:
         command = ["git", "ls-files", "-z", *options]
@@ -104,9 +103,6 @@ def tracked_files(root: Path) -> list[str]:
         paths, untracked = list_files(), list_files("--others", "--exclude-standard")
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"git cannot list the files of {root} ({error}): run this in a git clone.") from error
-    missing = [path for path in REQUIRED if path not in paths]
-    if missing:
-        raise UserError(f"git does not track {', '.join(missing)} in {root}: `git add` first, then deploy.")
     if untracked:
         logger.warning("Not uploaded, since git does not track them: %s", ", ".join(untracked))
     return paths

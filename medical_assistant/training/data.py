@@ -27,11 +27,7 @@ class TrainingData:
     validation: Any
     too_long: int  # rows left out
     answers: list[str]  # of the first training rows, for the pre-flight
-    sha256: str  # of manifest.json, which holds the hashes of the rows
-
-    @property
-    def rows(self) -> dict[str, int]:
-        return {"train_rows": len(self.train), "validation_rows": len(self.validation), "too_long": self.too_long}
+    sha256: str  # of `data_hash`
 
 
 def data_hash(folder: Path) -> str:

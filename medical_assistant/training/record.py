@@ -132,7 +132,9 @@ def training_record(
             "attribution": manifest.get("attribution", ""),
             "manifest_sha256": file_sha256(manifest_path),
             "sha256": data.sha256,
-            **data.rows,
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "too_long": data.too_long,
         },
         "trainable_parameters": trainable_parameters,
         # 4-bit weights hold two values a byte; get_nb_trainable_parameters of PEFT knows.

@@ -20,6 +20,7 @@ from trl import SFTTrainer
 
 from medical_assistant.errors import NO_SPACE, UserError
 from medical_assistant.training.data import TrainingData
+from medical_assistant.training.estimate import smaller_runs
 from medical_assistant.training.settings import CHECKPOINTS, INITIAL_ADAPTER, WHOLE, Run
 
 # What safetensors and torch.save say of a full disk in place of an error number.
@@ -207,11 +208,11 @@ def explained_failures(run: Run) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"The device's memory is full: {_lower_batch(run)}, then --resume.") from error
+        raise UserError(f"The device's memory is full: {_smaller(run)}, then --resume.") from error
     except (OSError, SafetensorError, RuntimeError) as error:
         text = str(error).lower()
         if "not enough memory" in text or "defaultcpuallocator" in text:
-            raise UserError(f"The memory is full: {_lower_batch(run)}.") from error
+            raise UserError(f"The memory is full: {_smaller(run)}.") from error
         full = isinstance(error, OSError) and error.errno in NO_SPACE
         if not full and not any(sign in text for sign in NO_SPACE_TEXTS):
             raise
@@ -221,14 +222,6 @@ def explained_failures(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _lower_batch(run: Run) -> str:
-    """Return which setting to lower, and to what."""
-    batch, length = run.trainer.per_device_train_batch_size, run.settings.max_length or 0
-    if batch > 1:
-        return (
-            f"use --per-device-train-batch-size {batch // 2} --gradient-accumulation-steps "
-            f"{run.rows_a_step // (batch // 2)} in a new --output"
-        )
-    if length > 256:
-        return f"use --max-length {length // 2} in a new --output"
-    return "choose a smaller --model"
+def _smaller(run: Run) -> str:
+    option = next((option for option, _ in smaller_runs(run)), None)
+    return f"use {option} in a new --output" if option else "choose a smaller --model"
