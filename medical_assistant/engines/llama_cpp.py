@@ -7,6 +7,7 @@ A child that hangs is killed (`child_process`).
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
 from medical_assistant.engines.child_process import PROBE_S, ChildProcess
 from medical_assistant.engines.openai_client import READ_TIMEOUT_S, ConnectionLost, NoAnswer
-from medical_assistant.errors import AdapterError, EngineError
+from medical_assistant.errors import EngineError
 from medical_assistant.models.adapter import Adapter
 from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS
 from medical_assistant.prompts import Message
@@ -81,6 +82,8 @@ class LlamaCppEngine:
             "threads": self.threads,
             "cache_type": cache_type,
         }
+        if adapter and not adapter.chosen_template and gguf.is_file() and not _has_chat_template(gguf):
+            self._config["chat_template"] = adapter.prompt["chat_template"]  # llama.cpp would assume ChatML
         self._limits_s = (start_timeout_s, probe_s, silence_s)
         self._restart_times: list[float] = []
         self._closed = False
@@ -88,7 +91,7 @@ class LlamaCppEngine:
         self._child = ChildProcess(self._config, *self._limits_s)
         if adapter:
             try:
-                self._serve_as_trained(adapter)
+                self._check_prompt(adapter)
             except BaseException:
                 self.close()
                 raise
@@ -206,18 +209,6 @@ class LlamaCppEngine:
         cause = "killed, perhaps out of memory" if status == -9 else f"exit status {status}"
         return EngineError(f"The model process died ({cause}) and is restarting: ask again.")
 
-    def _serve_as_trained(self, adapter: Adapter) -> None:
-        """Check the prompt; a GGUF without a chat template, where llama.cpp assumes ChatML, gets the adapter's."""
-        try:
-            self._check_prompt(adapter)
-        except AdapterError:
-            if self._config["chat_template"] or _has_chat_template(Path(str(self._config["gguf"]))):
-                raise
-            self._config["chat_template"] = adapter.prompt["chat_template"]
-            self._child.stop()
-            self._child = ChildProcess(self._config, *self._limits_s)
-            self._check_prompt(adapter)
-
     def _check_prompt(self, adapter: Adapter) -> None:
         properties = self._child.client.request("GET", "/props")
         tokens: dict[str, Any] = {name: properties.get(name) for name in ("bos_token", "eos_token")}
@@ -229,8 +220,8 @@ class LlamaCppEngine:
 
 def _has_chat_template(gguf: Path) -> bool:
     """Search the metadata, which opens the file: parsing it with `GGUFReader` takes 4 s for 49,000 tokens."""
-    with gguf.open("rb") as file:
-        return b"tokenizer.chat_template" in file.read(64 * 2**20)  # Llama 3's metadata has 8 MB
+    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"tokenizer.chat_template", 0, 64 * 2**20) >= 0  # Llama 3's metadata has 8 MB
 
 
 def choose_threads(gguf: Path) -> int:

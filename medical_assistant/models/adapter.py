@@ -28,9 +28,9 @@ ADAPTER_FILES = (
     "README.md",
     "loss.png",
 )
-REQUIRED_FILES = ("adapter_config.json", "adapter_model.safetensors", "prompt.json")
 GGUF_FILE = "adapter.gguf"  # required as well, but for DoRA
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+REQUIRED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "prompt.json")
 MAX_HEADER_BYTES = 100_000_000  # of safetensors: the library's own limit
 CALIBRATION_FILE = "calibration.json"  # optional: `medical_assistant.chat.confidence`
 REPORT_FILE = "report.md"  # optional: of the evaluation behind metrics.json
@@ -84,7 +84,7 @@ def load_adapter(folder: Path, preset: Preset, name: str | None = None, revision
         if not (folder / file).is_file():
             raise AdapterError(f"Adapter {name} has no {file}: train or download it again.")
     try:
-        config, prompt = read_json(folder / "adapter_config.json"), read_json(folder / "prompt.json")
+        config, prompt = read_json(folder / CONFIG_FILE), read_json(folder / "prompt.json")
     except UserError as error:
         raise AdapterError(str(error)) from error
     is_dora = bool(config.get("use_dora"))  # llama.cpp cannot load one
