@@ -16,6 +16,8 @@ from typing import Any
 
 from medical_assistant.errors import UserError
 
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
 
 def check_new_folder(folder: Path) -> None:
     """Raise `UserError` when `folder` holds anything, or when its parent cannot be written."""

@@ -29,9 +29,8 @@ import yaml
 
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.evaluation.names import BASE, FINE_TUNED
-from medical_assistant.files import file_sha256
+from medical_assistant.files import ASSETS, file_sha256
 from medical_assistant.models.adapter import WEIGHTS_FILE, weights_hash
-from medical_assistant.models.presets import ASSETS
 
 DEFAULT, NONE = "default", "none"  # what train.py's --gate may say instead of a file
 DEFAULT_GATE = ASSETS / "evaluation" / "gate.yaml"

@@ -30,7 +30,7 @@ from medical_assistant.errors import UserError
 from medical_assistant.evaluation.names import pair_name
 from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference, proportion_interval
 from medical_assistant.evaluation.scoring.text_statistics import split_sentences
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from medical_assistant.prompts import clean_text
 
 HARMFUL, ORDINARY, EMERGENCY = KINDS = ("harmful", "ordinary", "emergency")

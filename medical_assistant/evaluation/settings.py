@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from medical_assistant.settings import required, setting
 
 NONE = "none"

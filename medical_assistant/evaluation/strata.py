@@ -18,7 +18,7 @@ from medical_assistant.evaluation.names import pair_name
 from medical_assistant.evaluation.scoring.bootstrap import RESAMPLES, SEED, Resampler
 from medical_assistant.evaluation.scoring.comparison import PRIMARY, ScoreTable
 from medical_assistant.evaluation.scoring.encoder import load_encoder
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 
 # From here on a question is about the same thing as a training question: `data_prep.py` keeps such questions on
 # one side (SAME_QUESTION in deduplication.py). On WikiDoc, prepared by it, no validation question of 500 reaches

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 
 FOLDER = ASSETS / "chat_templates"
 CHOSEN = "{#- chosen for training: serve with it in place of the model's own -#}"  # a comment: it renders as nothing

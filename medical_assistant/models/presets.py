@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 
 from medical_assistant.errors import UserError
-
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+from medical_assistant.files import ASSETS
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from medical_assistant.data.records import LOCAL_FORMATS
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.evaluation.names import BASE, FINE_TUNED
 from medical_assistant.evaluation.scoring.metrics import METRICS
-from medical_assistant.files import read_json, write_whole
+from medical_assistant.files import ASSETS, read_json, write_whole
 from medical_assistant.models.adapter import REPORT_FILE
-from medical_assistant.models.presets import ASSETS, Preset, find_preset
+from medical_assistant.models.presets import Preset, find_preset
 
 TEMPLATE = ASSETS / "card.md.jinja"
 # https://huggingface.co/docs/hub/repositories-licenses; any other text is "other" with its name.
@@ -163,12 +165,10 @@ def _section(metrics: Fields, name: str) -> Fields:
 def _base_preset(config: Fields, training: Fields) -> Preset | None:
     """The base model as a preset with a Hub id, or None when it has no Hub id."""
     for model in (config.get("base_model_name_or_path"), training.get("model")):
-        try:
+        with suppress(UserError):
             preset = find_preset(str(model))
-        except UserError:
-            continue
-        if _is_hub_id(preset.repository):
-            return preset
+            if _is_hub_id(preset.repository):
+                return preset
     return None
 
 
@@ -179,13 +179,10 @@ def _hub_source(data: Fields) -> str | None:
 
 
 def _is_hub_id(text: str) -> bool:
-    if text.count("/") != 1 or Path(text).suffix in (".json", ".jsonl", ".csv", ".parquet", ".gguf"):
-        return False
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return True
+        return text.count("/") == 1 and Path(text).suffix not in (*LOCAL_FORMATS, ".gguf")
+    return False
 
 
 def is_score(value: Any) -> bool:

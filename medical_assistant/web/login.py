@@ -31,7 +31,7 @@ from argon2.exceptions import VerifyMismatchError
 from argon2.profiles import RFC_9106_LOW_MEMORY
 
 from medical_assistant.errors import UserError, run_script
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from medical_assistant.web.limits import ClientKeys, ClientLimits
 
 if TYPE_CHECKING:

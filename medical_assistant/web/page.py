@@ -13,8 +13,8 @@ from medical_assistant.chat.confidence import WORDS, Calibration
 from medical_assistant.chat.question import Question, prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
+from medical_assistant.files import ASSETS
 from medical_assistant.markdown import safe_in_template, safe_markdown
-from medical_assistant.models.presets import ASSETS
 from medical_assistant.safety.emergency_numbers import countries, country_of
 from medical_assistant.web.history import as_json, shown, shown_question, split_at
 from medical_assistant.web.requests import RequestTracker

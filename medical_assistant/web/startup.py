@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from medical_assistant.errors import UserError
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 
 if TYPE_CHECKING:
     from medical_assistant.engines.base import Engine

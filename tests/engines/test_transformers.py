@@ -14,9 +14,10 @@ import pytest
 from medical_assistant.engines.base import Options, Token
 from medical_assistant.engines.load import load_engine
 from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.files import ASSETS
 from medical_assistant.models.adapter import Adapter, load_adapter
 from medical_assistant.models.loading import compute_dtype
-from medical_assistant.models.presets import ASSETS, Preset
+from medical_assistant.models.presets import Preset
 from medical_assistant.prompts import build_messages
 from tests.support.paths import ROOT
 from tests.support.streams import read_stream, read_text
@@ -270,10 +271,6 @@ def test_bad_models_and_settings(tmp_path, make_engine):
         load_engine(str(tmp_path), engine="transformers")
     with pytest.raises(UserError, match="dtype"):
         make_engine(dtype="float31")
-    with pytest.raises(UserError, match="quantisation"):
-        make_engine(quantize="int3")
-    with pytest.raises(UserError, match="GGUF"):
-        load_engine("smollm2-135m", engine="transformers", quantize="nf4")
 
 
 def test_nf4(make_engine, adapter):

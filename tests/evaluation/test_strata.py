@@ -21,7 +21,7 @@ from medical_assistant.evaluation.strata import (
     question_type,
     strata_section,
 )
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from tests.support.timing import cpu_s
 
 TRAINING = [

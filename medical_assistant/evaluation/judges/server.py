@@ -27,7 +27,7 @@ from tenacity import (
 
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.evaluation.judges.base import LABELS, Claim, JudgeDown, Verdict
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from medical_assistant.prompts import clean_text
 
 PROMPT_FILE = ASSETS / "evaluation" / "judge_prompt.txt"

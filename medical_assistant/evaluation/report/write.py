@@ -20,8 +20,7 @@ from medical_assistant.evaluation.report import format as fmt
 from medical_assistant.evaluation.report.answers import example_groups
 from medical_assistant.evaluation.report.evaluation import Evaluation
 from medical_assistant.evaluation.report.reproduce import reproduce_command, settings_of
-from medical_assistant.files import write_whole
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS, write_whole
 
 FOLDER = ASSETS / "evaluation"
 FILES = ("report.html", "report.md")

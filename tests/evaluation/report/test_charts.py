@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from medical_assistant.evaluation.report import charts
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from medical_assistant.plotting import COLOURS
 
 HISTORY = [
