@@ -235,7 +235,7 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, output_filter
                 yield replace(reply, text=text + output_filter.finish())
                 raise
             signals.add(token)
-            reply = replace(reply, tokens=signals.count)
+            reply = replace(reply, tokens=len(signals.logprobs))
             text += output_filter.feed(token.text)
             if repetition.feed(token.text):
                 reason = "repetition"

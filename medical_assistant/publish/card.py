@@ -34,7 +34,7 @@ LICENSES = {
 # Scores that the Hub's index gets, with the metric's name on https://huggingface.co/metrics.
 INDEXED = {
     "bleu": "bleu", "chrf": "chrf", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge", "rougeLsum": "rouge",
-    "token_f1": "f1", "exact_match": "exact_match", "bertscore_f1": "bertscore", "perplexity": "perplexity",
+    "token_f1": "f1", "exact_match": "exact_match", "perplexity": "perplexity",
 }  # fmt: skip
 # Settings that are said elsewhere in the card, or say where the run lay and how it was watched.
 NOT_SHOWN = (

@@ -21,7 +21,7 @@ from medical_assistant.chat.confidence import Calibration
 from medical_assistant.chat.question import prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import AdapterError, EngineError, UserError
-from medical_assistant.models.presets import ASSETS
+from medical_assistant.files import ASSETS
 from medical_assistant.prompts import SYSTEM_PROMPT, clean_text
 from medical_assistant.safety.screening import Screening, screen
 from medical_assistant.safety.triage import Triage
