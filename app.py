@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(1) as pool:
         # The model loads in its own process while gradio is imported here (3 s).
         loading = pool.submit(load_model, settings.model, choose_adapter(settings), settings.engine)
-        from medical_assistant.chat.assistant import Assistant, load_examples
+        from medical_assistant.chat.assistant import Assistant
         from medical_assistant.web import page, server
         from medical_assistant.web.requests import RequestTracker
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tracker = RequestTracker(limits, keys)
         assistant = Assistant(engine, problem, read_calibration(engine))
-        demo = page.build_page(assistant, load_examples(), tracker)
+        demo = page.build_page(assistant, tracker)
         if login:
             login.add_button(demo)
         server.keep_text_out_of_errors()

@@ -29,10 +29,7 @@ class Option(NamedTuple):
 
 def setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
     """Return a dataclass field with its default and its line in `--help`."""
-    metadata = {"help": help, "choices": choices}
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 def required(help: str) -> Any:

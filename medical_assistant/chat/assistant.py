@@ -16,14 +16,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from medical_assistant.chat.confidence import Calibration, Signals, describe
 from medical_assistant.chat.question import Question, prepare
 from medical_assistant.chat.repetition import RepetitionDetector, without_repetition
 from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
-from medical_assistant.files import ASSETS
 from medical_assistant.prompts import build_messages, trim_history
 from medical_assistant.safety.output_filter import OutputFilter
 from medical_assistant.safety.screening import Screening
@@ -101,31 +98,26 @@ class Assistant:
             raise AdapterError(f"The fine-tuned model is not available ({reason}) Choose {BASE!r}.")
 
     def answer(self, question: Question, model: str, options: Options | None = None) -> Generator[Reply, None, None]:
-        """Return a generator of the answer as it grows, at most one update per `UPDATE_INTERVAL_S`.
+        """Yield the answer as it grows, at most one update per `UPDATE_INTERVAL_S`.
 
         `options.adapter` is set from `model`. Closing the generator stops the model. A question that the rules call an
         emergency, or a request for harm, gets their answer, and the model is not called.
-        Raises `TypeError` at once for what is no `Question`. The generator raises `UserError` for one that cannot be
-        answered and `AdapterError` as `check_model`. An engine that fails on the way does not raise: the text so far
-        stays, with a note.
+        The generator raises `TypeError` for what is no `Question`, `UserError` for one that cannot be answered and
+        `AdapterError` as `check_model`. An engine that fails on the way does not raise: the text so far stays, with a
+        note.
         """
         if not isinstance(question, Question):
-            raise TypeError(
-                f"Assistant.answer takes a Question of chat.question.prepare, not {type(question).__name__}."
-            )
-        return self._answer(question, model, options or Options())
-
-    def _answer(self, question: Question, model: str, options: Options) -> Generator[Reply, None, None]:
-        triage = question.screening.triage
+            raise TypeError(f"An answer needs a Question of chat.question.prepare, not {type(question).__name__}.")
         if question.screening.answer:
             yield rules_reply(question.screening)
             return
         if question.refusal:
             raise UserError(question.refusal)
         self.check_model(model)
-        options = replace(options, adapter=model == FINE_TUNED)
+        options = replace(options or Options(), adapter=model == FINE_TUNED)
         if not 1 <= options.max_new_tokens <= MAX_ANSWER_TOKENS:
             raise UserError(f"An answer cannot have {options.max_new_tokens} tokens: use 1 to {MAX_ANSWER_TOKENS}.")
+        triage = question.screening.triage
         reply = Reply("", self.footer(model), triage.notice)
         # The first update before any work: Gradio can only close a generator that has yielded.
         yield reply
@@ -161,11 +153,11 @@ class Assistant:
         figure may seem to weigh against it.
         """
         values = signals.values()
-        if self.calibration is None or not options.adapter or reply.advice or not reply.text:
+        if not options.adapter or reply.advice or not reply.text or values["ended"] is None:
             return ""
-        if values["ended"] is None:
+        if self.calibration is None or not self.calibration.covers(options, values):
             return ""
-        return describe(self.calibration.confidence(values)) if self.calibration.covers(options, values) else ""
+        return describe(self.calibration.confidence(values))
 
     def answer_both(self, question: Question, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
         """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both.
@@ -243,7 +235,7 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, output_filter
                 yield replace(reply, text=text + output_filter.finish())
                 raise
             signals.add(token)
-            reply = replace(reply, tokens=signals.count)
+            reply = replace(reply, tokens=len(signals.logprobs))
             text += output_filter.feed(token.text)
             if repetition.feed(token.text):
                 reason = "repetition"
@@ -272,17 +264,3 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, output_filter
 def _trimmed_note(dropped: int) -> str:
     left_out = "oldest message was" if dropped == 1 else f"{dropped} oldest messages were"
     return f"The conversation is longer than the model can read: the {left_out} left out."
-
-
-@dataclass(frozen=True)
-class Example:
-    """An example question and its short label."""
-
-    label: str
-    question: str
-
-
-def load_examples(path: Path = ASSETS / "examples.yaml") -> list[Example]:
-    """Return the example questions of `assets/examples.yaml`."""
-    with path.open(encoding="utf-8") as file:
-        return [Example(**fields) for fields in yaml.safe_load(file)]

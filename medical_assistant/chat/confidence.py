@@ -46,11 +46,6 @@ class Signals:
             self.logprobs.append(token.logprob)
             self.entropies.append(token.entropy)
 
-    @property
-    def count(self) -> int:
-        """The number of tokens so far."""
-        return len(self.logprobs)
-
     def values(self) -> dict[str, float | None]:
         """Return the signals by their names in `SIGNALS`; None is one that is not known.
 
@@ -61,7 +56,7 @@ class Signals:
             "mean_logprob": mean,
             "min_logprob": None if mean is None else min(self.logprobs),
             "mean_entropy": _mean(self.entropies),
-            "tokens": float(self.count),
+            "tokens": float(len(self.logprobs)),
             "ended": None if self.ended is None else float(self.ended),
         }
 
@@ -86,9 +81,9 @@ class Calibration:
 
         Raises `ValueError`, in a few words, when a part is missing, of another schema version, or out of its range.
         """
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"schema version {str(content.get('schema_version'))[:20]}, not {SCHEMA_VERSION}")
         try:
+            if content.get("schema_version") != SCHEMA_VERSION:
+                raise ValueError(f"schema version {str(content.get('schema_version'))[:20]}, not {SCHEMA_VERSION}")
             knots, decoding = content.get("isotonic") or {"x": [], "y": []}, content["decoding"]
             numbers = [map(float, content[key]) for key in ("means", "scales", "coefficients")]
             found = cls(
@@ -104,18 +99,16 @@ class Calibration:
             )
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"a value is missing or of the wrong form: {error}") from error
-        valid = (
-            all(
-                name in SIGNALS and math.isfinite(mean) and 0 < scale < math.inf
-                for name, mean, scale, _ in found.signals
-            )
-            and all(
-                abs(weight) <= LARGEST_COEFFICIENT for weight in (found.intercept, *(row[3] for row in found.signals))
-            )
-            and all(0 <= x <= 1 and 0 <= y <= 1 for x, y in found.isotonic)
-            and all(x < next_x and y <= next_y for (x, y), (next_x, next_y) in pairwise(found.isotonic))
+        xs, ys = [x for x, _ in found.isotonic], [y for _, y in found.isotonic]
+        weights = [found.intercept, *(weight for *_, weight in found.signals)]
+        in_range = (
+            all(name in SIGNALS for name, *_ in found.signals)
+            and all(math.isfinite(mean) and 0 < scale < math.inf for _, mean, scale, _ in found.signals)
+            and all(abs(weight) <= LARGEST_COEFFICIENT for weight in weights)
+            and all(0 <= value <= 1 for value in (*xs, *ys))
+            and (xs, ys) == (sorted(set(xs)), sorted(ys))
         )
-        if not valid:
+        if not in_range:
             raise ValueError("a signal, scale, coefficient or isotonic step is unknown or out of range")
         return found
 
@@ -131,8 +124,7 @@ class Calibration:
             if value is None or not math.isfinite(value):
                 return None
             score += weight * max(-STANDARDISED_LIMIT, min(STANDARDISED_LIMIT, (value - mean) / scale))
-        power = math.exp(-abs(score))  # of -abs: never overflows
-        probability = 1.0 / (1.0 + power) if score >= 0 else power / (1.0 + power)
+        probability = 0.5 + 0.5 * math.tanh(score / 2)  # the logistic function, in a form that never overflows
         for (x, y), (next_x, next_y) in pairwise(self.isotonic):
             if probability < next_x:
                 part = max(0.0, (probability - x) / (next_x - x))
@@ -160,33 +152,30 @@ def find_calibration(info: EngineInfo) -> Calibration | None:
     """
     if info.adapter is None or info.adapter_revision is None:
         return None
-    path: Path | None = Path(info.adapter) / CALIBRATION_FILE
-    if not Path(info.adapter).is_dir():
+    path = Path(info.adapter) / CALIBRATION_FILE
+    if not path.parent.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         name = info.adapter.partition("@")[0]
-        cached = try_to_load_from_cache(name, CALIBRATION_FILE, revision=info.adapter_revision)
-        path = Path(cached) if isinstance(cached, str) else None
-    if path is None or not path.is_file():
+        # A path only where the file is in the cache; "" is a folder.
+        path = Path(str(try_to_load_from_cache(name, CALIBRATION_FILE, revision=info.adapter_revision) or ""))
+    if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        calibration = Calibration.from_json(content)
+        calibration = Calibration.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise AdapterError(f"{path} is broken ({reason}): run evaluate.py again or delete it.") from error
-    known = {info.adapter_revision}
+    known = [info.adapter_revision]
     if (path.parent / WEIGHTS_FILE).is_file():
-        known.add(weights_hash(path.parent))
+        known.append(weights_hash(path.parent))
     if calibration.adapter_revision not in known:
         logger.warning("%s was fitted for other weights: run evaluate.py again to show confidence.", path)
-        return None
-    if calibration.engine not in (None, info.engine):
+    elif calibration.engine not in (None, info.engine):
         logger.warning("Confidence is not shown: it was measured with %s, not %s.", calibration.engine, info.engine)
-        return None
-    return calibration
+    else:
+        return calibration
+    return None
 
 
 def describe(confidence: float | None) -> str:

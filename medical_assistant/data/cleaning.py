@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +27,22 @@ _SPACE_BEFORE_PUNCTUATION = re.compile(r"\s+([?.!,;:])(?=\s|$)")
 EXAMPLES_A_STEP = 3
 
 
-@dataclass
 class StepLog:
     """Counts and examples of what each step removed, for the manifest."""
 
-    removed: Counter[str] = field(default_factory=Counter)
-    reasons: dict[str, str] = field(default_factory=dict)
-    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, Any]] = {}
 
     def remove(self, step: str, reason: str, question: str, answer: str) -> None:
         """Count one pair removed by `step`; the first three of a step are kept as examples (200 characters)."""
-        self.removed[step] += 1
-        self.reasons[step] = reason
-        examples = self.examples.setdefault(step, [])
-        if len(examples) < EXAMPLES_A_STEP:
-            examples.append({"question": question[:200], "answer": answer[:200]})
+        row = self._rows.setdefault(step, {"step": step, "reason": reason, "removed": 0, "examples": []})
+        row["removed"] += 1
+        if row["removed"] <= EXAMPLES_A_STEP:
+            row["examples"].append({"question": question[:200], "answer": answer[:200]})
 
     def as_rows(self) -> list[dict[str, Any]]:
         """Return `{"step", "reason", "removed", "examples"}` for each step, in order of first use."""
-        return [
-            {"step": step, "reason": self.reasons[step], "removed": count, "examples": self.examples[step]}
-            for step, count in self.removed.items()
-        ]
+        return list(self._rows.values())
 
 
 @dataclass(frozen=True)

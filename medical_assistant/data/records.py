@@ -48,11 +48,17 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"There is no file {path}: check the path.")
     kind = path.suffix.lower()
-    if kind == ".parquet":
-        yield from _read_parquet(path)
-        return
     if kind not in LOCAL_FORMATS:
         raise UserError(f"{path} is not a data file: give one of {', '.join(LOCAL_FORMATS)}.")
+    if kind == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            yield from pyarrow.parquet.read_table(path).to_pylist()
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+        return
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
@@ -65,23 +71,15 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
     elif kind == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                yield _json_object(line, f"{path}, line {number}")
+                row = _parse_json(line, f"{path}, line {number}")
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
+                yield row
     else:
         rows = _parse_json(text, str(path))
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise UserError(f"{path} must hold a JSON list of objects.")
         yield from rows
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
-    return rows
 
 
 def _parse_json(text: str, where: str) -> Any:
@@ -93,13 +91,6 @@ def _parse_json(text: str, where: str) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 5,000 brackets
         raise UserError(f"{where}: JSON too large to read: correct or remove the line.") from error
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    row = _parse_json(line, where)
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}.")
-    return row
 
 
 def _read_hub(dataset: str, config: str | None, revision: str | None) -> Source:

@@ -30,7 +30,7 @@ class Token:
     """New text and the natural-log probability the model gave it (of the token, at temperature 1).
 
     The text is empty while a character is not complete, and in a keep-alive token (probability 1) while a
-    long prompt is read. The probability is NaN where a remote server sends none.
+    long prompt is read. The probability is NaN where llama.cpp sends none.
     """
 
     text: str
@@ -53,7 +53,7 @@ class Answer:
 class EngineInfo:
     """Which engine, model and adapter answer; shown with each answer."""
 
-    engine: str  # "llama_cpp", "transformers", "remote"
+    engine: str  # "llama_cpp" or "transformers"
     model: str  # preset name, Hub id or path, as asked for
     adapter: str | None  # folder or repository; None when only the base is loaded
     adapter_revision: str | None  # commit hash on the Hub, or the first 12 hex digits of the weights' SHA-256

@@ -54,12 +54,14 @@ class ChildProcess:
         self._stopped = threading.Event()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # llama.cpp's errors; never grows by requests
         search_path = os.pathsep.join(filter(None, [str(_SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
+        # llama.cpp asks nobody for anything.
+        public = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**_without_secrets(os.environ), "PYTHONPATH": search_path},
+            env={**public, "PYTHONPATH": search_path},
             start_new_session=True,  # Ctrl-C in a terminal is for the app, which then closes this
         )
         try:
@@ -68,7 +70,7 @@ class ChildProcess:
         except BaseException:
             self.stop()
             raise
-        self.client = OpenAIClient(address, key, read_timeout_s=silence_s, use_proxy=False)
+        self.client = OpenAIClient(address, key, read_timeout_s=silence_s)
         threading.Thread(target=self._watch, args=(probe_s,), name="watch", daemon=True).start()
 
     def _start(self, config: Mapping[str, Any], timeout_s: float) -> str:
@@ -135,8 +137,3 @@ class ChildProcess:
             self.process.wait()
         self.process.stdout.close()
         self._log.close()
-
-
-def _without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what llama.cpp may know: it asks nobody for anything."""
-    return {name: value for name, value in environment.items() if not _SECRET.search(name)}

@@ -11,7 +11,7 @@ with), so a copy for the adapter holds their sum.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,8 @@ class EightBitBatches:
         self._folder = TemporaryDirectory(prefix="medical-assistant-")
         self._engines: dict[bool, LlamaCppEngine] = {}
         # The one that carries the adapter names it, and checks its prompt now, before any answer.
-        self.info = self._engine(adapter is not None).info
-        self.context_tokens = self._engine(adapter is not None).context_tokens
+        first = self._engine(adapter is not None)
+        self.info, self.context_tokens, self.count_tokens = first.info, first.context_tokens, first.count_tokens
 
     def stream(self, messages: Sequence[Message], options: Options) -> Generator[Token, None, str]:
         self.info.check_adapter(options)
@@ -67,9 +67,6 @@ class EightBitBatches:
     def answer_all(self, conversations: Sequence[Sequence[Message]], options: Options) -> Iterator[tuple[int, Answer]]:
         self.info.check_adapter(options)
         return self._engine(options.adapter).answer_all(conversations, options)
-
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        return self._engine(self._adapter is not None).count_tokens(messages)
 
     def close(self) -> None:
         for engine in self._engines.values():
@@ -111,7 +108,7 @@ def write_eight_bit(source: Path, path: Path, lora: Path | None = None) -> Path:
         values = dequantized(tensor)
         if tensor.name in changes:
             a, b = changes[tensor.name]
-            values = values + b @ a
+            values += b @ a
         return values
 
     kinds = dict.fromkeys(changed, gguf.GGMLQuantizationType.Q8_0)
@@ -119,17 +116,13 @@ def write_eight_bit(source: Path, path: Path, lora: Path | None = None) -> Path:
     return path
 
 
-def _read_lora(path: Path) -> Mapping[str, tuple[numpy.ndarray, numpy.ndarray]]:
+def _read_lora(path: Path) -> dict[str, tuple[numpy.ndarray, numpy.ndarray]]:
     """Return {matrix: (A, B)}, the factor alpha / rank in B."""
     import gguf
-    import numpy
 
     reader = gguf.GGUFReader(path)
     alpha = reader.fields[gguf.Keys.Adapter.LORA_ALPHA].contents()
-    parts = {tensor.name: tensor.data.astype(numpy.float32) for tensor in reader.tensors}
-    pairs = {
-        name.removesuffix(".lora_a"): (a, parts[name.removesuffix("a") + "b"])
-        for name, a in parts.items()
-        if name.endswith(".lora_a")
-    }
+    parts = {tensor.name: dequantized(tensor) for tensor in reader.tensors}
+    names = [name.removesuffix(".lora_a") for name in parts if name.endswith(".lora_a")]
+    pairs = {name: (parts[f"{name}.lora_a"], parts[f"{name}.lora_b"]) for name in names}
     return {name: (a, b * (alpha / len(a))) for name, (a, b) in pairs.items()}

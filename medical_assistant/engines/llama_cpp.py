@@ -7,6 +7,7 @@ A child that hangs is killed (`child_process`).
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
 from medical_assistant.engines.child_process import PROBE_S, ChildProcess
 from medical_assistant.engines.openai_client import READ_TIMEOUT_S, ConnectionLost, NoAnswer
-from medical_assistant.errors import AdapterError, EngineError
+from medical_assistant.errors import EngineError
 from medical_assistant.models.adapter import Adapter
 from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS
 from medical_assistant.prompts import Message
@@ -72,7 +73,6 @@ class LlamaCppEngine:
         self.threads = threads or choose_threads(gguf)
         self.restarts = 0
         self._parallel = parallel
-        self._merged = merged
         self._config = {
             "gguf": str(gguf),
             "adapter_gguf": str(adapter.gguf) if adapter and not merged else None,
@@ -82,6 +82,8 @@ class LlamaCppEngine:
             "threads": self.threads,
             "cache_type": cache_type,
         }
+        if adapter and not adapter.chosen_template and gguf.is_file() and not _has_chat_template(gguf):
+            self._config["chat_template"] = adapter.prompt["chat_template"]  # llama.cpp would assume ChatML
         self._limits_s = (start_timeout_s, probe_s, silence_s)
         self._restart_times: list[float] = []
         self._closed = False
@@ -89,7 +91,7 @@ class LlamaCppEngine:
         self._child = ChildProcess(self._config, *self._limits_s)
         if adapter:
             try:
-                self._serve_as_trained(adapter)
+                self._check_prompt(adapter)
             except BaseException:
                 self.close()
                 raise
@@ -111,8 +113,10 @@ class LlamaCppEngine:
 
     def _payload(self, messages: Sequence[Message], options: Options) -> dict[str, Any]:
         self.info.check_adapter(options)
-        if self._merged and not options.adapter:
-            raise AdapterError("The adapter is merged into these weights: load the base to ask it.")
+        # llama.cpp's own defaults also cut by top-k and min-p; the order, temperature then nucleus, is transformers'.
+        sampling: dict[str, Any] = {"samplers": ["top_k"], "top_k": 1}
+        if options.temperature > 0:
+            sampling = {"samplers": ["temperature", "top_p"], "top_p": options.top_p}
         payload: dict[str, Any] = {
             "messages": list(messages),
             "max_tokens": options.max_new_tokens,
@@ -120,7 +124,8 @@ class LlamaCppEngine:
             "logprobs": True,
             "top_logprobs": TOP_LOGPROBS,
             "chat_template_kwargs": TEMPLATE_ARGUMENTS,
-            **_sampling(options),
+            "temperature": max(options.temperature, 0.0),
+            **sampling,
         }
         if self._config["adapter_gguf"]:  # left out, the adapter's state would be the server's choice
             payload["lora"] = [{"id": ADAPTER_ID, "scale": 1.0 if options.adapter else 0.0}]
@@ -204,18 +209,6 @@ class LlamaCppEngine:
         cause = "killed, perhaps out of memory" if status == -9 else f"exit status {status}"
         return EngineError(f"The model process died ({cause}) and is restarting: ask again.")
 
-    def _serve_as_trained(self, adapter: Adapter) -> None:
-        """Check the prompt; a GGUF without a chat template, where llama.cpp assumes ChatML, gets the adapter's."""
-        try:
-            self._check_prompt(adapter)
-        except AdapterError:
-            if self._config["chat_template"] or _has_chat_template(Path(str(self._config["gguf"]))):
-                raise
-            self._config["chat_template"] = adapter.prompt["chat_template"]
-            self._child.stop()
-            self._child = ChildProcess(self._config, *self._limits_s)
-            self._check_prompt(adapter)
-
     def _check_prompt(self, adapter: Adapter) -> None:
         properties = self._child.client.request("GET", "/props")
         tokens: dict[str, Any] = {name: properties.get(name) for name in ("bos_token", "eos_token")}
@@ -227,22 +220,8 @@ class LlamaCppEngine:
 
 def _has_chat_template(gguf: Path) -> bool:
     """Search the metadata, which opens the file: parsing it with `GGUFReader` takes 4 s for 49,000 tokens."""
-    with gguf.open("rb") as file:
-        return b"tokenizer.chat_template" in file.read(64 * 2**20)  # Llama 3's metadata has 8 MB
-
-
-def _sampling(options: Options) -> dict[str, Any]:
-    """Return llama.cpp's sampler chain: temperature, then nucleus (Holtzman et al. 2020), nothing else.
-
-    The order is that of `transformers`; llama.cpp's own defaults also cut by top-k and min-p.
-    """
-    if options.temperature <= 0:
-        return {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1}
-    return {
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "samplers": ["temperature", "top_p"],
-    }
+    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"tokenizer.chat_template", 0, 64 * 2**20) >= 0  # Llama 3's metadata has 8 MB
 
 
 def choose_threads(gguf: Path) -> int:

@@ -77,11 +77,12 @@ def choose_engine(preset: Preset) -> str:
     # A .gguf file from the user has no Hub id to load tokenizer and weights by, and llama.cpp reads it as it is.
     if torch_installed and not preset.own_gguf and (os.environ.get("SPACES_ZERO_GPU") or _has_cuda()):
         return "transformers"
-    if (preset.own_gguf or _gguf_source(preset)) and importlib.util.find_spec("xllamacpp") is not None:
+    has_gguf = preset.own_gguf or preset.embedded_gguf() or (preset.gguf and preset.gguf_repository)
+    if has_gguf and importlib.util.find_spec("xllamacpp") is not None:
         return "llama_cpp"
     if torch_installed and importlib.util.find_spec("transformers") is not None:
         return "transformers"
-    if preset.package and preset.embedded_gguf() is None and preset.install:
+    if preset.install and preset.embedded_gguf() is None:
         raise EngineError(f"The weights of {preset.name} are not installed: {preset.install}")
     raise EngineError(f"No installed engine can run {preset.name}: pip install -r requirements.txt")
 
@@ -101,10 +102,6 @@ def find_gguf(preset: Preset) -> Path:
     if preset.install:
         raise EngineError(f"The weights of {preset.name} are not installed: {preset.install}")
     raise EngineError(f"{preset.name} has no GGUF for llama.cpp: use --engine transformers or give a .gguf file.")
-
-
-def _gguf_source(preset: Preset) -> bool:
-    return preset.embedded_gguf() is not None or (preset.gguf is not None and preset.gguf_repository is not None)
 
 
 def _has_cuda() -> bool:

@@ -1,7 +1,6 @@
-"""A streaming client for servers that speak the OpenAI chat protocol.
+"""A streaming client for the OpenAI chat protocol, as llama.cpp's server in the child process speaks it.
 
-The llama.cpp child process, vLLM, TGI, llama-server and Inference Endpoints all do. Protocol:
-OpenAI API reference, "Create chat completion" with `stream: true` (server-sent events).
+Protocol: OpenAI API reference, "Create chat completion" with `stream: true` (server-sent events).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from medical_assistant.engines.base import Answer, Token
 from medical_assistant.errors import EngineError, UserError
 
 # What reading JSON of another form than the protocol's raises.
-MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
 READ_TIMEOUT_S = 600.0  # silence, not duration: a request may wait for a slot behind long answers
 
 
@@ -36,24 +35,20 @@ class OpenAIClient:
     def __init__(
         self,
         base_url: str,
-        api_key: str | None = None,
+        api_key: str,
         *,
         read_timeout_s: float = READ_TIMEOUT_S,
-        use_proxy: bool = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._http = httpx.Client(
             base_url=self.base_url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers={"Authorization": f"Bearer {api_key}"},
             timeout=httpx.Timeout(10.0, read=read_timeout_s, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
-            trust_env=use_proxy,  # HTTP_PROXY in the environment must not divert a loopback server
+            trust_env=False,  # HTTP_PROXY in the environment must not divert a loopback server
             transport=transport,
         )
-
-    def close(self) -> None:
-        self._http.close()
 
     def request(
         self, method: str, path: str, payload: Mapping[str, Any] | None = None, timeout_s: float | None = None
@@ -64,12 +59,12 @@ class OpenAIClient:
             response = self._http.request(method, path, json=payload, timeout=timeout)
             _raise_for_status(response)
             answer = response.json()
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except httpx.RequestError as error:
             raise self._lost(error) from error
         except ValueError as error:
-            raise EngineError(f"{self.base_url}{path} did not answer in JSON: check the server's address.") from error
+            raise _broken("answer") from error
         if not isinstance(answer, dict):
-            raise EngineError(f"{self.base_url}{path} did not answer a JSON object: check the server's address.")
+            raise _broken("answer")
         return answer
 
     def stream_chat(self, payload: Mapping[str, Any]) -> Generator[Token, None, str]:
@@ -93,12 +88,15 @@ class OpenAIClient:
                     if "error" in event:
                         raise _server_error(event["error"])
                     for choice in event.get("choices") or ():
-                        reason, tokens = _read_choice(choice)
+                        try:
+                            tokens, reason = list(_tokens(choice)), choice.get("finish_reason")
+                        except MALFORMED as error:
+                            raise _broken("event") from error
                         finish_reason = reason or finish_reason
                         yield from tokens
                     if "prompt_progress" in event:
                         yield Token("", 0.0)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except httpx.RequestError as error:
             raise self._lost(error) from error
         if finish_reason is None:
             raise ConnectionLost(f"The server at {self.base_url} ended the answer in the middle: ask again.")
@@ -112,11 +110,8 @@ class OpenAIClient:
         started_s = time.perf_counter()
         reply = self.request("POST", "/v1/chat/completions", {**payload, "stream": False}, timeout_s)
         seconds = time.perf_counter() - started_s
-        choices = reply.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise EngineError(f"{self.base_url} answered without a choice: check that it speaks the OpenAI protocol.")
         try:
-            return _read_answer(choices[0], seconds)
+            return _read_answer(reply["choices"][0], seconds)
         except MALFORMED as error:
             raise _broken("answer") from error
 
@@ -153,14 +148,6 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
     yield rest
-
-
-def _read_choice(choice: Mapping[str, Any]) -> tuple[str | None, list[Token]]:
-    """Return (finish reason, tokens) of one choice of an event."""
-    try:
-        return choice.get("finish_reason"), list(_tokens(choice))
-    except MALFORMED as error:
-        raise _broken("event") from error
 
 
 def _read_answer(choice: Mapping[str, Any], seconds: float) -> Answer:
@@ -205,22 +192,18 @@ def _entropy(entry: Mapping[str, Any]) -> float:
 
 
 def _raise_for_status(response: httpx.Response) -> None:
-    if not response.is_error:
-        return
-    try:
-        error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):
-        error = f"HTTP {response.status_code} {response.reason_phrase}"
-    if response.status_code in (401, 403):
-        raise EngineError(f"The server at {response.url.host} refused the API key: set the right key.")
-    raise _server_error(error)
+    if response.is_error:
+        try:
+            error = response.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            error = f"HTTP {response.status_code} {response.reason_phrase}"
+        raise _server_error(error)
 
 
 def _server_error(error: object) -> UserError:
     """Return the exception for an OpenAI error object; its message is the server's, cut to one line."""
     fields = error if isinstance(error, dict) else {"message": error}
-    message = " ".join(str(fields.get("message", "no message")).split())[:200]
-    kinds = f"{fields.get('type')} {fields.get('code')} {message}".lower()
-    if "context_size" in kinds or "context_length" in kinds or "maximum context" in kinds:
+    if "context_size" in str(fields.get("type")):
         return UserError("The question is too long for this model: shorten it or clear the chat.")
+    message = " ".join(str(fields.get("message", "no message")).split())[:200]
     return EngineError(f"The model server failed ({message}): ask again.")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from medical_assistant.engines.base import Answer, EngineInfo, Options, Token
 from medical_assistant.errors import EngineError, UserError
 from medical_assistant.models.adapter import Adapter
-from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS, end_of_answer, find_chat_template
-from medical_assistant.models.loading import compute_dtype, has_zero_gpu, load_model, read_tokenizer
+from medical_assistant.models.chat_templates import TEMPLATE_ARGUMENTS, find_chat_template
+from medical_assistant.models.loading import compute_dtype, has_zero_gpu, load_model, read_tokenizer, stop_tokens
 from medical_assistant.models.presets import Preset
 from medical_assistant.prompts import Message
 
@@ -88,16 +89,8 @@ class TransformersEngine:
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         for start in range(0, len(order), self._parallel):
             batch = order[start : start + self._parallel]
-            try:
-                with self._lock:
-                    self._switch(options.adapter)
-                    answers = generate_batch(
-                        self._model, self._text, [prompts[i] for i in batch], options, self._stop_ids, self._device
-                    )
-            except UserError:
-                raise
-            except Exception as error:
-                raise _explained(error) from error
+            with _explained_failures():
+                answers = self._answer_batch([prompts[i] for i in batch], options)
             yield from zip(batch, answers, strict=True)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
@@ -124,14 +117,11 @@ class TransformersEngine:
     def _stream(self, prompt: list[int], options: Options) -> Generator[Token, None, str]:
         decode = self._decode(prompt, options)
         try:
-            for item in decode:
-                if isinstance(item, str):
-                    return item
-                yield item
-        except UserError:
-            raise
-        except Exception as error:  # CUDA and ZeroGPU raise a dozen classes; the user needs one line
-            raise _explained(error) from error
+            with _explained_failures():
+                for item in decode:
+                    if isinstance(item, str):
+                        return item
+                    yield item
         finally:
             close = getattr(decode, "close", None)
             if close:
@@ -140,49 +130,99 @@ class TransformersEngine:
 
     def _generate(self, prompt: list[int], options: Options) -> Iterator[Token | str]:
         """Yield the tokens, then the finish reason. ZeroGPU runs this in a forked process."""
-        import torch
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self._config())
-        generator = torch.Generator(self._device).manual_seed(options.seed)
-        for start in range(0, len(prompt), PREFILL_TOKENS):
-            if start:
-                yield Token("", 0.0)  # keeps the stream alive, and is a chance to stop
-            logits = self._forward(prompt[start : start + PREFILL_TOKENS], cache, options.adapter)
         answer: list[int] = []
         shown = pending = 0  # answer[:shown] is on the page; answer[pending:] is decoded as one text
         limit = min(options.max_new_tokens, self.context_tokens - len(prompt))
-        while len(answer) < limit:
-            token, logprob = choose(logits, options, generator)
-            if token in self._stop_ids:
-                yield "stop"
-                return
+        for step in self._steps([prompt], limit, options):
+            if not step:
+                yield Token("", 0.0)  # keeps the stream alive, and is a chance to stop
+                continue
+            token, logprob, spread = step[0]
             answer.append(token)
-            spread = float(entropy(logits))
             before, text = self._text(answer[pending:shown]), self._text(answer[pending:])
             if text.endswith("\ufffd"):  # the first bytes of a character: wait for the rest
                 yield Token("", logprob, spread)
             else:
                 yield Token(text[len(before) :], logprob, spread)
                 pending, shown = shown, len(answer)
-            if len(answer) < limit:
-                logits = self._forward([token], cache, options.adapter)
-        yield "length"
+        yield "length" if len(answer) == limit else "stop"
 
-    def _config(self) -> Any:
+    def _answer_batch(self, prompts: Sequence[list[int]], options: Options) -> list[Answer]:
+        """Return the answers to `prompts`, computed together, in their order."""
+        started_s = time.perf_counter()
+        rows: list[list[tuple[int, float, float]]] = [[] for _ in prompts]
+        seconds = [0.0] * len(prompts)
+        for step in self._steps(prompts, options.max_new_tokens, options):
+            for row, found in step.items():
+                rows[row].append(found)
+                seconds[row] = time.perf_counter() - started_s
+        return [
+            Answer(
+                text=self._text([token for token, _, _ in row]),
+                finish_reason="length" if len(row) == options.max_new_tokens else "stop",
+                logprobs=tuple(logprob for _, logprob, _ in row),
+                entropies=tuple(spread for _, _, spread in row),
+                seconds=row_seconds or time.perf_counter() - started_s,
+            )
+            for row, row_seconds in zip(rows, seconds, strict=True)
+        ]
+
+    def _steps(
+        self, prompts: Sequence[list[int]], limit: int, options: Options
+    ) -> Iterator[dict[int, tuple[int, float, float]]]:
+        """Yield {row of `prompts`: (next token, its log-probability, entropy)}, at most `limit` times, without the rows
+        that have ended; between the pieces of long prompts {}.
+
+        Prompts are padded on the left and the padding is masked, so that each row ends where its answer begins; a row
+        that has ended is computed on, and ignored, until all have. Every row has the seed of `options`.
+        """
+        import torch
+        from transformers import DynamicCache
+
         if self._model is None:
             raise EngineError("The engine is closed: load the model again.")
-        return self._model.config
+        cache = DynamicCache(config=self._model.config)
+        generators = [torch.Generator(self._device).manual_seed(options.seed) for _ in prompts]
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+        mask = torch.ones((len(prompts), longest + limit), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, : longest - len(prompt)] = 0
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        for start in range(0, longest, PREFILL_TOKENS):
+            if start:
+                yield {}
+            piece = ids[:, start : start + PREFILL_TOKENS]
+            logits = self._forward(piece, mask[:, : start + piece.shape[1]], cache, options.adapter)
+        running = dict.fromkeys(range(len(prompts)), (0, 0.0, 0.0))
+        for length in range(longest, longest + limit):
+            if length > longest:
+                ids = torch.tensor([[running[row][0] if row in running else 0] for row in range(len(prompts))])
+                logits = self._forward(ids.to(self._device), mask[:, :length], cache, options.adapter)
+            spreads = entropy(logits).tolist()
+            chosen = {row: (*choose(logits[row], options, generators[row]), spreads[row]) for row in running}
+            running = {row: found for row, found in chosen.items() if found[0] not in self._stop_ids}
+            if not running:
+                return
+            yield running
 
-    def _forward(self, ids: list[int], cache: Any, adapter: bool) -> torch.Tensor:
-        """Return the next token's logits, float32 of shape (vocabulary,), with the LoRA on or off."""
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, adapter: bool) -> torch.Tensor:
+        """Return the next token's logits, float32 of shape (rows, vocabulary), with the LoRA on or off."""
         import torch
 
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with self._lock, torch.inference_mode():
             self._switch(adapter)
-            batch = torch.tensor([ids], device=self._device)
-            output = self._model(input_ids=batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits: torch.Tensor = output.logits[0, -1].float()
+            output = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits: torch.Tensor = output.logits[:, -1].float()
         return logits
 
     def _switch(self, adapter: bool) -> None:
@@ -199,83 +239,21 @@ class TransformersEngine:
         return text
 
 
-def _explained(error: Exception) -> EngineError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-    return EngineError(f"The model failed ({reason}): ask again, or choose a smaller model.")
+@contextmanager
+def _explained_failures() -> Iterator[None]:
+    """CUDA and ZeroGPU raise a dozen classes; the user needs one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise EngineError(f"The model failed ({reason}): ask again, or choose a smaller model.") from error
 
 
 def _gpu_duration_s(prompt: list[int], options: Options) -> int:
     """Return the GPU seconds to ask ZeroGPU for: moving the weights, then 20 tokens/s, a 7B model's pace."""
     return 15 + (options.max_new_tokens + len(prompt) // 50) // 20
-
-
-def generate_batch(
-    model: Any,
-    decode: Callable[[list[int]], str],
-    prompts: Sequence[Sequence[int]],
-    options: Options,
-    stop_ids: Collection[int],
-    device: str,
-) -> list[Answer]:
-    """Return the answers to `prompts` (token ids), computed together, in their order.
-
-    Prompts are padded on the left and the padding is masked, so that each row ends where its answer begins; a row
-    that has ended is computed on, and ignored, until all have. Every row has the seed of `options`, as a request
-    alone would have.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    started_s = time.perf_counter()
-    longest = max(len(prompt) for prompt in prompts)
-    padding = [longest - len(prompt) for prompt in prompts]
-    ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)], device=device)
-    mask = torch.ones((len(prompts), longest + options.max_new_tokens), dtype=torch.long, device=device)
-    for row, pad in enumerate(padding):
-        mask[row, :pad] = 0
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    generators = [torch.Generator(device).manual_seed(options.seed) for _ in prompts]
-    answers: list[list[tuple[int, float, float]]] = [[] for _ in prompts]
-    ended_s: dict[int, float] = {}
-    start, end = 0, longest
-    with torch.inference_mode():
-        for _ in range(options.max_new_tokens):
-            output = model(
-                input_ids=ids,
-                attention_mask=mask[:, :end],
-                position_ids=positions[:, start:end],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = output.logits[:, -1].float()
-            spread = entropy(logits).tolist()
-            chosen = [0] * len(prompts)
-            for row in range(len(prompts)):
-                if row in ended_s:
-                    continue
-                token, logprob = choose(logits[row], options, generators[row])
-                if token in stop_ids:
-                    ended_s[row] = time.perf_counter() - started_s
-                    continue
-                chosen[row] = token
-                answers[row].append((token, logprob, spread[row]))
-            if len(ended_s) == len(prompts):
-                break
-            ids = torch.tensor([[token] for token in chosen], device=device)
-            start, end = end, end + 1
-    seconds = time.perf_counter() - started_s
-    return [
-        Answer(
-            text=decode([token for token, _, _ in answer]),
-            finish_reason="stop" if row in ended_s else "length",
-            logprobs=tuple(logprob for _, logprob, _ in answer),
-            entropies=tuple(value for _, _, value in answer),
-            seconds=ended_s.get(row, seconds),
-        )
-        for row, answer in enumerate(answers)
-    ]
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -314,12 +292,8 @@ def load_weights(
 
     `device` is "cpu" or "cuda"; `dtype`, `quantize` and errors as of `TransformersEngine`.
     """
-    if quantize not in ("auto", "nf4", "none"):
-        raise UserError(f"Unknown quantisation {quantize!r}: use auto, nf4 or none.")
-    is_gguf = (preset.own_gguf or preset.embedded_gguf()) is not None
-    if is_gguf and quantize == "nf4":
-        raise UserError(f"{preset.name} is a GGUF, quantised already: use quantize none, or a Hub model.")
     if quantize == "auto":
+        is_gguf = preset.own_gguf or preset.embedded_gguf()
         quantize = "nf4" if device == "cuda" and not has_zero_gpu() and not is_gguf else "none"
     torch_dtype = compute_dtype(dtype, decoding=True)
     try:
@@ -337,24 +311,16 @@ def load_weights(
         if not getattr(model, "is_loaded_in_4bit", False):
             model = model.to(device)
         if adapter:
-            model = _add_adapter(model, adapter, torch_dtype)
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter.folder), autocast_adapter_dtype=False)
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:  # stored in half precision: one dtype in a layer saves the casts
+                    parameter.data = parameter.data.to(torch_dtype)
     except UserError:
         raise
     except Exception as error:  # from_pretrained raises KeyError, ImportError, RuntimeError, … for a bad model
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise EngineError(f"{preset.name} cannot be loaded ({reason}): check the name, network and memory.") from error
     model.eval()
-    ends = model.generation_config.eos_token_id
-    # Gemma's turns do not end with its EOS token.
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, end_of_answer(tokenizer)} - {None}
-    return tokenizer, model, frozenset(ends)
-
-
-def _add_adapter(model: Any, adapter: Adapter, dtype: torch.dtype) -> Any:
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(model, str(adapter.folder), autocast_adapter_dtype=False)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:  # stored in half precision: one dtype in a layer saves the casts
-            parameter.data = parameter.data.to(dtype)
-    return model
+    return tokenizer, model, stop_tokens(model, tokenizer)

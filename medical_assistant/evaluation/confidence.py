@@ -7,7 +7,6 @@ probability into an isotonic regression where that helps. The result is JSON, wh
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,27 +52,24 @@ def fit_confidence(
     was measured, and the app shows confidence for nothing else: `adapter_revision`, `engine`, `decoding`.
 
     Section: `status`, `candidate`, `label`, `method`, `signals`, `n_fit`, `n_test`, `n_left_out` (answers without a
-    score or a signal), and of the test half `figures` and `ece_uncalibrated` (of exp(mean log-probability), None where
+    signal), and of the test half `figures` and `ece_uncalibrated` (of exp(mean log-probability), None where
     that is not known). Where nothing can be fitted: `status` "not run" with its `reason`, and None.
     """
     answers = [row["candidates"][candidate] for row in rows]
-    signals = _known_signals(answers)
-    kept = [
-        number
-        for number, answer in enumerate(answers)
-        if _is_known(_score(answer)) and all(_is_known(answer.get(name)) for name in signals)
-    ]
-    good = np.array([_score(answers[number]) >= GOOD_FROM for number in kept], dtype=bool)
-    fits = _fitting_half([rows[number]["question"] for number in kept], seed)
-    x = np.array([[float(answers[number][name]) for name in signals] for number in kept]).reshape(
-        len(kept), len(signals)
-    )
-    varied = x[fits].std(axis=0) > 0 if kept else np.zeros(len(signals), dtype=bool)
-    reason = _why_not(good, fits, bool(varied.any()))
+    known = np.array([[answer.get(name) for name in SIGNALS] for answer in answers], dtype=float)  # None becomes NaN
+    used = np.isfinite(known).mean(axis=0) >= KNOWN_SHARE
+    kept = np.isfinite(known[:, used]).all(axis=1)
+    good = np.array([answer["scores"]["token_f1"] >= GOOD_FROM for answer in answers])[kept]
+    fits = _fitting_half([row["question"] for row, keep in zip(rows, kept, strict=True) if keep], seed)
+    reason = _why_not(good, fits)
+    if not reason:
+        used &= np.nan_to_num(known[kept][fits]).std(axis=0) > 0
+        if not used.any():
+            reason = "No signal of the answers differs between them: the engine may send no probabilities."
     if reason:
         return {"status": "not run", "reason": reason}, None
-    signals = [name for name, used in zip(signals, varied, strict=True) if used]
-    fitted = fit_calibrator(x[fits][:, varied], good[fits], seed)
+    signals = [name for name, use in zip(SIGNALS, used, strict=True) if use]
+    fitted = fit_calibrator(known[kept][:, used][fits], good[fits], seed)
     tested = good[~fits]
     calibration = {
         "schema_version": SCHEMA_VERSION,
@@ -86,10 +82,10 @@ def fit_confidence(
         **measured,
     }
     runtime = Calibration.from_json(calibration)
-    judged = [answers[number] for number, fit in zip(kept, fits, strict=True) if not fit]
-    confidences = np.array([runtime.confidence(answer) for answer in judged], dtype=float)
-    logprobs = np.array([answer.get("mean_logprob") for answer in judged], dtype=float)  # None becomes NaN
-    known = np.isfinite(logprobs).all()
+    judged = known[kept][~fits]
+    confidences = np.array([runtime.confidence(dict(zip(SIGNALS, values, strict=True))) for values in judged.tolist()])
+    probabilities = np.exp(judged[:, SIGNALS.index("mean_logprob")]).clip(0, 1)
+    has_probabilities = np.isfinite(probabilities).all()
     section = {
         "status": "done",
         "candidate": candidate,
@@ -98,24 +94,11 @@ def fit_confidence(
         "signals": signals,
         "n_fit": int(fits.sum()),
         "n_test": len(tested),
-        "n_left_out": len(rows) - len(kept),
+        "n_left_out": int((~kept).sum()),
         **figures(confidences, tested, float(good[fits].mean()), seed),
-        "ece_uncalibrated": expected_calibration_error(np.exp(logprobs).clip(0, 1), tested) if known else None,
+        "ece_uncalibrated": expected_calibration_error(probabilities, tested) if has_probabilities else None,
     }
     return section, {**calibration, "ece": section["ece"]}
-
-
-def _score(answer: Mapping[str, Any]) -> Any:
-    return (answer.get("scores") or {}).get("token_f1")
-
-
-def _is_known(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _known_signals(answers: Answers) -> list[str]:
-    fewest = max(KNOWN_SHARE * len(answers), 1)
-    return [name for name in SIGNALS if sum(_is_known(answer.get(name)) for answer in answers) >= fewest]
 
 
 def _fitting_half(questions: Sequence[str], seed: int) -> np.ndarray:
@@ -125,7 +108,7 @@ def _fitting_half(questions: Sequence[str], seed: int) -> np.ndarray:
     return np.isin(keys, chosen)
 
 
-def _why_not(good: np.ndarray, fits: np.ndarray, varied: bool) -> str | None:
+def _why_not(good: np.ndarray, fits: np.ndarray) -> str | None:
     """Return why no calibration can be fitted, None where one can."""
     n = len(good)
     if n < FEWEST_ANSWERS:
@@ -134,7 +117,7 @@ def _why_not(good: np.ndarray, fits: np.ndarray, varied: bool) -> str | None:
         return f"All {n} answers are {'good' if good.all() else 'bad'}: there is nothing to tell apart."
     if min(good[fits].sum(), (~good[fits]).sum(), good[~fits].sum(), (~good[~fits]).sum()) < FEWEST_OF_A_KIND:
         return f"{int(good.sum())} of {n} answers are good: each half needs {FEWEST_OF_A_KIND} good and bad ones."
-    return None if varied else "No signal of the answers differs between them: the engine may send no probabilities."
+    return None
 
 
 def fit_calibrator(x: np.ndarray, good: np.ndarray, seed: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from medical_assistant.evaluation.names import FINE_TUNED, pair_name
 from medical_assistant.evaluation.run import MAIN, SAFETY, STATEMENTS, Run, describe_run
 from medical_assistant.evaluation.scoring.bootstrap import Resampler, paired_difference
 from medical_assistant.evaluation.scoring.comparison import compare
-from medical_assistant.evaluation.scoring.metrics import METRICS, bert_scores, corpus_scores, score_all
+from medical_assistant.evaluation.scoring.metrics import score_all
 from medical_assistant.files import write_json
 from medical_assistant.hub.resolve import open_adapter
 from medical_assistant.models.adapter import CALIBRATION_FILE
@@ -29,7 +29,6 @@ VERDICTS = "statements.verdicts.jsonl"
 
 Metrics = dict[str, Any]
 Rows = list[dict[str, Any]]
-BETTER = {name: metric.better for name, metric in METRICS.items()}
 
 
 def measure(run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -97,10 +96,8 @@ def _changes(corpus: Mapping[str, Mapping[str, float]], keys: Sequence[str]) -> 
 def add_sections(run: Run, metrics: Metrics, rows: Rows) -> None:
     """Add every optional section to `metrics`, and to `rows` what belongs to single questions."""
     settings = run.settings
-    if settings.bertscore:
-        add_bert_scores(run, metrics, rows)
     add_strata(run, rows)
-    metrics["comparison"] = compare(rows, run.keys, BETTER, resamples=settings.resamples, seed=settings.seed)
+    metrics["comparison"] = compare(rows, run.keys, _resampler(run))
     metrics["strata"] = strata(run, metrics, rows)
     metrics["perplexity"], metrics["knowledge"] = likelihoods(run)
     for key, value in metrics["perplexity"].get("perplexity", {}).items():
@@ -114,16 +111,6 @@ def add_sections(run: Run, metrics: Metrics, rows: Rows) -> None:
         metrics["gate"] = check_gate(metrics, read_gate(Path(settings.gate)))
 
 
-def add_bert_scores(run: Run, metrics: Metrics, rows: Rows) -> None:
-    """Add BERTScore with the encoder that the user names, to the corpus and to each answer."""
-    references = [row["reference"] for row in rows]
-    for key in run.keys:
-        values = bert_scores([row["candidates"][key]["answer"] for row in rows], references, run.settings.bertscore)
-        metrics["scores"][key]["bertscore_f1"] = sum(values) / len(values)
-        for row, value in zip(rows, values, strict=True):
-            row["candidates"][key]["scores"]["bertscore_f1"] = value
-
-
 def add_strata(run: Run, rows: Rows) -> None:
     """Add to each row its `question_type`, and how near the nearest training question is, where there are any."""
     from medical_assistant.evaluation.strata import nearest_training, question_type
@@ -133,7 +120,7 @@ def add_strata(run: Run, rows: Rows) -> None:
     nearest: Sequence[Any] = [None] * len(rows)
     if training.is_file():
         trained = [record["prompt"][-1]["content"] for record in read_records(training)]
-        nearest = nearest_training(questions, trained, run.settings.embeddings or None)
+        nearest = nearest_training(questions, trained)
     for row, found in zip(rows, nearest, strict=True):
         row["question_type"] = question_type(row["question"])
         row["similarity"] = round(found.similarity, 4) if found else None
@@ -151,12 +138,11 @@ def strata(run: Run, metrics: Metrics, rows: Rows) -> Metrics:
             return {key: value for key, value in metrics["scores"][candidate].items() if key in own}
         ended = sum(answer["ended"] for answer in answers) / len(answers)
         return {
-            **corpus_scores([answer["answer"] for answer in answers], [row["reference"] for row in some]),
+            **score_all([answer["answer"] for answer in answers], [row["reference"] for row in some])[0],
             "ended": ended,
         }
 
-    settings = run.settings
-    return strata_section(rows, run.keys, scores, BETTER, resamples=settings.resamples, seed=settings.seed)
+    return strata_section(rows, run.keys, scores, _resampler(run))
 
 
 def likelihoods(run: Run) -> tuple[Metrics, Metrics]:
@@ -182,7 +168,7 @@ def likelihoods(run: Run) -> tuple[Metrics, Metrics]:
             if settings.perplexity:
                 surprise |= _surprise(scorer, run, adapters)
             for results, questions in zip(chosen, sets, strict=True):
-                results |= score_choices(scorer, questions.questions, adapters, progress=True)
+                results |= score_choices(scorer, questions.questions, adapters)
     if settings.choices:
         knowledge = knowledge_section(list(zip(sets, chosen, strict=True)), _resampler(run))
     return (_perplexity_section(run, surprise) if settings.perplexity else perplexity), knowledge

@@ -30,8 +30,6 @@ class EvaluateSettings:
     resamples: int = setting(10_000, "bootstrap resamples of the questions")
     resume: bool = setting(False, "go on with an interrupted run in --output, or score a finished one again")
     perplexity: bool = setting(True, "perplexity of the reference answers (needs torch)")
-    bertscore: str = setting("", "encoder for BERTScore: folder or Hub id")
-    embeddings: str = setting("", "encoder for the similarity to training questions: folder or Hub id")
     choices: tuple[str, ...] = setting((), "multiple-choice files: question, options, answer")
     statements: str = setting("", "file of questions with must-have statements: question, must_have")
     judge: str = setting("", "address of an OpenAI-compatible server that judges statements")

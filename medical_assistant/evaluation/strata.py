@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import yaml
 
 from medical_assistant.data.cleaning import load_rules
-from medical_assistant.errors import UserError
 from medical_assistant.evaluation.names import pair_name
-from medical_assistant.evaluation.scoring.bootstrap import RESAMPLES, SEED, Resampler
-from medical_assistant.evaluation.scoring.comparison import PRIMARY, ScoreTable
-from medical_assistant.evaluation.scoring.encoder import load_encoder
+from medical_assistant.evaluation.scoring.bootstrap import Difference, Resampler, paired_difference
+from medical_assistant.evaluation.scoring.comparison import PRIMARY
+from medical_assistant.evaluation.scoring.metrics import METRICS
 from medical_assistant.files import ASSETS
 
 # From here on a question is about the same thing as a training question: `data_prep.py` keeps such questions on
@@ -25,14 +23,11 @@ from medical_assistant.files import ASSETS
 # it (largest 0.59). In a random split of the same rows, 99 % of the questions whose cluster has training rows
 # do, and none of the others. MedQuAD, 500 against 4,267 questions at random: 80 %.
 NEAR = 0.6
-# Cosine of sentence embeddings. An assumption, since models differ: sentences of one form and two diseases are
-# close in many models ("What are the symptoms of ..."), so look at the pairs just above it with your own.
-NEAR_EMBEDDING = 0.9
 STRATA = ("clean", "near")
 QUANTILES = {"q50": 0.5, "q90": 0.9, "q95": 0.95, "q99": 0.99, "max": 1.0}
 METHOD = (
     "Likeness to the nearest training question in words that name something: Jaccard similarity of candidates of "
-    "MinHash, or TF-IDF cosine; with an embedding model also the cosine of embeddings, from its own threshold on."
+    "MinHash, or TF-IDF cosine."
 )
 OTHER = "other"
 
@@ -40,84 +35,47 @@ _GENERIC_WEIGHT = 0.1  # "what", "symptoms" only decide between training questio
 _PROPOSE_FROM = 0.5  # below NEAR: locality-sensitive hashing misses some pairs at its own threshold
 _PERMUTATIONS = 128
 _BLOCK = 500
-_EMBEDDED_AT_ONCE = 64
-_LONGEST_EMBEDDED = 256  # tokens; questions are shorter
 
 _WORD = re.compile(r"[^\W_]+")
 _POSSESSIVE = re.compile(r"['\u2019]s\b")
 
 Row = Mapping[str, Any]
 Words = tuple[list[str], list[str]]  # stems of a question: those that name something, and the generic ones
-CorpusScores = Callable[
-    [Sequence[Row], str], Mapping[str, float]
-]  # rows and a candidate in, a score for each metric out
+Found = tuple[float, int]  # similarity, index of the training question
+CorpusScores = Callable[[Sequence[Row], str], Mapping[str, float]]  # rows and a candidate in, scores by metric out
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """The training question most like a question.
-
-    similarity: 0 to 1. index, text: of the training question; None where not a word is shared. method: what
-    found it, "minhash", "tfidf" or "embedding".
-    """
+class Nearest(NamedTuple):
+    """The training question most like a question: how like (0 to 1), and its text, None where no word is shared."""
 
     similarity: float
-    index: int | None
     text: str | None
-    method: str
 
     @property
     def stratum(self) -> str:
-        """Return "near" from the method's threshold on (`NEAR`, `NEAR_EMBEDDING`), else "clean"."""
-        return "near" if self.closeness >= 1 else "clean"
-
-    @property
-    def closeness(self) -> float:
-        """Return the similarity as a multiple of the method's threshold, so that methods can be compared."""
-        return self.similarity / (NEAR_EMBEDDING if self.method == "embedding" else NEAR)
+        """Return "near" from `NEAR` on, else "clean"."""
+        return "near" if self.similarity >= NEAR else "clean"
 
 
-def nearest_training(
-    questions: Sequence[str], training_questions: Sequence[str], embeddings: str | None = None
-) -> list[Nearest]:
+def nearest_training(questions: Sequence[str], training_questions: Sequence[str]) -> list[Nearest]:
     """Return the nearest training question of each question.
 
     Two measures of shared words, the larger counts. Words are stemmed (Porter), and generic words of
     `assets/cleaning.yaml` ("what", "symptoms") count little or not at all: questions on the same thing are
     alike, questions of the same form are not.
 
-    - minhash: MinHash with locality-sensitive hashing proposes, the exact Jaccard similarity of the sets of
-      words decides (Broder 1997, "On the resemblance and containment of documents")
-    - tfidf: the cosine of TF-IDF vectors, in which rare words count more (Salton and Buckley 1988,
+    - MinHash with locality-sensitive hashing proposes, the exact Jaccard similarity of the sets of words decides
+      (Broder 1997, "On the resemblance and containment of documents")
+    - the cosine of TF-IDF vectors, in which rare words count more (Salton and Buckley 1988,
       doi:10.1016/0306-4573(88)90021-0); every training question is looked at
-    - embedding: only with `embeddings`, the folder or Hub name of a model whose mean-pooled token vectors are
-      sentence vectors (Reimers and Gurevych 2019, arXiv:1908.10084), the cosine of these. A question is near
-      where either the words or the embedding reach their own threshold.
-
-    Raises `UserError` where there are no training questions or the model cannot be loaded.
     """
-    if not training_questions:
-        raise UserError("There are no training questions to compare with: name the training file.")
-    if not questions:
-        return []
-    read = _reader()
-    own, training = [read(text) for text in questions], [read(text) for text in training_questions]
-    found = [_nearest(training_questions, *best, "tfidf") for best in _tfidf_nearest(own, training)]
-    for number, (similarity, index) in _minhash_nearest(own, training).items():
-        if similarity >= found[number].similarity:
-            found[number] = _nearest(training_questions, similarity, index, "minhash")
-    if embeddings is not None:
-        vectors = _embed([*questions, *training_questions], embeddings)
-        ours, theirs = vectors[: len(questions)], vectors[len(questions) :]
-        embedded = [_nearest(training_questions, *best, "embedding") for best in _best_of_products(ours, theirs)]
-        found = [max(pair, key=lambda one: one.closeness) for pair in zip(found, embedded, strict=True)]
-    return found
-
-
-def _nearest(training_questions: Sequence[str], similarity: float, index: int, method: str) -> Nearest:
-    if similarity <= 0:
-        return Nearest(0.0, None, None, method)
-    return Nearest(min(1.0, similarity), index, training_questions[index], method)
+    words = _reader()
+    own, training = [words(text) for text in questions], [words(text) for text in training_questions]
+    nearest = []
+    for found in zip(_minhash_nearest(own, training), _tfidf_nearest(own, training), strict=True):
+        similarity, index = max(found, key=lambda one: one[0])  # the first of equals
+        nearest.append(Nearest(min(1.0, similarity), training_questions[index] if similarity > 0 else None))
+    return nearest
 
 
 def _reader() -> Callable[[str], Words]:
@@ -134,35 +92,28 @@ def _reader() -> Callable[[str], Words]:
     return read
 
 
-def _tfidf_nearest(own: Sequence[Words], training: Sequence[Words]) -> list[tuple[float, int]]:
-    from scipy.sparse import hstack
+def _tfidf_nearest(own: Sequence[Words], training: Sequence[Words]) -> list[Found]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import normalize
 
-    parts = []
-    for kind, weight in ((0, 1.0), (1, _GENERIC_WEIGHT)):
-        # Fitted on both sides: a word that training never saw must count most, not be dropped.
-        texts = [words[kind] for words in (*own, *training)]
-        if any(texts):
-            parts.append(TfidfVectorizer(analyzer=list, norm=None).fit_transform(texts) * weight)
-    if not parts:
+    # Fitted on both sides: a word that training never saw must count most, not be dropped.
+    texts = [[*content, *(f"?{word}" for word in generic)] for content, generic in (*own, *training)]
+    if not any(texts):
         return [(0.0, 0)] * len(own)
-    vectors = normalize(hstack(parts).tocsr())
-    return _best_of_products(vectors[: len(own)], vectors[len(own) :])
-
-
-def _best_of_products(ours: Any, theirs: Any) -> list[tuple[float, int]]:
-    """Return for each row of `ours` the largest product with a row of `theirs`, and which row it is."""
-    best: list[tuple[float, int]] = []
-    for start in range(0, ours.shape[0], _BLOCK):
-        products = ours[start : start + _BLOCK] @ theirs.T
-        dense = products if isinstance(products, numpy.ndarray) else products.toarray()
-        best += zip(dense.max(axis=1).tolist(), dense.argmax(axis=1).tolist(), strict=True)
+    vectorizer = TfidfVectorizer(analyzer=list, norm=None)
+    counts = vectorizer.fit_transform(texts)
+    weights = [_GENERIC_WEIGHT if word.startswith("?") else 1.0 for word in vectorizer.get_feature_names_out()]
+    vectors = normalize(counts.multiply(weights).tocsr())
+    ours, theirs = vectors[: len(own)], vectors[len(own) :].T
+    best: list[Found] = []
+    for start in range(0, len(own), _BLOCK):
+        cosines = (ours[start : start + _BLOCK] @ theirs).toarray()
+        best += zip(cosines.max(axis=1).tolist(), cosines.argmax(axis=1).tolist(), strict=True)
     return best
 
 
-def _minhash_nearest(own: Sequence[Words], training: Sequence[Words]) -> dict[int, tuple[float, int]]:
-    """Return {index of a question: (Jaccard similarity, index)} for those that hashing has proposals for."""
+def _minhash_nearest(own: Sequence[Words], training: Sequence[Words]) -> list[Found]:
+    """Return the nearest of those that hashing proposes, (0, 0) where it proposes none."""
     from datasketch import MinHash, MinHashLSH
 
     def sketch(words: frozenset[str]) -> Any:
@@ -177,36 +128,13 @@ def _minhash_nearest(own: Sequence[Words], training: Sequence[Words]) -> dict[in
     hashed = MinHashLSH(threshold=_PROPOSE_FROM, num_perm=_PERMUTATIONS)
     for words in firsts:
         hashed.insert(words, sketch(words))
-    nearest: dict[int, tuple[float, int]] = {}
-    for number, (content, generic) in enumerate(own):
+    nearest = []
+    for content, generic in own:
         ours = frozenset(content or generic)
-        if ours and (proposed := hashed.query(sketch(ours))):
-            jaccard = [(len(ours & words) / len(ours | words), -firsts[words]) for words in proposed]
-            similarity, index = max(jaccard)  # the earliest of equals
-            nearest[number] = similarity, -index
+        proposed = hashed.query(sketch(ours)) if ours else []
+        jaccard = [(len(ours & words) / len(ours | words), firsts[words]) for words in proposed]
+        nearest.append(max(jaccard, key=lambda one: (one[0], -one[1]), default=(0.0, 0)))  # the earliest of equals
     return nearest
-
-
-def _embed(texts: Sequence[str], model: str) -> Any:
-    """Return one unit vector a text: the mean of the model's token vectors."""
-    import torch
-
-    network, tokenizer = load_encoder(model, "embedding", "sentence-transformers/all-MiniLM-L6-v2")
-    vectors = []
-    for start in range(0, len(texts), _EMBEDDED_AT_ONCE):
-        batch = tokenizer(
-            list(texts[start : start + _EMBEDDED_AT_ONCE]),
-            padding=True,
-            truncation=True,
-            max_length=_LONGEST_EMBEDDED,
-            return_tensors="pt",
-        ).to(network.device)
-        with torch.inference_mode():
-            tokens = network(**batch).last_hidden_state
-        kept = batch["attention_mask"].unsqueeze(-1)
-        means = (tokens * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
-        vectors.append(torch.nn.functional.normalize(means, dim=-1).cpu().numpy())
-    return numpy.concatenate(vectors)
 
 
 @functools.cache
@@ -225,17 +153,11 @@ def question_type(question: str) -> str:
 
 
 def strata_section(
-    rows: Sequence[Row],
-    candidates: Sequence[str],
-    corpus_scores: CorpusScores,
-    metrics_better: Mapping[str, int],
-    primary: str = PRIMARY,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
+    rows: Sequence[Row], candidates: Sequence[str], corpus_scores: CorpusScores, resampler: Resampler
 ) -> dict[str, Any]:
     """Return scores and comparisons of questions far from training ("clean") and close to it ("near").
 
-    `rows`: those of `predictions.jsonl`, with `stratum` and `similarity`; a row without is in "all" only.
+    `rows`: those of `predictions.jsonl`; without training questions their `stratum` and `similarity` are None.
 
     - `status`, `method`, `threshold` (`NEAR`), `primary`
     - `counts`: {"clean"|"near": questions}
@@ -244,37 +166,33 @@ def strata_section(
     - `comparison`: {"clean"|"near": {"b vs a": `Difference` of the primary metric}}, None where no row is; with
       too few questions it claims no interval
 
-    Without a row that has a stratum: {"status": "not run", "reason"}. Raises `UserError` as `compare` does.
+    Without a row that has a stratum: {"status": "not run", "reason"}.
     """
-    names = list(candidates)
-    members = {name: [i for i, row in enumerate(rows) if row.get("stratum") == name] for name in STRATA}
-    if not any(members.values()):
+    groups = {name: [row for row in rows if row["stratum"] == name] for name in STRATA}
+    similarities = [row["similarity"] for row in rows if row["similarity"] is not None]
+    if not similarities:
         return {"status": "not run", "reason": "The training questions are not known, so none can be called near."}
-    table = ScoreTable(rows, {primary: metrics_better.get(primary, 0)}, Resampler(resamples, seed))
-    table.check_primary(primary, names)
-    groups = {"all": list(range(len(rows))), **members}
-    similarities = [row["similarity"] for row in rows if row.get("similarity") is not None]
+
+    def difference(some: Sequence[Row], a: str, b: str) -> Difference:
+        left, right = ([row["candidates"][name]["scores"][PRIMARY] for row in some] for name in (a, b))
+        return paired_difference(left, right, METRICS[PRIMARY].better, resampler)
+
     return {
         "status": "done",
         "method": METHOD,
         "threshold": NEAR,
-        "primary": primary,
-        "counts": {name: len(found) for name, found in members.items()},
-        "nearest": {
-            key: float(numpy.quantile(similarities, share)) for key, share in QUANTILES.items() if similarities
-        },
+        "primary": PRIMARY,
+        "counts": {name: len(some) for name, some in groups.items()},
+        "nearest": {key: float(numpy.quantile(similarities, share)) for key, share in QUANTILES.items()},
         "scores": {
             candidate: {
-                name: dict(corpus_scores([rows[i] for i in found], candidate)) if found else {}
-                for name, found in groups.items()
+                name: dict(corpus_scores(some, candidate)) if some else {}
+                for name, some in {"all": rows, **groups}.items()
             }
-            for candidate in names
+            for candidate in candidates
         },
         "comparison": {
-            name: {
-                pair_name(a, b): table.difference(a, b, primary, found) if found else None
-                for a, b in combinations(names, 2)
-            }
-            for name, found in members.items()
+            name: {pair_name(a, b): difference(some, a, b) if some else None for a, b in combinations(candidates, 2)}
+            for name, some in groups.items()
         },
     }

@@ -73,19 +73,18 @@ def _retry_after_s(error: BaseException) -> float:
 
 
 def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    if error is not None:
-        text, wait_s = one_line(root_cause(error)), state.upcoming_sleep
-        logger.warning("The Hub failed (%s): attempt %d in %.1f s", text, state.attempt_number + 1, wait_s)
+    if state.outcome and (error := state.outcome.exception()):
+        text = one_line(root_cause(error))  # tenacity's own would log the token
+        logger.warning(
+            "The Hub failed (%s): attempt %d in %.1f s", text, state.attempt_number + 1, state.upcoming_sleep
+        )
 
 
 def root_cause(error: BaseException) -> BaseException:
     """Return the HTTP, transport or disk error below `error`: huggingface_hub wraps them once or twice."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, _ROOT_CAUSES):
-            return cause
-        if isinstance(cause, OSError) and cause.errno is not None:
+        if isinstance(cause, _ROOT_CAUSES) or (isinstance(cause, OSError) and cause.errno is not None):
             return cause
         cause = cause.__cause__
     return error

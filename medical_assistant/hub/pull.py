@@ -25,12 +25,11 @@ from huggingface_hub.utils.sha import git_hash
 
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.hub.errors import FAILURES, HubUnavailable, explain, is_transient, retry, root_cause
-from medical_assistant.models.adapter import ADAPTER_FILES, GGUF_FILE
+from medical_assistant.models.adapter import ADAPTER_FILES, CONFIG_FILE, GGUF_FILE, REQUIRED_FILES, WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SERVED_FILES = (CONFIG, WEIGHTS, "prompt.json", GGUF_FILE)  # an adapter is served without the others
+SERVED_FILES = (*REQUIRED_FILES, GGUF_FILE)  # an adapter is served without the others
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # unpickling runs code: never moved
 TIMEOUT_S = 10.0
 
@@ -104,12 +103,12 @@ def pull_adapter(repository: str, revision: str | None = None, *, cached_only: b
     known, removed = cached_commit(name, revision), list[str]()
 
     def check(files: Sequence[str]) -> None:
-        if CONFIG in files and WEIGHTS in files:
+        if CONFIG_FILE in files and WEIGHTS_FILE in files:
             return
         pickle = next((file for file in files if file.endswith(PICKLES)), None)
         if pickle:
-            raise AdapterError(f"{name} holds {pickle}, a pickle, which is never loaded: publish {WEIGHTS}.")
-        raise AdapterError(f"{name} is not an adapter, it has no {CONFIG} with {WEIGHTS}: check the name.")
+            raise AdapterError(f"{name} holds {pickle}, a pickle, which is never loaded: publish {WEIGHTS_FILE}.")
+        raise AdapterError(f"{name} is not an adapter, it has no {CONFIG_FILE} with {WEIGHTS_FILE}: check the name.")
 
     def download(cached: bool) -> Path:
         # huggingface_hub notes a new commit before it has its files: offline, what it had before is asked for.
@@ -119,7 +118,7 @@ def pull_adapter(repository: str, revision: str | None = None, *, cached_only: b
         )
         broken = [file for file in SERVED_FILES if _differs_from_name(folder / file)] if cached else []
         removed.extend(_remove(folder, broken, name))
-        if broken or not (folder / WEIGHTS).is_file():
+        if broken or not (folder / WEIGHTS_FILE).is_file():
             raise LocalEntryNotFoundError(f"{name} is not whole in the cache.")
         return folder
 

@@ -14,8 +14,15 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.files import read_json
 from medical_assistant.hub.errors import FAILURES, TOKEN_PAGE, explain, retry
-from medical_assistant.hub.pull import COMMIT_HASH, CONFIG, PICKLES, TIMEOUT_S, split_revision
-from medical_assistant.models.adapter import ADAPTER_FILES, CALIBRATION_FILE, GGUF_FILE, REPORT_FILE, load_adapter
+from medical_assistant.hub.pull import COMMIT_HASH, PICKLES, TIMEOUT_S, split_revision
+from medical_assistant.models.adapter import (
+    ADAPTER_FILES,
+    CALIBRATION_FILE,
+    CONFIG_FILE,
+    GGUF_FILE,
+    REPORT_FILE,
+    load_adapter,
+)
 from medical_assistant.models.presets import Preset
 
 # An adapter can be published before it is evaluated; load_adapter asks for adapter.gguf where there must be one.
@@ -86,8 +93,8 @@ def check_folder(folder: Path) -> list[str]:
         raise AdapterError(f"{folder} has no {', '.join(missing)}{hint}: give a complete folder of train.py.")
     files = [file for file in ADAPTER_FILES if (folder / file).is_file()]
     contents = {file: read_json(folder / file) for file in files if file.endswith(".json")}
-    base = contents[CONFIG].get("base_model_name_or_path")
+    base = contents[CONFIG_FILE].get("base_model_name_or_path")
     if not base:
-        raise AdapterError(f"{folder / CONFIG} names no base model: train again.")
+        raise AdapterError(f"{folder / CONFIG_FILE} names no base model: train again.")
     load_adapter(folder, Preset(name=str(base), repository=str(base)))
     return files

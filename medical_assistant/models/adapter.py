@@ -28,9 +28,9 @@ ADAPTER_FILES = (
     "README.md",
     "loss.png",
 )
-REQUIRED_FILES = ("adapter_config.json", "adapter_model.safetensors", "prompt.json")
 GGUF_FILE = "adapter.gguf"  # required as well, but for DoRA
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+REQUIRED_FILES = (CONFIG_FILE, WEIGHTS_FILE, "prompt.json")
 MAX_HEADER_BYTES = 100_000_000  # of safetensors: the library's own limit
 CALIBRATION_FILE = "calibration.json"  # optional: `medical_assistant.chat.confidence`
 REPORT_FILE = "report.md"  # optional: of the evaluation behind metrics.json
@@ -65,11 +65,8 @@ class Adapter:
 
     def check_prompt(self, chat_template: str, special_tokens: Mapping[str, str]) -> None:
         """Raise `AdapterError` that names the difference when the server's prompt is not the trained one."""
-        served = {
-            "system_prompt": SYSTEM_PROMPT,
-            "chat_template": chat_template,
-            "special_tokens": dict(special_tokens),
-        }
+        tokens = dict(special_tokens)
+        served = {"system_prompt": SYSTEM_PROMPT, "chat_template": chat_template, "special_tokens": tokens}
         difference = contract_difference(self.prompt, served)
         if difference:
             raise AdapterError(f"Adapter {self.name} was trained with another prompt ({difference}): retrain it.")
@@ -87,11 +84,12 @@ def load_adapter(folder: Path, preset: Preset, name: str | None = None, revision
         if not (folder / file).is_file():
             raise AdapterError(f"Adapter {name} has no {file}: train or download it again.")
     try:
-        config, prompt = read_json(folder / "adapter_config.json"), read_json(folder / "prompt.json")
+        config, prompt = read_json(folder / CONFIG_FILE), read_json(folder / "prompt.json")
     except UserError as error:
         raise AdapterError(str(error)) from error
-    if needs_no_gguf(config) == (folder / GGUF_FILE).is_file():
-        fault = "is a DoRA and has an" if needs_no_gguf(config) else "has no"
+    is_dora = bool(config.get("use_dora"))  # llama.cpp cannot load one
+    if is_dora == (folder / GGUF_FILE).is_file():
+        fault = "is a DoRA and has an" if is_dora else "has no"
         raise AdapterError(f"Adapter {name} {fault} {GGUF_FILE}: train or download it again.")
     base_model = str(config.get("base_model_name_or_path"))
     if base_model != preset.repository:
@@ -101,14 +99,9 @@ def load_adapter(folder: Path, preset: Preset, name: str | None = None, revision
     if prompt.get("system_prompt") != SYSTEM_PROMPT:
         raise AdapterError(f"Adapter {name} was trained with another system prompt: retrain it.")
     _check_safetensors(folder / WEIGHTS_FILE)
-    if (folder / GGUF_FILE).is_file():
+    if not is_dora:
         check_lora_gguf(folder / GGUF_FILE)
     return Adapter(folder, name, revision or weights_hash(folder), base_model, prompt)
-
-
-def needs_no_gguf(config: Mapping[str, Any]) -> bool:
-    """Return whether the adapter with this adapter_config.json is one that llama.cpp cannot load: a DoRA."""
-    return bool(config.get("use_dora"))
 
 
 def _check_safetensors(path: Path) -> None:

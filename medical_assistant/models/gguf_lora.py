@@ -73,19 +73,14 @@ def gguf_names(model_config: Any) -> tuple[str, Any]:
 
 
 def gguf_rows(module: str, tensor: numpy.ndarray, model_config: Any) -> numpy.ndarray:
-    """Return the matrix of `module` (out, any) with its rows in llama.cpp's order."""
-    if _ARCHITECTURES[model_config.model_type] == "llama" and module.endswith(("q_proj", "k_proj")):
-        return _interleave(tensor, _heads(module, model_config))
-    return tensor
+    """Return the matrix of `module` (out, any) with its rows in llama.cpp's order.
 
-
-def _heads(module: str, model_config: Any) -> int:
-    if module.endswith("q_proj"):
-        return int(model_config.num_attention_heads)
-    return int(getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads)
-
-
-def _interleave(rows: numpy.ndarray, heads: int) -> numpy.ndarray:
-    """Reorder the first axis (out) from split halves to interleaved rotary pairs, head by head."""
-    shape = (heads, 2, rows.shape[0] // heads // 2, rows.shape[1])
-    return rows.reshape(shape).swapaxes(1, 2).reshape(rows.shape)
+    In the Llama architecture those of q and k go from split halves to interleaved rotary pairs, head by head.
+    """
+    if _ARCHITECTURES[model_config.model_type] != "llama" or not module.endswith(("q_proj", "k_proj")):
+        return tensor
+    heads = int(model_config.num_attention_heads)
+    if module.endswith("k_proj"):
+        heads = int(getattr(model_config, "num_key_value_heads", None) or heads)
+    shape = (heads, 2, tensor.shape[0] // heads // 2, tensor.shape[1])
+    return tensor.reshape(shape).swapaxes(1, 2).reshape(tensor.shape)

@@ -5,9 +5,8 @@ llama.cpp's converter needs to recognise the tokenizer; here it is copied, and o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,38 +22,29 @@ GGUF_TYPES = ("Q8_0", "Q4_0")  # gguf-py writes them, every llama.cpp reads them
 _EMBEDDINGS = ("token_embd.weight", "output.weight")
 
 
-@dataclass(frozen=True)
-class Merged:
-    """What a folder of merged safetensors does not say in a word."""
-
-    config: Any  # the model's `PretrainedConfig`
-    chat_template: str
-    end_of_turn: int | None  # id of the token that ends an answer, where it is not the tokenizer's EOS
-
-
-def write_merged_gguf(weights: Path, merged: Merged, base_gguf: Path, path: Path, gguf_type: str, *, name: str) -> None:
+def write_merged_gguf(
+    weights: Path, config: Any, base_gguf: Path, path: Path, gguf_type: str, metadata: Mapping[str, str | int]
+) -> None:
     """Write the safetensors in the folder `weights` to the GGUF `path`, one tensor in memory at a time.
 
-    Metadata and vectors (norms, biases) are those of `base_gguf`, with `name`, type, chat template and end
-    of turn replaced. Matrices become `gguf_type`; embeddings and output layer at least Q8_0 (llama.cpp's own
-    Q4_0 files keep 6 bits there, which gguf-py cannot write); rows that are no whole number of blocks, F16.
+    `config` is the model's `PretrainedConfig`. Metadata and vectors (norms, biases) are those of `base_gguf`, with the
+    type and the keys of `metadata` (strings and uint32) replaced. Matrices become `gguf_type`; embeddings and output
+    layer at least Q8_0 (llama.cpp's own Q4_0 files keep 6 bits there, which gguf-py cannot write); rows that are no
+    whole number of blocks, F16.
 
     Raises `UserError` for a GGUF of another model.
     """
     import gguf
 
     reader = gguf.GGUFReader(base_gguf)
-    architecture, _ = gguf_names(merged.config)
+    architecture, _ = gguf_names(config)
     found = reader.fields["general.architecture"].contents()
     if found != architecture:
         raise UserError(f"{base_gguf} holds a {found}, not a {architecture}: choose a GGUF of the same model.")
     wanted = gguf.GGMLQuantizationType[gguf_type]
     kinds = {tensor.name: _kind(tensor, wanted) for tensor in reader.tensors if len(tensor.shape) > 1}
-    metadata: dict[str, str | int] = {"general.name": name, "tokenizer.chat_template": merged.chat_template}
-    if merged.end_of_turn is not None:
-        metadata["tokenizer.ggml.eot_token_id"] = merged.end_of_turn
     with ExitStack() as stack:
-        read = _open_weights(weights, merged.config, stack)
+        read = _open_weights(weights, config, stack)
 
         def matrix(tensor: gguf.ReaderTensor) -> numpy.ndarray:
             values = read(tensor.name)

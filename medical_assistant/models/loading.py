@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medical_assistant.errors import EngineError, UserError
-from medical_assistant.models.chat_templates import find_chat_template, set_chat_template, tokenize_as_llama_cpp
+from medical_assistant.models.chat_templates import (
+    end_of_answer,
+    find_chat_template,
+    set_chat_template,
+    tokenize_as_llama_cpp,
+)
 from medical_assistant.models.presets import Preset
 
 if TYPE_CHECKING:
@@ -42,6 +47,13 @@ def read_tokenizer(preset: Preset) -> Any:
         raise _load_error(preset, error) from error
     tokenize_as_llama_cpp(tokenizer)
     return tokenizer
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end an answer: the model's own, and the chat template's (Gemma's turns end with no EOS)."""
+    ends = model.generation_config.eos_token_id
+    ids = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, end_of_answer(tokenizer)}
+    return frozenset(ids - {None})
 
 
 def load_model(preset: Preset, quantize: str, dtype: torch.dtype | str | None = None) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from medical_assistant.data.records import LOCAL_FORMATS
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.evaluation.names import BASE, FINE_TUNED
 from medical_assistant.evaluation.scoring.metrics import METRICS
@@ -32,7 +34,7 @@ LICENSES = {
 # Scores that the Hub's index gets, with the metric's name on https://huggingface.co/metrics.
 INDEXED = {
     "bleu": "bleu", "chrf": "chrf", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge", "rougeLsum": "rouge",
-    "token_f1": "f1", "exact_match": "exact_match", "bertscore_f1": "bertscore", "perplexity": "perplexity",
+    "token_f1": "f1", "exact_match": "exact_match", "perplexity": "perplexity",
 }  # fmt: skip
 # Settings that are said elsewhere in the card, or say where the run lay and how it was watched.
 NOT_SHOWN = (
@@ -163,12 +165,10 @@ def _section(metrics: Fields, name: str) -> Fields:
 def _base_preset(config: Fields, training: Fields) -> Preset | None:
     """The base model as a preset with a Hub id, or None when it has no Hub id."""
     for model in (config.get("base_model_name_or_path"), training.get("model")):
-        try:
+        with suppress(UserError):
             preset = find_preset(str(model))
-        except UserError:
-            continue
-        if _is_hub_id(preset.repository):
-            return preset
+            if _is_hub_id(preset.repository):
+                return preset
     return None
 
 
@@ -179,13 +179,10 @@ def _hub_source(data: Fields) -> str | None:
 
 
 def _is_hub_id(text: str) -> bool:
-    if text.count("/") != 1 or Path(text).suffix in (".json", ".jsonl", ".csv", ".parquet", ".gguf"):
-        return False
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return True
+        return text.count("/") == 1 and Path(text).suffix not in (*LOCAL_FORMATS, ".gguf")
+    return False
 
 
 def is_score(value: Any) -> bool:

@@ -18,12 +18,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medical_assistant.errors import AdapterError, EngineError, UserError, run_script
 from medical_assistant.files import new_folder, read_json
-from medical_assistant.models.adapter import Adapter, load_adapter
+from medical_assistant.models.adapter import WEIGHTS_FILE, Adapter, load_adapter
 from medical_assistant.models.chat_templates import CHOSEN, end_of_answer
-from medical_assistant.models.gguf_merged import GGUF_TYPES, Merged, write_merged_gguf
+from medical_assistant.models.gguf_merged import GGUF_TYPES, write_merged_gguf
 from medical_assistant.models.presets import Preset, find_preset
 
 
@@ -43,10 +44,9 @@ def merge_adapter(folder: Path, preset: Preset, gguf_type: str = "Q8_0") -> Path
     base_gguf = check_merge(preset, gguf_type)
     adapter = load_adapter(folder, preset)
     with new_folder(target) as output:
-        merged = _write_weights(adapter, preset, output)
-        _check_merged_modules(folder, output)
-        path = output / f"merged-{gguf_type}.gguf"
-        write_merged_gguf(output, merged, base_gguf, path, gguf_type, name=f"{preset.name} {folder.resolve().name}")
+        config, metadata = _write_weights(adapter, preset, output)
+        metadata["general.name"] = f"{preset.name} {folder.resolve().name}"
+        write_merged_gguf(output, config, base_gguf, output / f"merged-{gguf_type}.gguf", gguf_type, metadata)
     return target
 
 
@@ -75,15 +75,23 @@ def check_merge(preset: Preset, gguf_type: str) -> Path:
         ) from error
 
 
-def _write_weights(adapter: Adapter, preset: Preset, output: Path) -> Merged:
-    """Return what the GGUF needs to know of the merged model, written to `output` with its tokenizer."""
+def _write_weights(adapter: Adapter, preset: Preset, output: Path) -> tuple[Any, dict[str, str | int]]:
+    """Return (the merged model's config, its GGUF's metadata) of the model written to `output` with its tokenizer."""
     import torch
     from peft import PeftModel
+    from safetensors import safe_open
 
-    from medical_assistant.models.loading import load_model, load_tokenizer
+    from medical_assistant.models.loading import load_model, load_tokenizer, stop_tokens
 
     # Four bits and a float16 scale fit into float16; a Hub model says its own precision.
     model = load_model(preset, "none", torch.float16 if preset.embedded_gguf() else "auto")
+    modules = {name for name, _ in model.named_modules()}
+    with safe_open(adapter.folder / WEIGHTS_FILE, framework="numpy") as tensors:  # of one too many PEFT only warns
+        trained = {key.removeprefix("base_model.model.").partition(".lora_")[0] for key in tensors.keys()}
+    if lost := sorted(trained - modules):
+        raise AdapterError(
+            f"The base has no layer {lost[0]}: the adapter in {adapter.folder} belongs to another model."
+        )
     try:
         merged = PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError) as error:  # of other shapes, or with values that are no numbers
@@ -92,34 +100,14 @@ def _write_weights(adapter: Adapter, preset: Preset, output: Path) -> Merged:
     tokenizer = load_tokenizer(preset, adapter.chosen_template)
     # A template that was chosen for training is this model's own.
     tokenizer.chat_template = str(adapter.prompt["chat_template"]).removeprefix(CHOSEN)
-    end, ends = end_of_answer(tokenizer), merged.generation_config.eos_token_id
-    known = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, end} - {None}
-    merged.generation_config.eos_token_id = sorted(known)
+    merged.generation_config.eos_token_id = sorted(stop_tokens(merged, tokenizer))
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    return Merged(merged.config, tokenizer.chat_template, end if end != tokenizer.eos_token_id else None)
-
-
-def _check_merged_modules(folder: Path, output: Path) -> None:
-    """Raise `AdapterError` when a module of the adapter is none of the merged model: PEFT only warns."""
-    from safetensors import safe_open
-
-    def keys(files: Sequence[Path]) -> set[str]:
-        found: set[str] = set()
-        for file in files:
-            with safe_open(file, framework="numpy") as tensors:
-                found |= set(tensors.keys())
-        return found
-
-    merged = keys(list(output.glob("*.safetensors")))
-    modules = {
-        key.removeprefix("base_model.model.").partition(".lora_")[0]
-        for key in keys([folder / "adapter_model.safetensors"])
-        if ".lora_" in key
-    }
-    lost = sorted(module for module in modules if f"{module}.weight" not in merged)
-    if lost:
-        raise AdapterError(f"The base has no layer {lost[0]}: the adapter in {folder} belongs to another model.")
+    metadata: dict[str, str | int] = {"tokenizer.chat_template": tokenizer.chat_template}
+    end = end_of_answer(tokenizer)
+    if end is not None and end != tokenizer.eos_token_id:
+        metadata["tokenizer.ggml.eot_token_id"] = end
+    return merged.config, metadata
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,19 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gguf-type", default="Q8_0", choices=GGUF_TYPES)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(argv)
-    preset = find_preset(arguments.model or named_base(arguments.folder))
+    config = read_json(arguments.folder / "adapter_config.json")
+    preset = find_preset(arguments.model or str(config.get("base_model_name_or_path")))
     sys.stdout.write(f"{merge_adapter(arguments.folder, preset, arguments.gguf_type)}\n")
     return 0
-
-
-def named_base(folder: Path) -> str:
-    """Return the base model that adapter_config.json names. Raises `AdapterError` when it names none."""
-    try:
-        return str(read_json(folder / "adapter_config.json")["base_model_name_or_path"])
-    except (UserError, KeyError) as error:
-        raise AdapterError(
-            f"{folder} has no adapter_config.json that names a base: give a folder of train.py."
-        ) from error
 
 
 if __name__ == "__main__":

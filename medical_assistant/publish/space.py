@@ -27,7 +27,6 @@ from medical_assistant.models.presets import find_preset
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-REQUIRED = ("app.py", "README.md", "requirements.txt")
 IGNORED = ("tests/*", "benchmarks/*", "training_data/*", ".ci/*", ".github/*")  # a Space does not need them
 # ZeroGPU is what a free account may create; a Gradio Space on cpu-basic needs a paid plan.
 DEFAULT_HARDWARE = SpaceHardware.ZERO_A10G
@@ -53,10 +52,8 @@ def deploy_space(
     if revision:
         raise UserError(f"A Space has no revision here: write {name}.")
     paths = tracked_files(ROOT)
-    if model and (Path(model).exists() or "\\" in model):
+    if model and find_preset(model).repository == model and Path(model).exists():
         raise UserError(f"{model} is a file of this machine, not of the Space: use a preset or a Hub id.")
-    if model:
-        find_preset(model)
     if adapter and not any(path.startswith(f"{adapter.rstrip('/')}/") for path in paths):  # a bundled one is a folder
         split_revision(adapter)
     api = HfApi(token=require_token())
@@ -95,23 +92,20 @@ def deploy_space(
 
 
 def tracked_files(root: Path) -> list[str]:
-    """Return the paths that git tracks in a clone. Raises `UserError` without git, and without `REQUIRED` files."""
-    paths, untracked = _list_files(root), _list_files(root, "--others", "--exclude-standard")
-    missing = [path for path in REQUIRED if path not in paths]
-    if missing:
-        raise UserError(f"git does not track {', '.join(missing)} in {root}: `git add` first, then deploy.")
+    """Return the paths that git tracks in a clone. Raises `UserError` where it is none."""
+
+    def list_files(*options: str) -> list[str]:
+        command = ["git", "ls-files", "-z", *options]
+        done = subprocess.run(command, cwd=root, capture_output=True, check=True, timeout=60)
+        return [path for path in done.stdout.decode().split("\0") if path and (root / path).is_file()]
+
+    try:
+        paths, untracked = list_files(), list_files("--others", "--exclude-standard")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"git cannot list the files of {root} ({error}): run this in a git clone.") from error
     if untracked:
         logger.warning("Not uploaded, since git does not track them: %s", ", ".join(untracked))
     return paths
-
-
-def _list_files(root: Path, *options: str) -> list[str]:
-    command = ["git", "ls-files", "-z", *options]
-    try:
-        done = subprocess.run(command, cwd=root, capture_output=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(f"git cannot list the files of {root} ({error}): run this in a git clone.") from error
-    return [path for path in done.stdout.decode().split("\0") if path and (root / path).is_file()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

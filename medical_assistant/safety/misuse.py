@@ -14,17 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from medical_assistant.safety import SAFETY_ASSETS
+from medical_assistant.safety import SAFETY_ASSETS, hashed_classifier
 from medical_assistant.safety.deobfuscation import decoded_forms
-from medical_assistant.safety.hashed_classifier import (
-    HashedClassifier,
-    from_json,
-    read_classifier,
-    word_buckets,
-    words_in,
-)
+from medical_assistant.safety.hashed_classifier import HashedClassifier
 from medical_assistant.safety.phrase_rules import load_rules
 from medical_assistant.safety.text_reading import PreparedText
 
@@ -75,11 +68,10 @@ def _category(message: PreparedText) -> tuple[str, str] | None:
     rules = load_rules(MISUSE_FILE)
     forms = [message if form == message.raw else PreparedText(form) for form in decoded_forms(message.raw, rules)]
     for text in forms:
-        found = _by_rules(text.reading(rules).concepts)
-        if found:
+        if found := _by_rules(text.reading(rules).concepts):
             return found
-    classifier = load_misuse_classifier()
-    if any(classifier.score(text.normal_form(rules)) >= classifier.threshold for text in forms):
+    classifier, threshold = load_misuse_classifier()
+    if any(harm_score(text.normal_form(rules), classifier) >= threshold for text in forms):
         return GENERAL, rules.answers["categories"][GENERAL]["source"]
     return None
 
@@ -100,25 +92,17 @@ def _answer(category: str) -> str:
     return "\n\n".join([texts["refusal"], texts["alternative"], *(numbers[name] for name in texts.get("lines", ()))])
 
 
-@dataclass(frozen=True)
-class MisuseClassifier:
-    """A text whose score by `harm` reaches `threshold` (log odds) is a request for harm."""
+def harm_score(text: str, classifier: HashedClassifier) -> float:
+    """Return the highest score (log odds) of the sentences of a normalised text, -inf if all are too short.
 
-    harm: HashedClassifier
-    threshold: float
-    details: dict[str, Any]  # what it was trained on, what was measured
-
-    def score(self, text: str) -> float:
-        """Return the highest score (log odds) of the sentences of a normalised text, -inf if all are too short.
-
-        The worst sentence counts, so that friendly words around a request do not hide it.
-        """
-        return max((self.harm.score(word_buckets(words)) for words in _parts(text)), default=-math.inf)
+    The worst sentence counts, so that friendly words around a request do not hide it.
+    """
+    return max((classifier.score(hashed_classifier.word_buckets(words)) for words in _parts(text)), default=-math.inf)
 
 
 def _parts(text: str) -> Iterator[tuple[str, ...]]:
     for sentence in dict.fromkeys(_SENTENCE_END.split(text)):
-        words = words_in(sentence)
+        words = hashed_classifier.words_in(sentence)
         for start in range(0, max(1, len(words) - _OVERLAP_WORDS), _WINDOW_WORDS - _OVERLAP_WORDS):
             part = words[start : start + _WINDOW_WORDS]
             if len(part) >= MIN_WORDS:
@@ -126,8 +110,11 @@ def _parts(text: str) -> Iterator[tuple[str, ...]]:
 
 
 @lru_cache(maxsize=4)
-def load_misuse_classifier(path: Path = CLASSIFIER_FILE) -> MisuseClassifier:
-    """Return the trained weights. `UserError`: the file is missing or not one that the training wrote."""
-    return read_classifier(
-        path, lambda data: MisuseClassifier(from_json(data), float(data["threshold"]), data["details"]), "misuse"
+def load_misuse_classifier(path: Path = CLASSIFIER_FILE) -> tuple[HashedClassifier, float]:
+    """Return the classifier, and the `harm_score` from which a text is a request for harm.
+
+    `UserError`: the file is missing or not one that the training wrote.
+    """
+    return hashed_classifier.read_classifier(
+        path, lambda data: (hashed_classifier.from_json(data), float(data["threshold"])), "misuse"
     )

@@ -5,10 +5,11 @@
         shown += output_filter.feed(token.text)
     shown += output_filter.finish()
 
-What breaks a rule is data (`assets/safety/output_rules.yaml`), each rule with its public source; what is worded like
-it is classified (`output_classifier`). Three parts: `_next_end` cuts the stream into sentences, `_broken_rule` reads
-one, the class joins the two. Where the stream is cut depends on the text alone, never on how it arrived. Windows and
-repeats are bounded, so the time is linear in the text.
+What breaks a rule is data (`assets/safety/output_rules.yaml`), each rule with its public source. The output classifier,
+a logistic regression for each of `KINDS`, knows wording that no pattern foresaw; it may only block more, under the name
+and source of a rule. Three parts: `_next_end` cuts the stream into sentences, `_broken_rule` reads one, the class joins
+the two. Where the stream is cut depends on the text alone, never on how it arrived. Windows and repeats are bounded, so
+the time is linear in the text.
 
 It reads words, not meaning, in English, one sentence at a time; what "it" and "them" mean it takes from the question
 and the sentence before. It comes after the prompt and the rules that read the question, and proves no answer safe.
@@ -18,12 +19,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
-from medical_assistant.safety.output_classifier import load_output_classifier
+from medical_assistant.safety import SAFETY_ASSETS, hashed_classifier
+from medical_assistant.safety.hashed_classifier import HashedClassifier
 from medical_assistant.safety.output_rules import Rule, load_output_rules
 from medical_assistant.safety.phrase_rules import load_rules
 from medical_assistant.safety.text_reading import PreparedText
 
+CLASSIFIER_FILE = SAFETY_ASSETS / "output_classifier.json"
+KINDS = ("delay_of_care", "medicine_change", "diagnosis_as_fact")  # names of rules
+ASSERTED = "diagnosis_as_fact"  # a question back asserts none
+MIN_WORDS = 3  # the classifier reads no shorter sentences: "Stop it." is the rules' business
 MAX_SENTENCE_CHARACTERS = 400
 PART_CHARACTERS = 300  # of a longer sentence; it is read with the 100 that follow, so that no phrase hides in the cut
 _CONTEXT_CHARACTERS = 200  # of the lines before that go on in this one
@@ -65,7 +75,7 @@ class OutputFilter:
             (rule, rule.known_from(self._question)) for rule in rules.rules if red_flags or not rule.needs_red_flag
         ]
         self._shorthands = rules.shorthands
-        self._classifier = load_output_classifier() if use_classifier else None
+        self._classifiers = load_output_classifier() if use_classifier else {}
         self._before = ""  # the sentence before, shown or not
         self._buffer = ""
         self._at_line_start = True
@@ -98,7 +108,7 @@ class OutputFilter:
     def _pass(self, sentence: str, window: str, whole: bool) -> str:
         """Return `sentence` if it may be shown, else its line ends. `window`: with what follows, for a part."""
         body = sentence.rstrip()
-        line_ends = _line_ends(sentence[len(body) :])
+        line_ends = re.sub(r"\A[^\r\n]+", "", sentence[len(body) :])
         marked = self._at_line_start and _LIST_MARK.match(sentence) is not None
         if self._at_line_start and not marked and (self._after_blank_line or self._lead_has_items):
             self._lead, self._lead_has_items = "", False
@@ -141,10 +151,9 @@ class OutputFilter:
         for rule, known in self._rules:
             if rule.is_broken_by(alone if rule.ignores_context else full, known):
                 return rule
-        kinds = self._classifier.kinds_of(full) if self._classifier else []
-        return next(
-            (rule for rule, known in self._rules if rule.name in kinds and not rule.repeats_known(full, known)), None
-        )
+        kinds = kinds_of(full, self._classifiers)
+        found = (rule for rule, known in self._rules if rule.name in kinds and not rule.repeats_known(full, known))
+        return next(found, None)
 
     def _full_text(self, alone: str) -> str:
         """Return a readable sentence with the lines that open it and shorthands in full; keep it for the next one."""
@@ -173,14 +182,49 @@ def _next_end(window: str) -> tuple[int, bool]:
     return (blank + 1 if blank > 0 else PART_CHARACTERS), False
 
 
-def _line_ends(blanks: str) -> str:
-    """Return `blanks` from its first line end on."""
-    at = min((i for i in (blanks.find("\n"), blanks.find("\r")) if i >= 0), default=len(blanks))
-    return blanks[at:]
-
-
 def readable(text: str) -> str:
     """Return `text` as the patterns want it: normalised, without marks of Markdown and of a list item."""
     marked = _LINE_MARK.match(text)
     text = PreparedText(text[marked.end() if marked else 0 :]).normal_form(load_rules())
     return " ".join(_MARKDOWN.sub("", text).split())[:_MAX_READ_CHARACTERS]
+
+
+Classifiers = dict[str, tuple[HashedClassifier, float]]  # by kind; a sentence of that score (log odds) is blocked
+
+
+@lru_cache(maxsize=4)
+def load_output_classifier(path: Path = CLASSIFIER_FILE) -> Classifiers:
+    """Return the trained classifiers. `UserError`: the file is missing or not one that the training wrote."""
+
+    def build(data: Any) -> Classifiers:
+        return {
+            kind: (hashed_classifier.from_json(data["kinds"][kind]), float(data["kinds"][kind]["threshold"]))
+            for kind in KINDS
+        }
+
+    return hashed_classifier.read_classifier(path, build, "output")
+
+
+def kinds_of(text: str, classifiers: Classifiers) -> list[str]:
+    """Return those of `KINDS` that a sentence, as the filter reads it, is taken to be; most sentences are none."""
+    if not classifiers or len(hashed_classifier.words_in(text)) < MIN_WORDS:
+        return []
+    found = feature_groups(text)
+    return [
+        kind
+        for kind, (classifier, threshold) in classifiers.items()
+        if classifier.score(*found) >= threshold and not (kind == ASSERTED and text.endswith("?"))
+    ]
+
+
+def feature_groups(text: str) -> tuple[set[int], set[int]]:
+    """Return the buckets of the words of a sentence, and of its words and pairs with a class in place of each drug,
+    disease and so on."""
+    words = hashed_classifier.words_in(text)
+    for pattern, name in load_output_rules().word_classes:
+        text = pattern.sub(name, text)
+    classed = ["^", *hashed_classifier.words_in(text), "$"]
+    pairs = (f"{first} {second}" for first, second in pairwise(classed))
+    return hashed_classifier.word_buckets(words), {
+        hashed_classifier.bucket_of(f"~{piece}") for piece in (*classed, *pairs)
+    }

@@ -102,9 +102,9 @@ class PreparedText:
     def normal_form(self, rules: Rules) -> str:
         """Return lower-case text with invisible characters gone, look-alikes and contractions resolved."""
         if rules.language not in self._normal_forms:
+            text = self._text_without_tricks(rules.apostrophe)
             self._normal_forms[rules.language] = rules.aliases.sub(
-                lambda match: rules.alias_of[re.sub(r"\s+", " ", match.group())],
-                self._text_without_tricks(rules.apostrophe),
+                lambda match: rules.alias_of[re.sub(r"\s+", " ", match.group())], text
             )
         return self._normal_forms[rules.language]
 
@@ -143,9 +143,9 @@ def _read(text: str, rules: Rules) -> Reading:
             # "Writing a novel where he has a stroke" is no emergency, "for a novel: I have chest pain" may be one.
             cue = max((end for _, end in spans.get("fiction", ())), default=0)
             if fiction and all(start < cue for start, _ in spans.get("first_person", ())):
-                found &= rules.outlasts_question
+                found &= rules.outlasts["question"]
             if "all_clear" in spans and "not_resolved" not in spans:
-                concepts &= rules.outlasts_recovery
+                concepts &= rules.outlasts["recovery"]
             concepts |= found
             # Per sentence: a kitchen in the next sentence does not explain a cut in this one.
             concepts |= {part for part, a, b in rules.without if a in found and b not in found}
@@ -189,7 +189,7 @@ def _find(tokens: list[str], rules: Rules) -> dict[str, list[_Span]]:
 
 
 def _match(
-    kinds: list[frozenset[int]], tokens: list[str], index: dict[int, list[Phrase]], rules: Rules
+    kinds: list[frozenset[str]], tokens: list[str], index: dict[str, list[Phrase]], rules: Rules
 ) -> dict[str, list[_Span]]:
     present = frozenset().union(*kinds)
     spans: dict[str, list[_Span]] = {}
@@ -204,7 +204,7 @@ def _match(
     return spans
 
 
-def _reach(phrase: Phrase, element: int, at: int, kinds: list[frozenset[int]], tokens: list[str], rules: Rules) -> int:
+def _reach(phrase: Phrase, element: int, at: int, kinds: list[frozenset[str]], tokens: list[str], rules: Rules) -> int:
     """Return the end of `phrase` when its elements from number `element` on follow word `at`, else 0."""
     if element == len(phrase.elements):
         return at
@@ -241,13 +241,13 @@ def _findings(tokens: list[str], spans: dict[str, list[_Span]], rules: Rules) ->
             continue
         for place in places:
             # "The chest pain is gone but my arm is numb": what is said before the cue is over.
-            if place[0] < resolved and concept not in rules.outlasts_recovery:
+            if place[0] < resolved and concept not in rules.outlasts["recovery"]:
                 continue
-            if concept not in rules.outlasts_past and any(start <= place[0] < end for start, end in past):
+            if concept not in rules.outlasts["past"] and any(start <= place[0] < end for start, end in past):
                 continue
-            if ask_from is not None and place[0] >= ask_from and concept not in rules.outlasts_question:
+            if ask_from is not None and place[0] >= ask_from and concept not in rules.outlasts["question"]:
                 continue
-            if concept not in rules.outlasts_negation and _is_denied(place, tokens, spans):
+            if concept not in rules.outlasts["negation"] and _is_denied(place, tokens, spans):
                 continue
             found.add(concept)
             break

@@ -60,7 +60,10 @@ def assess(message: str | PreparedText, history: Sequence[str | PreparedText] = 
         zip(load_languages(), text.readings, strict=True),
         key=lambda pair: (bool(pair[1].concepts), pair[1].function_words, len(pair[1].concepts)),
     )
-    return _raised(triage, level, rules, country)
+    # The classifier gives no reason: those of the rules stay, if any.
+    reasons = triage.reasons if triage.language == rules.language else ()
+    reasons, sources = reasons or (rules.answers["possible_emergency"],), triage.sources or (rules.sources["nhs_999"],)
+    return _with_texts(level, reasons, (POSSIBLE_EMERGENCY,), sources, rules, country)
 
 
 def banner_texts(language: str) -> dict[str, str]:
@@ -79,17 +82,6 @@ def assess_by_rules(
     ]
     # "convulsion" is a word of three languages.
     return min(found, key=lambda pair: (LEVELS.index(pair[0].level), -pair[1].function_words, -len(pair[0].reasons)))[0]
-
-
-def _raised(triage: Triage, level: str, rules: Rules, country: str) -> Triage:
-    """Return `triage` at a graver `level`. The classifier gives no reason: those of the rules stay, if any.
-
-    `rules`: those of the language of the message.
-    """
-    known = triage.reasons if triage.language == rules.language else ()
-    reasons = known or (rules.answers["possible_emergency"],)
-    sources = triage.sources or (rules.sources["nhs_999"],)
-    return _with_texts(level, reasons, (POSSIBLE_EMERGENCY,), sources, rules, country)
 
 
 def _assess(current: Reading, history: Sequence[PreparedText], rules: Rules, country: str) -> Triage:

@@ -9,22 +9,13 @@ now.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from medical_assistant.safety import SAFETY_ASSETS
-from medical_assistant.safety.hashed_classifier import (
-    HashedClassifier,
-    bucket_of,
-    from_json,
-    probability,
-    read_classifier,
-    word_buckets,
-    words_in,
-)
+from medical_assistant.safety import SAFETY_ASSETS, hashed_classifier
+from medical_assistant.safety.hashed_classifier import HashedClassifier
 from medical_assistant.safety.phrase_rules import LEVELS, load_rules
 from medical_assistant.safety.text_reading import PreparedText, Reading
 
@@ -34,29 +25,19 @@ MAX_WORDS = 400  # a long history is read from both ends
 MAX_CONCEPTS = 30  # bounds the pairs; a vignette has about ten
 
 
-@dataclass(frozen=True)
-class TriageClassifier:
-    """`emergency`: gives the log odds of an emergency.
+@lru_cache(maxsize=4)
+def load_triage_classifier(path: Path = CLASSIFIER_FILE) -> tuple[HashedClassifier, dict[str, tuple[float, float]]]:
+    """Return the classifier of emergencies, and for "english" and "other" messages the two probabilities (0 to 1) from
+    which one is raised to "emergency" and to "urgent".
 
-    `thresholds["english"]`, `thresholds["other"]`: the probabilities (0 to 1) from which a message in that language is
-    raised to "emergency" and to "urgent".
-    `details`: what it was trained on and what was measured.
+    `UserError`: the file is missing or not one that the training wrote.
     """
 
-    emergency: HashedClassifier
-    thresholds: dict[str, tuple[float, float]]
-    details: dict[str, Any]
-
-
-@lru_cache(maxsize=4)
-def load_triage_classifier(path: Path = CLASSIFIER_FILE) -> TriageClassifier:
-    """Return the trained weights. `UserError`: the file is missing or not one that the training wrote."""
-
-    def build(data: Any) -> TriageClassifier:
+    def build(data: Any) -> tuple[HashedClassifier, dict[str, tuple[float, float]]]:
         thresholds = {name: (float(pair[0]), float(pair[1])) for name, pair in data["thresholds"].items()}
-        return TriageClassifier(from_json(data), thresholds, data["details"])
+        return hashed_classifier.from_json(data), thresholds
 
-    return read_classifier(path, build, "triage")
+    return hashed_classifier.read_classifier(path, build, "triage")
 
 
 def raised_level(text: PreparedText, level: str) -> str:
@@ -68,7 +49,7 @@ def raised_level(text: PreparedText, level: str) -> str:
     if level == "emergency" or not may_be_raised(text):
         return level
     found = emergency_probability(text)
-    thresholds = load_triage_classifier().thresholds[language_of(text.readings)]
+    thresholds = load_triage_classifier()[1][language_of(text.readings)]
     reached = [name for name, least in zip(("emergency", "urgent"), thresholds, strict=True) if found >= least]
     return min([level, *reached], key=LEVELS.index)
 
@@ -88,7 +69,7 @@ def emergency_probability(text: PreparedText) -> float:
     words = words_of(text)
     if len(words) < MIN_WORDS:
         return 0.0
-    return probability(load_triage_classifier().emergency.score(*feature_groups(words, text.readings)))
+    return hashed_classifier.probability(load_triage_classifier()[0].score(*feature_groups(words, text.readings)))
 
 
 def feature_groups(words: Sequence[str], readings: Sequence[Reading]) -> tuple[set[int], set[int]]:
@@ -99,7 +80,7 @@ def feature_groups(words: Sequence[str], readings: Sequence[Reading]) -> tuple[s
     concepts = sorted(frozenset().union(*(reading.concepts for reading in readings)))[:MAX_CONCEPTS]
     measures = {name for reading in readings for name, _ in reading.measures}
     found = [*concepts, *map(" ".join, combinations(concepts, 2)), *measures]
-    return word_buckets(words), {bucket_of(f"[{name}]") for name in found}
+    return hashed_classifier.word_buckets(words), {hashed_classifier.bucket_of(f"[{name}]") for name in found}
 
 
 def language_of(readings: Sequence[Reading]) -> str:
@@ -115,6 +96,6 @@ def language_of(readings: Sequence[Reading]) -> str:
 
 def words_of(text: PreparedText) -> tuple[str, ...]:
     """Return the first and last words of the normalised text, at most `MAX_WORDS`; all numbers are one word."""
-    found = words_in(text.normal_form(load_rules()))
+    found = hashed_classifier.words_in(text.normal_form(load_rules()))
     half = MAX_WORDS // 2
     return found if len(found) <= MAX_WORDS else found[:half] + found[-half:]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,7 @@ class TrainingData:
     validation: Any
     too_long: int  # rows left out
     answers: list[str]  # of the first training rows, for the pre-flight
-    sha256: str  # of manifest.json, which holds the hashes of the rows
-
-    @property
-    def rows(self) -> dict[str, int]:
-        return {"train_rows": len(self.train), "validation_rows": len(self.validation), "too_long": self.too_long}
+    sha256: str  # of `data_hash`
 
 
 def data_hash(folder: Path) -> str:
@@ -80,30 +74,24 @@ def tokenize(records: list[Record], tokenizer: Any, sha256: str) -> Any:
     The tokens are TRL's: the chat template over prompt and completion, learnt from the end of the prompt with its
     generation prompt on. Raises `UserError` when the template does not render the prompt as a prefix of the whole.
     """
-    from datasets import Dataset, config, load_from_disk, utils
+    from datasets import Dataset, utils
+    from datasets.exceptions import DatasetGenerationError
 
     contract = prompt_contract(tokenizer.chat_template, {"eos_token": str(tokenizer.eos_token)})["sha256"]
     ids = [record["id"] for record in records]
     tokenizer_state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer)
     key = hashlib.sha256(json.dumps([sha256, contract, tokenizer_state, ids]).encode()).hexdigest()[:32]
-    path = Path(config.HF_DATASETS_CACHE) / "medical-assistant" / key
-    if path.is_dir():
-        return load_from_disk(str(path))
-    rows = list(_tokenized_rows(records, tokenizer))
-    dataset = Dataset.from_list(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent))
     utils.disable_progress_bars()  # of a file that is written in milliseconds
-    dataset.save_to_disk(str(temporary))
-    utils.enable_progress_bars()
     try:
-        temporary.rename(path)
-    except OSError:  # another process was first
-        shutil.rmtree(temporary)
-    return load_from_disk(str(path))
+        rows = {"records": tuple(records), "tokenizer": tokenizer}
+        return Dataset.from_generator(_tokenized_rows, gen_kwargs=rows, fingerprint=key)
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None
+    finally:
+        utils.enable_progress_bars()
 
 
-def _tokenized_rows(records: list[Record], tokenizer: Any) -> Iterator[dict[str, list[int]]]:
+def _tokenized_rows(records: Iterable[Record], tokenizer: Any) -> Iterator[dict[str, list[int]]]:
     for record in records:
         prompt = tokenizer.apply_chat_template(record["prompt"], add_generation_prompt=True, return_dict=True)
         whole = tokenizer.apply_chat_template(record["prompt"] + record["completion"], return_dict=True)

@@ -42,17 +42,6 @@ class Parameters:
         return self.trainable + self.linear + self.other
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will need. Memory in GiB, time in minutes; `available_gib` is None where it is unknown."""
-
-    parameters: Parameters
-    tokens_an_epoch: int
-    memory_gib: float
-    available_gib: float | None
-    minutes: float | None
-
-
 def count_parameters(config: Any, lora: Any) -> Parameters:
     """Return the weights of a model of `config` with PEFT's `lora`, counted on a model without memory ("meta")."""
     import copy
@@ -160,19 +149,23 @@ def longest_batch(lengths: list[int], run: Run) -> int:
     return sum(longest) if run.trainer.padding_free else rows * longest[0]
 
 
-def check_fit(estimate: Estimate, run: Run, lengths: list[int], cuda: bool, bits: int) -> None:
-    """Raise `UserError` that says which setting to lower, and by how much, when the run does not fit."""
-    if estimate.available_gib is None or estimate.memory_gib <= estimate.available_gib:
-        return
+def check_fit(
+    parameters: Parameters, run: Run, lengths: list[int], available_gib: float, cuda: bool, bits: int
+) -> float:
+    """Return the GiB that the run needs for rows of `lengths` tokens, as `estimate_memory`.
+
+    Raises `UserError` that says which setting to lower, and by how much, when that is more than `available_gib`.
+    """
+    need_gib = estimate_memory(parameters, run, longest_batch(lengths, run), cuda, bits)
+    if need_gib <= available_gib:
+        return need_gib
     advice = "choose a smaller --model"
     for option, smaller in smaller_runs(run):
-        need = estimate_memory(estimate.parameters, smaller, longest_batch(lengths, smaller), cuda, bits)
-        if need <= estimate.available_gib:
-            advice = f"use {option} (about {need:.1f} GiB)"
+        smaller_gib = estimate_memory(parameters, smaller, longest_batch(lengths, smaller), cuda, bits)
+        if smaller_gib <= available_gib:
+            advice = f"use {option} (about {smaller_gib:.1f} GiB)"
             break
-    raise UserError(
-        f"This run needs about {estimate.memory_gib:.1f} GiB and {estimate.available_gib:.1f} GiB are free: {advice}."
-    )
+    raise UserError(f"This run needs about {need_gib:.1f} GiB and {available_gib:.1f} GiB are free: {advice}.")
 
 
 def smaller_runs(run: Run) -> Iterator[tuple[str, Run]]:

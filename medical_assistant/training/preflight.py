@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from medical_assistant.errors import UserError
@@ -11,13 +12,10 @@ from medical_assistant.models.loading import compute_dtype, load_config
 from medical_assistant.models.presets import Preset
 from medical_assistant.training.data import MASKED, TrainingData
 from medical_assistant.training.estimate import (
-    Estimate,
     available_memory,
     check_fit,
     count_parameters,
-    estimate_memory,
     estimate_minutes,
-    longest_batch,
     measure_speed,
 )
 from medical_assistant.training.settings import Run
@@ -47,22 +45,25 @@ def check_run(
     bits = 32 if compute_dtype() == torch.float32 and not cuda else 16
     parameters = count_parameters(load_config(preset), run.lora)
     lengths = [len(ids) for ids in data.train["input_ids"]]
-    epochs = arguments.num_train_epochs
-    if arguments.max_steps > 0:
-        epochs = arguments.max_steps * run.rows_a_step / len(lengths)
-    minutes = None
+    available_gib = memory_gib or available_memory(cuda)
+    need_gib = check_fit(parameters, run, lengths, available_gib, cuda, bits)
+    trained, total = parameters.trainable, parameters.total
+    lines = [
+        f"rows            {len(data.train):,} train, {len(data.validation):,} validation, {data.too_long:,} too long",
+        f"tokens          {sum(lengths):,} an epoch, {arguments.num_train_epochs:g} epoch(s)",
+        f"parameters      {trained:,} trained of {total:,} ({trained / total:.2%})",
+        f"a step          {run.rows_a_step} rows: {arguments.per_device_train_batch_size} at a time, "
+        f"{arguments.gradient_accumulation_steps} time(s)",
+        f"memory          about {need_gib:.1f} GiB, {available_gib:.1f} GiB free",
+    ]
     if cuda == torch.cuda.is_available():  # the device is here
+        epochs = arguments.num_train_epochs
+        if arguments.max_steps > 0:
+            epochs = arguments.max_steps * run.rows_a_step / len(lengths)
         speed = measure_speed(compute_dtype(), cuda)
         minutes = estimate_minutes(parameters, run, round(sum(lengths) * epochs), speed)
-    estimate = Estimate(
-        parameters=parameters,
-        tokens_an_epoch=sum(lengths),
-        memory_gib=estimate_memory(parameters, run, longest_batch(lengths, run), cuda, bits),
-        available_gib=memory_gib or available_memory(cuda),
-        minutes=minutes,
-    )
-    check_fit(estimate, run, lengths, cuda, bits)
-    return f"{show_batch(batch, tokenizer, colour)}\n\n{describe(estimate, run, data)}"
+        lines.append(f"time            about {minutes:,.0f} min, validation not counted")
+    return "\n".join([show_batch(batch, tokenizer, colour), "", *lines])
 
 
 def batch_rows(batch: dict[str, Any]) -> list[tuple[list[int], list[int], list[bool]]]:
@@ -90,15 +91,13 @@ def check_batch(batch: dict[str, Any], tokenizer: Any, answers: Sequence[str]) -
     """
     known = {answer.strip() for answer in answers}
     end = end_of_answer(tokenizer)
-    for number, (ids, labels, padding) in enumerate(batch_rows(batch), 1):
+    for number, (_, labels, padding) in enumerate(batch_rows(batch), 1):
         learnt = [label for label in labels if label != MASKED]
         where = f"Row {number} of the first batch"
         if not learnt:
             raise UserError(f"{where} has no learnt token, so it teaches nothing: raise --max-length.")
         if any(pad and label != MASKED for pad, label in zip(padding, labels, strict=True)):
             raise UserError(f"{where} has padding in the loss, which teaches the model to repeat it: {REPORT}.")
-        if any(label not in (MASKED, token) for token, label in zip(ids, labels, strict=True)):
-            raise UserError(f"{where} has labels that are not its tokens: {REPORT}.")
         words = [i for i in learnt if tokenizer.decode([i]).strip()]
         if end is None or words[-1:] != [end]:
             name = repr(tokenizer.eos_token if end is None else tokenizer.decode([end]))
@@ -114,36 +113,15 @@ def check_batch(batch: dict[str, Any], tokenizer: Any, answers: Sequence[str]) -
 def show_batch(batch: dict[str, Any], tokenizer: Any, colour: bool) -> str:
     """Return the first rows of a batch as text: learnt tokens green, or between ⟦ and ⟧, the others dim."""
     lines = []
-    for ids, labels, padding in batch_rows(batch)[:ROWS_SHOWN]:
-        learnt = [label != MASKED for label in labels]
-        parts = []
-        start = 0
-        for end in range(1, len(ids) + 1):
-            if end < len(ids) and (learnt[end], padding[end]) == (learnt[start], padding[start]):
-                continue
-            text = f"<{end - start} x padding>" if padding[start] else tokenizer.decode(ids[start:end])
+    for row in batch_rows(batch)[:ROWS_SHOWN]:
+        line = ""
+        kinds = groupby(zip(*row, strict=True), key=lambda entry: (entry[1] != MASKED, entry[2]))
+        for (learnt, padding), entries in kinds:
+            ids = [token for token, _, _ in entries]
+            text = f"<{len(ids)} x padding>" if padding else tokenizer.decode(ids)
             if colour:
-                parts.append((RED if padding[start] else GREEN if learnt[start] else DIM) + text + END)
+                line += (RED if padding else GREEN if learnt else DIM) + text + END
             else:
-                parts.append(f"⟦{text}⟧" if learnt[start] else text)
-            start = end
-        lines.append("".join(parts).rstrip())
+                line += f"⟦{text}⟧" if learnt else text
+        lines.append(line.rstrip())
     return "\n\n".join(lines)
-
-
-def describe(estimate: Estimate, run: Run, data: TrainingData) -> str:
-    """Return the lines that the user sees before the first step."""
-    parameters = estimate.parameters
-    lines = [
-        f"rows            {len(data.train):,} train, {len(data.validation):,} validation, {data.too_long:,} too long",
-        f"tokens          {estimate.tokens_an_epoch:,} an epoch, {run.trainer.num_train_epochs:g} epoch(s)",
-        f"parameters      {parameters.trainable:,} trained of {parameters.total:,} "
-        f"({parameters.trainable / parameters.total:.2%})",
-        f"a step          {run.rows_a_step} rows: {run.trainer.per_device_train_batch_size} at a time, "
-        f"{run.trainer.gradient_accumulation_steps} time(s)",
-    ]
-    free = f", {estimate.available_gib:.1f} GiB free" if estimate.available_gib is not None else ""
-    lines.append(f"memory          about {estimate.memory_gib:.1f} GiB{free}")
-    if estimate.minutes is not None:
-        lines.append(f"time            about {estimate.minutes:,.0f} min, validation not counted")
-    return "\n".join(lines)

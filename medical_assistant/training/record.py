@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.files import file_sha256, git_commit, package_versions, write_json
+from medical_assistant.files import file_sha256, git_commit, package_versions, read_json, write_json
 from medical_assistant.models.gguf_lora import write_lora_gguf
 from medical_assistant.models.presets import Preset
 from medical_assistant.plotting import write_loss_plot
 from medical_assistant.prompts import prompt_contract
 from medical_assistant.training.data import TrainingData
-from medical_assistant.training.settings import CHECKPOINTS, INITIAL_ADAPTER, Run
+from medical_assistant.training.settings import CHECKPOINTS, INITIAL_ADAPTER, WHOLE, Run
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "gguf", "liger-kernel", "trackio",
@@ -29,7 +30,7 @@ NEW_RUN = ("output", "report_to", "space_id", "logging_steps")  # may change whe
 
 
 def check_resume(run: Run, sha256: str) -> Path | None:
-    """Return the newest checkpoint of the run, or None; note the settings and the data of a new run.
+    """Return the newest whole checkpoint of the run, or None; note the settings and the data of a new run.
 
     `sha256` is that of the data. Raises `UserError` when the checkpoints were made with other settings or other data.
     """
@@ -37,22 +38,23 @@ def check_resume(run: Run, sha256: str) -> Path | None:
 
     checkpoints = run.output / CHECKPOINTS
     record = checkpoints / "settings.json"
-    if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if found.pop("data_sha256") != sha256:
-            raise UserError(
-                f"The rows in {run.data} are not those that {run.output} was trained on: give that folder, or a new "
-                "--output."
-            )
-        if changed := _changed(run, found):
-            raise UserError(
-                f"--resume with other settings ({', '.join(changed)}): use the run's own, or a new --output."
-            )
-        last = get_last_checkpoint(str(checkpoints))
-        return Path(last) if last else None
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(record, {**run.as_json(), "data_sha256": sha256})
-    return None
+    if not record.is_file():
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(record, {**run.as_json(), "data_sha256": sha256})
+        return None
+    found = read_json(record)
+    if found.pop("data_sha256") != sha256:
+        raise UserError(
+            f"The rows in {run.data} are not those that {run.output} was trained on: give that folder, or a new "
+            "--output."
+        )
+    if changed := _changed(run, found):
+        raise UserError(f"--resume with other settings ({', '.join(changed)}): use the run's own, or a new --output.")
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder / WHOLE).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+    last = get_last_checkpoint(str(checkpoints))
+    return Path(last) if last else None
 
 
 def is_finished(run: Run, sha256: str) -> bool:
@@ -60,7 +62,7 @@ def is_finished(run: Run, sha256: str) -> bool:
     path = run.output / "training.json"
     if not path.is_file() or (run.output / CHECKPOINTS).is_dir():
         return False
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
     changed = _changed(run, record["settings"])
     if record["data"].get("sha256") != sha256:
         changed.append("data")
@@ -113,7 +115,7 @@ def training_record(
 ) -> dict[str, Any]:
     """Return the content of `training.json`: what was trained, on what, with what, and with what result."""
     manifest_path = run.data / "manifest.json"
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    manifest = read_json(manifest_path)
     history = trainer.state.log_history
     steps = [entry for entry in history if "train_runtime" not in entry]
     evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
@@ -130,7 +132,9 @@ def training_record(
             "attribution": manifest.get("attribution", ""),
             "manifest_sha256": file_sha256(manifest_path),
             "sha256": data.sha256,
-            **data.rows,
+            "train_rows": len(data.train),
+            "validation_rows": len(data.validation),
+            "too_long": data.too_long,
         },
         "trainable_parameters": trainable_parameters,
         # 4-bit weights hold two values a byte; get_nb_trainable_parameters of PEFT knows.
@@ -166,12 +170,9 @@ def peak_memory() -> float:
 
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated() / 2**30)
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**20
-    except OSError:
-        pass  # not Linux
+    with suppress(OSError):
+        if found := re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8")):
+            return int(found[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
@@ -185,7 +186,5 @@ def reset_peak_memory() -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets VmHWM
-    except OSError:
-        pass

@@ -24,6 +24,7 @@ from medical_assistant.settings import Option, convert_values, did_you_mean, fla
 ALL_EXPERIMENTS = "all"
 BEST = "best"  # folder of the best experiment's copy, beside those of the experiments
 CHECKPOINTS, INITIAL_ADAPTER = "checkpoints", "initial-adapter"  # folders in a run's output, until it is finished
+WHOLE = "whole"  # file in a checkpoint that was written to its end
 EXPERIMENT_KEYS = ("learning_rate", "per_device_train_batch_size", "lora_r", "num_train_epochs")
 # All attention projections of the Llama family; "all-linear" is PEFT's name for every linear layer.
 ATTENTION_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]

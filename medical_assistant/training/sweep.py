@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.errors import UserError
-from medical_assistant.files import new_folder, write_json, write_whole
+from medical_assistant.files import new_folder, read_json, write_json, write_whole
 from medical_assistant.plotting import write_loss_plot
 from medical_assistant.training.settings import BEST
 
 REPORT, TABLE, CURVES = "report.md", "sweep.json", "loss.png"
+# Keys of a row, with their titles and formats in the table.
 COLUMNS = {
-    "experiment": "experiment",
-    "learning_rate": "learning rate",
-    "batch": "batch",
-    "lora_r": "rank",
-    "num_train_epochs": "epochs",
-    "trainable_parameters": "trainable parameters",
-    "final_train_loss": "final train loss",
-    "validation_loss": "best validation loss",
-    "minutes": "minutes",
-    "peak_memory_gib": "peak memory (GiB)",
+    "experiment": ("experiment", ""),
+    "learning_rate": ("learning rate", ".1e"),
+    "batch": ("batch", ""),
+    "lora_r": ("rank", ""),
+    "num_train_epochs": ("epochs", "g"),
+    "trainable_parameters": ("trainable parameters", ","),
+    "final_train_loss": ("final train loss", ".4f"),
+    "validation_loss": ("best validation loss", ".4f"),
+    "minutes": ("minutes", ".1f"),
+    "peak_memory_gib": ("peak memory (GiB)", "g"),
 }
 
 
@@ -58,18 +58,16 @@ def write_sweep(output: Path, folders: Mapping[str, Path]) -> tuple[Path, str]:
     The copy is `output/best`. It takes the place of an earlier best of this sweep; a copy of the same run stays, with
     the metrics and merged weights that were added to it. Raises `UserError` when an experiment has no validation loss.
     """
-    records = {
-        name: json.loads((folder / "training.json").read_text(encoding="utf-8")) for name, folder in folders.items()
-    }
+    records = {name: read_json(folder / "training.json") for name, folder in folders.items()}
     rows = sweep_rows(records)
     if any(row["validation_loss"] is None for row in rows):
         raise UserError("An experiment has no validation loss: give data with a validation.jsonl.")
     histories = {name: record["history"] for name, record in records.items()}
     write_loss_plot(histories, output / CURVES)
-    best = best_experiment(rows)
-    record = records[best["experiment"]]
+    best = best_experiment(rows)["experiment"]
+    record = records[best]
     content = {
-        "best": best["experiment"],
+        "best": best,
         "gain_validation_loss": gain(rows, "validation_loss"),
         "gain_final_train_loss": gain(rows, "final_train_loss"),
         "model": record["model"],
@@ -81,10 +79,9 @@ def write_sweep(output: Path, folders: Mapping[str, Path]) -> tuple[Path, str]:
     }
     write_json(output / TABLE, content)
     write_whole(output / REPORT, report_text(content))
-    _copy_best(folders[best["experiment"]], output / BEST)
+    _copy_best(folders[best], output / BEST)
     place = f"{output / BEST}; curves and report: {output / REPORT}"
-    named = f"{best['experiment']} has the lowest validation loss: {place}"
-    return output / BEST, f"{table(rows)}\n\n{named}"
+    return output / BEST, f"{table(rows)}\n\n{best} has the lowest validation loss: {place}"
 
 
 def _copy_best(folder: Path, copy: Path) -> None:
@@ -99,8 +96,8 @@ def _copy_best(folder: Path, copy: Path) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
-    lines += [[_cell(key, row[key]) for key in COLUMNS] for row in rows]
+    lines = [[title for title, _ in COLUMNS.values()], ["---"] * len(COLUMNS)]
+    lines += [[format(row[key], kind) for key, (_, kind) in COLUMNS.items()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -124,15 +121,3 @@ loss; its adapter is in `{BEST}/`."""
             f"{content['gain_final_train_loss']:.1%} less training loss in the last logged steps."
         )
     return f"{text}\n\n![Loss curves]({CURVES})\n"
-
-
-def _cell(key: str, value: Any) -> str:
-    if key in ("final_train_loss", "validation_loss"):
-        return f"{value:.4f}"
-    if key == "minutes":
-        return f"{value:.1f}"
-    if key == "learning_rate":
-        return f"{value:.1e}"
-    if key == "trainable_parameters":
-        return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else str(value)

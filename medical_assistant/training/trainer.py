@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +16,13 @@ from safetensors import SafetensorError
 from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from medical_assistant.errors import NO_SPACE, UserError
 from medical_assistant.training.data import TrainingData
-from medical_assistant.training.settings import CHECKPOINTS, INITIAL_ADAPTER, Run
+from medical_assistant.training.estimate import smaller_runs
+from medical_assistant.training.settings import CHECKPOINTS, INITIAL_ADAPTER, WHOLE, Run
 
-TRAINER_STATE = "trainer_state.json"
-PARTIAL = ".partial"
 # What safetensors and torch.save say of a full disk in place of an error number.
 NO_SPACE_TEXTS = ("no space left", "file too large", "failed writing file", "iostream error", "unexpected pos")
 
@@ -84,13 +81,13 @@ class SeededLengthSampler(LengthGroupedSampler):
 class CheckpointedSFTTrainer(SFTTrainer):
     """`SFTTrainer` that a practitioner can kill at any moment.
 
-    A checkpoint is written under `.partial`, flushed to the disk and renamed: a folder `checkpoint-N` is whole.
-    A loss that is not a number stops the run before it reaches the weights.
+    A checkpoint that is written and flushed to the disk gets the file `WHOLE`; the one before it stays until then, and
+    `record.check_resume` removes one without that file. A loss that is not a number stops the run before it reaches
+    the weights.
     """
 
     def __init__(self, *arguments: Any, loraplus_lr_ratio: float = 1.0, **options: Any) -> None:
         self._loraplus_lr_ratio = loraplus_lr_ratio
-        self._writing_checkpoint = False
         super().__init__(*arguments, **options)
         if self.args.fp16:
             # TRL keeps a QLoRA's adapter in bfloat16, which a GPU without it cannot scale gradients of.
@@ -127,37 +124,15 @@ class CheckpointedSFTTrainer(SFTTrainer):
             )
         return loss
 
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = Path(super()._get_output_dir(trial))
-        return str(folder / PARTIAL if self._writing_checkpoint else folder)
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        partial = folder / PARTIAL / name
-        if self.args.should_save:
-            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+        super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
-        self._writing_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writing_checkpoint = False
-        self.accelerator.wait_for_everyone()
-        if self.state.best_global_step:  # every process loads the best one at the end
-            self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
         if self.args.should_save:
-            self.state.save_to_json(str(partial / TRAINER_STATE))
-            for file in filter(Path.is_file, partial.rglob("*")):  # FSDP and DeepSpeed make folders
+            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            for file in filter(Path.is_file, folder.rglob("*")):  # FSDP and DeepSpeed make folders
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
-            shutil.rmtree(folder / name, ignore_errors=True)
-            partial.rename(folder / name)
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-        self.accelerator.wait_for_everyone()
+            (folder / WHOLE).touch()
 
 
 class CpuSFTTrainer(CheckpointedSFTTrainer):
@@ -233,11 +208,11 @@ def explained_failures(run: Run) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"The device's memory is full: {_lower_batch(run)}, then --resume.") from error
+        raise UserError(f"The device's memory is full: {_smaller(run)}, then --resume.") from error
     except (OSError, SafetensorError, RuntimeError) as error:
         text = str(error).lower()
         if "not enough memory" in text or "defaultcpuallocator" in text:
-            raise UserError(f"The memory is full: {_lower_batch(run)}.") from error
+            raise UserError(f"The memory is full: {_smaller(run)}.") from error
         full = isinstance(error, OSError) and error.errno in NO_SPACE
         if not full and not any(sign in text for sign in NO_SPACE_TEXTS):
             raise
@@ -247,14 +222,6 @@ def explained_failures(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _lower_batch(run: Run) -> str:
-    """Return which setting to lower, and to what."""
-    batch, length = run.trainer.per_device_train_batch_size, run.settings.max_length or 0
-    if batch > 1:
-        return (
-            f"use --per-device-train-batch-size {batch // 2} --gradient-accumulation-steps "
-            f"{run.rows_a_step // (batch // 2)} in a new --output"
-        )
-    if length > 256:
-        return f"use --max-length {length // 2} in a new --output"
-    return "choose a smaller --model"
+def _smaller(run: Run) -> str:
+    option = next((option for option, _ in smaller_runs(run)), None)
+    return f"use {option} in a new --output" if option else "choose a smaller --model"

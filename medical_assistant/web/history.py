@@ -6,7 +6,7 @@ A chatbot only shows it: nothing is read back from what is shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,11 +35,6 @@ class Exchange:
         answers = self.replies[chat : chat + 1]
         return [asked, *({"role": "assistant", "content": _shown_reply(reply)} for reply in answers)]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what the browser keeps. A place in the queue is not among it."""
-        replies = [{name: getattr(reply, name) for name in _KEPT_FIELDS} for reply in self.replies]
-        return {"question": self.question[:KEPT_CHARACTERS], "replies": replies}
-
     def stop(self, chats: int = 1) -> Exchange:
         """Return the exchange as the user stopped it: half an answer has no confidence."""
         replies = self.replies or (Reply("", ""),) * chats
@@ -62,8 +57,8 @@ def read_history(value: Any) -> list[Exchange]:
 
 
 def _read_reply(fields: dict[str, Any]) -> Reply:
-    text, footer, advice, confidence = (_text(fields.get(name)) for name in ("text", "footer", "advice", "confidence"))
     notes = tuple(note for note in _list(fields.get("notes")) if isinstance(note, str))
+    text, footer, advice, confidence = (_text(fields.get(name)) for name in ("text", "footer", "advice", "confidence"))
     return Reply(text, footer, advice, notes, confidence=confidence)
 
 
@@ -76,8 +71,14 @@ def _list(value: Any) -> list[Any]:
 
 
 def as_json(history: Sequence[Exchange]) -> list[dict[str, Any]]:
-    """Return the value of the hidden component, which `read_history` reads."""
-    return [exchange.as_json() for exchange in history]
+    """Return the value of the hidden component, which `read_history` reads. A place in the queue is not among it."""
+    return [
+        {
+            "question": exchange.question[:KEPT_CHARACTERS],
+            "replies": [{name: getattr(reply, name) for name in _KEPT_FIELDS} for reply in exchange.replies],
+        }
+        for exchange in history
+    ]
 
 
 def shown(history: Sequence[Exchange], chat: int = 0) -> list[dict[str, Any]]:
@@ -90,19 +91,19 @@ def messages(history: Sequence[Exchange]) -> list[Message]:
 
     Footers, advice, notes, and questions that never got an answer stay behind.
     """
-    return [message for exchange in history for message in _messages(exchange)]
+    found = []
+    for exchange in history:
+        answer = exchange.replies[0].text if exchange.replies else ""
+        if answer.strip():
+            found += [{"role": "user", "content": exchange.question}, {"role": "assistant", "content": answer}]
+    return found
 
 
-def _messages(exchange: Exchange) -> Iterator[Message]:
-    answer = exchange.replies[0].text if exchange.replies else ""
-    if answer.strip():
-        yield {"role": "user", "content": exchange.question}
-        yield {"role": "assistant", "content": answer}
-
-
-def position(history: Sequence[Exchange], message: int) -> int:
-    """Return the index in `history` of the exchange that shows the chatbot's message number `message`."""
-    return [index for index, exchange in enumerate(history) for _ in exchange.shown()][message]
+def split_at(value: Any, message: int) -> tuple[Exchange, list[Exchange]]:
+    """Return the exchange that shows the chatbot's message number `message`, and the ones before it."""
+    history = read_history(value)
+    at = [index for index, exchange in enumerate(history) for _ in exchange.shown()][message]
+    return history[at], history[:at]
 
 
 def shown_question(question: str) -> str:

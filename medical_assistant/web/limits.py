@@ -8,7 +8,6 @@ import math
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +18,6 @@ from limits.strategies import MovingWindowRateLimiter
 
 from medical_assistant.errors import UserError
 
-WINDOW_S = 60.0
 MAX_CLIENTS = 4_096  # remembered at most, about 1 kB each (20 questions: 4 kB); then the earliest is forgotten
 IPV6_PREFIX = 64  # one household or phone has this whole network (RFC 6177), so its addresses are one client
 
@@ -37,21 +35,13 @@ class ClientLimits:
     def __init__(self, concurrent: int = 2, per_minute: int = 20, max_clients: int = MAX_CLIENTS) -> None:
         if concurrent < 1 or per_minute < 1:
             raise UserError("A client's limits are below 1: use 1 or more answers at once and a minute.")
-        self.concurrent = concurrent
-        self.per_minute = per_minute
-        self._max_clients = max_clients
-        self._running: Counter[str] = Counter()
+        self._concurrent, self._per_minute, self._max_clients = concurrent, per_minute, max_clients
+        self._running: list[str] = []  # the client of each answer
         self._rate = RateLimitItemPerMinute(per_minute)
         self._storage = MemoryStorage()
         self._window = MovingWindowRateLimiter(self._storage)
         self._latest_s = 0.0  # time of day of the latest question
-        # Reentrant: the garbage collector may end a dropped answer in a thread that holds the lock. `limits` has locks
-        # of its own: it is never called while this one is held.
-        self._lock = threading.RLock()
-
-    def __len__(self) -> int:
-        """Return the number of remembered clients."""
-        return len(self._storage.events)
+        self._lock = threading.Lock()
 
     @contextmanager
     def enter(self, client: str) -> Iterator[None]:
@@ -60,39 +50,29 @@ class ClientLimits:
         Raises `LimitError` where the client has reached a limit; a refused question is not counted.
         """
         with self._lock:
-            if self._running[client] >= self.concurrent:
+            if self._running.count(client) >= self._concurrent:
                 raise LimitError(
-                    f"The limit is {_count(self.concurrent, 'answer')} at a time: "
+                    f"The limit is {_count(self._concurrent, 'answer')} at a time: "
                     "wait until one is complete, or stop it, then ask again."
                 )
-            self._running[client] += 1
-        try:
             self._count_question(client)
+            self._running.append(client)
+        try:
             yield
         finally:
-            with self._lock:
-                self._running[client] -= 1
-                if not self._running[client]:
-                    del self._running[client]
-
-    def reset(self) -> None:
-        """Forget what every client has asked in the last minute."""
-        self._storage.reset()
+            # Without the lock: the garbage collector may end a dropped answer in a thread that holds it.
+            self._running.remove(client)
 
     def _count_question(self, client: str) -> None:
-        with self._lock:
-            now_s = time.time()  # `limits` measures with the clock of the day too
-            set_back = now_s < self._latest_s
-            self._latest_s = now_s
-        if set_back:
-            self.reset()  # the earlier times would lock clients out until the clock has caught up
+        now_s = time.time()  # `limits` measures with the clock of the day too
+        if now_s < self._latest_s:
+            self._storage.reset()  # the earlier times would lock clients out until the clock has caught up
+        self._latest_s = now_s
         self._forget_clients(now_s, self._rate.key_for(client))
         if not self._window.hit(self._rate, client):
-            wait_s = self._window.get_window_stats(self._rate, client).reset_time - now_s
-            wait_s = min(max(1, math.ceil(wait_s)), math.ceil(WINDOW_S))
-            raise LimitError(
-                f"The limit is {_count(self.per_minute, 'question')} a minute: ask again in {_count(wait_s, 'second')}."
-            )
+            wait_s = math.ceil(self._window.get_window_stats(self._rate, client).reset_time - now_s)
+            wait = _count(min(max(1, wait_s), 60), "second")
+            raise LimitError(f"The limit is {_count(self._per_minute, 'question')} a minute: ask again in {wait}.")
 
     def _forget_clients(self, now_s: float, newest: str) -> None:
         """Forget whoever asked nothing for a minute, and the earliest where there is no room for `newest`.
@@ -100,14 +80,11 @@ class ClientLimits:
         `limits` 5.8 forgets the questions itself, but keeps an empty entry of every client for ever.
         """
         events = self._storage.events  # by client, the latest question first
-        for key in list(events):
-            with self._storage.locks[key]:  # its timer and other threads work on the same entry
-                if not events.get(key) or events[key][0].expiry <= now_s:
+        for key, asked in list(events.items()):
+            is_full = newest not in events and len(events) >= self._max_clients
+            if is_full or not asked or asked[0].expiry <= now_s:
+                with self._storage.locks[key]:  # its timer works on the same entry
                     self._storage.clear(key)
-        if newest not in events and len(events) >= self._max_clients:
-            earliest = next(iter(events))
-            with self._storage.locks[earliest]:
-                self._storage.clear(earliest)
 
 
 def _count(number: int, noun: str) -> str:
@@ -141,8 +118,6 @@ def _network(address: str) -> str:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address[:100]
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.IPv6Network((int(parsed), IPV6_PREFIX), strict=False))
-    return str(parsed)
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ipaddress.IPv6Network((int(parsed), IPV6_PREFIX), strict=False))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import getpass
-import importlib.util
 import os
 import re
 import secrets
@@ -24,7 +23,6 @@ import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +44,7 @@ ATTEMPTS_PER_MINUTE = 5  # of one client
 _NAME = re.compile(r"[^\s:#\x00-\x1f\x7f](?:[^:\x00-\x1f\x7f]{0,98}[^\s:\x00-\x1f\x7f])?")
 # What HASHER writes and nothing else: weaker costs would be guessed, higher ones would stop the app.
 _HASH = re.compile(r"\$argon2id\$v=19\$m=65536,t=3,p=4\$[A-Za-z0-9+/]{22}\$[A-Za-z0-9+/]{43}")
+_COMMAND = "python -m medical_assistant.web.login NAME"
 _OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 
 
@@ -84,18 +83,15 @@ def read_passwords(path: Path) -> dict[str, str]:
             continue
         name, _, hashed = line.strip().partition(":")
         fault = None
-        if hashed.startswith("scrypt$"):
-            fault = "has a hash of an earlier version of the app"
-        elif not _HASH.fullmatch(hashed) or not _NAME.fullmatch(name):
+        if not _HASH.fullmatch(hashed) or not _NAME.fullmatch(name):
             fault = "is broken"
         elif name in found:
             fault = "names somebody twice"
         if fault:
-            command = "python -m medical_assistant.web.login NAME"
-            raise UserError(f"Line {number} of {path} {fault}: write it anew with {command}.")
+            raise UserError(f"Line {number} of {path} {fault}: write it anew with {_COMMAND}.")
         found[name] = hashed
     if not found:
-        raise UserError(f"{path} names nobody: add a line with python -m medical_assistant.web.login NAME.")
+        raise UserError(f"{path} names nobody: add a line with {_COMMAND}.")
     return found
 
 
@@ -113,16 +109,15 @@ class PasswordLogin:
         # One at a time: a flood of attempts takes one attempt's memory.
         self._pool = ThreadPoolExecutor(1, "password")
 
-    def attempt(self, request: Any) -> AbstractContextManager[None]:
-        """Count one attempt of the client of a Starlette request; entering raises `LimitError` when it is too much."""
-        return self.limits.enter(self._keys.of(request))
+    def count_attempt(self, request: Any) -> None:
+        """Count one attempt of the client of a Starlette request; raises `LimitError` when it is too much."""
+        with self.limits.enter(self._keys.of(request)):
+            pass
 
     async def check(self, name: str, password: str) -> bool:
         """Say whether the password is that of `name`. Gradio calls it for POST /login."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._check, name, password)
-
-    def _check(self, name: str, password: str) -> bool:
-        is_right = matches(self._passwords.get(name, self._nobody), password)
+        hashed = self._passwords.get(name, self._nobody)
+        is_right = await asyncio.get_running_loop().run_in_executor(self._pool, matches, hashed, password)
         return is_right and name in self._passwords
 
     def launch_options(self) -> dict[str, Any]:
@@ -198,8 +193,6 @@ def load_login(auth: str, keys: ClientKeys | None = None) -> Login | None:
             f"--auth {HUGGING_FACE} works on a Space with `hf_oauth: true` in its README.md: add that line, or give a "
             "file of names."
         )
-    if not all(importlib.util.find_spec(package) for package in ("authlib", "itsdangerous")):
-        raise UserError(f"--auth {HUGGING_FACE} needs two more packages: pip install 'gradio[oauth]'")
     return HubLogin()
 
 

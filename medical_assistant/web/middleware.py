@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -79,65 +77,54 @@ class SecurityMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = _with_headers(send)
-        try:
-            with self._admitted(scope):
-                receive = await self._read_body(Headers(scope=scope), receive)
-                await self.app(scope, receive, send)
-        except _Refused as refused:
-            await refused.response(scope, receive, send)
+        answer: ASGIApp | None = self._refusal(scope)
+        if answer is None:
+            answer, receive = await self._read_body(Headers(scope=scope), receive)
+        await answer(scope, receive, _with_headers(send))
 
-    @contextmanager
-    def _admitted(self, scope: Scope) -> Iterator[None]:
-        """Raise `_Refused` for what Gradio shall not see; an attempt to sign in counts as long as the block runs."""
-        login, path = self._login, _without_root(scope["path"], scope.get("root_path", ""))
+    def _refusal(self, scope: Scope) -> Response | None:
+        """Return the answer to what Gradio shall not see, else None; attempts to sign in are counted."""
+        login, path, root = self._login, scope["path"], scope.get("root_path", "")
+        path = path[len(root) :] if path.startswith(f"{root}/") else path
         if not is_open(path) and (login is None or path not in login.paths):
-            raise _Refused(PlainTextResponse("Not Found", 404))
+            return PlainTextResponse("Not Found", 404)
         if login is not None and is_cross_origin(Headers(scope=scope)):
-            raise _Refused(PlainTextResponse("Another site may not ask here.", 403))
-        if not isinstance(login, PasswordLogin) or scope["method"] != "POST" or path.rstrip("/") != "/login":
-            yield
-            return
-        try:
-            with login.attempt(Request(scope)):
-                yield
-        except LimitError:
-            text = f"At most {ATTEMPTS_PER_MINUTE} attempts a minute: wait a minute, then try again."
-            raise _Refused(JSONResponse({"detail": text}, 429, {"retry-after": "60"})) from None
+            return PlainTextResponse("Another site may not ask here.", 403)
+        if isinstance(login, PasswordLogin) and scope["method"] == "POST" and path.rstrip("/") == "/login":
+            try:
+                login.count_attempt(Request(scope))
+            except LimitError:
+                text = f"At most {ATTEMPTS_PER_MINUTE} attempts a minute: wait a minute, then try again."
+                return JSONResponse({"detail": text}, 429, {"retry-after": "60"})
+        return None
 
-    async def _read_body(self, headers: Headers, receive: Receive) -> Receive:
-        """Return a `receive` that gives the body again, in one piece. Raises `_Refused` for one that is too large."""
+    async def _read_body(self, headers: Headers, receive: Receive) -> tuple[ASGIApp, Receive]:
+        """Return (the app, a `receive` that gives the body again, in one piece), or a refusal in place of the app."""
         if "content-length" not in headers and "transfer-encoding" not in headers:
-            return receive  # there is no body (RFC 9112, 6.3)
+            return self.app, receive  # there is no body (RFC 9112, 6.3)
         # What follows of a large body is not read: the connection cannot be used again.
         text = f"The request is over {self._max_body_bytes // 1000} kB."
-        too_large = _Refused(PlainTextResponse(text, 413, {"connection": "close"}))
+        too_large = PlainTextResponse(text, 413, {"connection": "close"})
         declared = headers.get("content-length", "")
         if declared.isdecimal() and (len(declared) > 12 or int(declared) > self._max_body_bytes):
-            raise too_large
+            return too_large, receive
         body = bytearray()
         message: Message = {"type": "http.request", "more_body": True}
         while message["type"] == "http.request" and message.get("more_body", False):
             message = await receive()
             body += message.get("body", b"")
             if len(body) > self._max_body_bytes:
-                raise too_large
+                return too_large, receive
         if message["type"] == "http.request":
             if "json" in headers.get("content-type", "") and not is_strict_json(body):
-                text = "The body is not valid JSON, or has an empty session_hash."
-                raise _Refused(PlainTextResponse(text, 400))
+                return PlainTextResponse("The body is not valid JSON, or has an empty session_hash.", 400), receive
             message = {"type": "http.request", "body": bytes(body), "more_body": False}
         first = [message]  # the body, or that the client has gone
 
         async def again() -> Message:
             return first.pop() if first else await receive()
 
-        return again
-
-
-class _Refused(Exception):
-    def __init__(self, response: Response) -> None:
-        self.response = response
+        return self.app, again
 
 
 def is_strict_json(body: bytes | bytearray) -> bool:
@@ -146,14 +133,9 @@ def is_strict_json(body: bytes | bytearray) -> bool:
     Quoting such a number in an error is a 500 of FastAPI 0.165, and an empty `session_hash` one of Gradio 6.31.
     """
 
-    def finite(text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise ValueError(text)
-        return number
-
     try:
-        content = json.loads(body, parse_constant=finite, parse_float=finite)
+        content = json.loads(body)
+        json.dumps(content, allow_nan=False)
     except (ValueError, RecursionError):
         return False
     return not isinstance(content, dict) or content.get("session_hash") != ""
@@ -172,10 +154,6 @@ def is_cross_origin(headers: Mapping[str, str]) -> bool:
     # A page elsewhere cannot set the second one without a preflight, which is refused for want of it.
     hosts = {headers.get("host"), headers.get("x-forwarded-host", "").split(",")[0].strip()}
     return origin.partition("://")[2] not in hosts - {None, ""}
-
-
-def _without_root(path: str, root_path: str) -> str:
-    return path[len(root_path) :] if path.startswith(f"{root_path}/") else path
 
 
 def _with_headers(send: Send) -> Send:

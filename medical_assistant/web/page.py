@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import gradio as gr
+import yaml
 
-from medical_assistant.chat.assistant import BASE, FINE_TUNED, MODELS, Assistant, Example, Reply
+from medical_assistant.chat.assistant import BASE, FINE_TUNED, MODELS, Assistant, Reply
 from medical_assistant.chat.confidence import WORDS, Calibration
 from medical_assistant.chat.question import Question, prepare
 from medical_assistant.engines.base import Options
@@ -15,7 +16,7 @@ from medical_assistant.errors import UserError
 from medical_assistant.files import ASSETS
 from medical_assistant.markdown import safe_in_template, safe_markdown
 from medical_assistant.safety.emergency_numbers import countries, country_of
-from medical_assistant.web.history import as_json, position, read_history, shown, shown_question
+from medical_assistant.web.history import as_json, shown, shown_question, split_at
 from medical_assistant.web.requests import RequestTracker
 from medical_assistant.web.turns import SEND, STEP_ONE, Panel, read_options, ready
 
@@ -30,13 +31,16 @@ BASE_ALONE = "Only the base model is available."
 OTHER_ADAPTER = "This may not be the adapter that was asked for."
 
 
-def build_page(assistant: Assistant, examples: Sequence[Example], tracker: RequestTracker | None = None) -> gr.Blocks:
+def build_page(assistant: Assistant, tracker: RequestTracker | None = None) -> gr.Blocks:
     """Return the page. `tracker` has the queue, counts and limits each client; without it nobody is limited."""
     tracker = tracker or RequestTracker()
 
     def forget(request: gr.Request) -> None:
         """Drop what Gradio keeps of a visitor who has left, for an hour else: a copy of the page's settings."""
         page.state_holder.session_data.pop(request.session_hash, None)
+
+    def country_of_browser(request: gr.Request) -> str:
+        return country_of(request.headers.get("accept-language", ""))
 
     with gr.Blocks(title="Medical Assistant", analytics_enabled=False, fill_height=True) as page:
         _html("header", elem_id="top")
@@ -47,13 +51,13 @@ def build_page(assistant: Assistant, examples: Sequence[Example], tracker: Reque
         emergency = _html("emergency", elem_id="emergency")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Ask", elem_id="ask", scale=1):
-                settings, country = _build_ask(assistant, examples, emergency, tracker)
+                settings, country = _build_ask(assistant, emergency, tracker)
             if len(assistant.models) > 1:
                 with gr.Tab("Compare", elem_id="compare", scale=1):
                     _build_compare(assistant, emergency, settings, country, tracker)
             with gr.Tab("About", elem_id="about"):
                 gr.Markdown(_about(assistant), latex_delimiters=[])
-        page.load(_country_of_browser, None, country, **STEP_ONE)
+        page.load(country_of_browser, None, country, **STEP_ONE)
         page.unload(forget)
         gr.api(
             _api_endpoint(assistant, tracker),
@@ -97,12 +101,13 @@ def _html(template: str, value: Any = None, **properties: Any) -> gr.HTML:
     return gr.HTML(value, html_template=_asset(f"{template}.html"), apply_default_css=False, **properties)
 
 
-def _build_ask(
-    assistant: Assistant,
-    examples: Sequence[Example],
-    emergency: gr.HTML,
-    tracker: RequestTracker,
-) -> tuple[list[Any], gr.Dropdown]:
+def load_examples() -> list[dict[str, str]]:
+    """Return `label` and `question` of each example of `assets/examples.yaml`."""
+    examples: list[dict[str, str]] = yaml.safe_load((ASSETS / "examples.yaml").read_text(encoding="utf-8"))
+    return examples
+
+
+def _build_ask(assistant: Assistant, emergency: gr.HTML, tracker: RequestTracker) -> tuple[list[Any], gr.Dropdown]:
     """Build the tab; return the settings' inputs, and the country of the emergency numbers."""
     model = gr.Radio(
         MODELS,
@@ -117,13 +122,14 @@ def _build_ask(
         elem_id="chat",
         editable="user",
         placeholder="## What would you like to know?",
-        examples=[{"text": example.question, "display_text": example.label} for example in examples],
+        examples=[{"text": example["question"], "display_text": example["label"]} for example in load_examples()],
     )
     refusal = _html("refusal", elem_id="refusal", elem_classes="refusal")
     box = _question_box("Type a health question", elem_id="question")
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         settings = _settings(assistant)
-        country = _country()
+        choices = [("Not set", ""), *((known["name"], code) for code, known in countries().items())]
+        country = gr.Dropdown(choices, value="", label="Country", info="For the emergency numbers", elem_id="country")
 
     panel = Panel(box, [chat], emergency, refusal, country, tracker)
 
@@ -131,24 +137,21 @@ def _build_ask(
         return assistant.answer(question, model, read_options(*values))
 
     def retry(history: Any, event: gr.RetryData, *values: Any) -> tuple[Any, ...]:
-        exchanges = read_history(history)
-        at = position(exchanges, event.index)
-        return panel.begin(exchanges[at].question, exchanges[:at], *values)
+        exchange, before = split_at(history, event.index)
+        return panel.begin(exchange.question, before, *values)
 
     def edit(history: Any, event: gr.EditData, *values: Any) -> tuple[Any, ...]:
-        exchanges = read_history(history)
-        at = position(exchanges, event.index)
-        asked = exchanges[at].question  # the field of Gradio's page begins with what is shown of it
-        message = asked if event.value == shown_question(asked) else event.value
-        return panel.begin(message, exchanges[:at], *values, edited=True)
+        exchange, before = split_at(history, event.index)
+        # The field of Gradio's page begins with what is shown of the question.
+        message = exchange.question if event.value == shown_question(exchange.question) else event.value
+        return panel.begin(message, before, *values, edited=True)
 
     def example(event: gr.SelectData, *values: Any) -> tuple[Any, ...]:
         return panel.start(event.value["text"], *values)
 
     def undo(history: Any, event: gr.UndoData) -> tuple[Any, ...]:
-        exchanges = read_history(history)
-        at = position(exchanges, event.index)
-        return ready(exchanges[at].question), shown(exchanges[:at]), as_json(exchanges[:at])
+        exchange, before = split_at(history, event.index)
+        return ready(exchange.question), shown(before), as_json(before)
 
     interrupts = [chat.clear, chat.undo, chat.retry, chat.edit, chat.example_select]
     panel.answer_with(ask, [model, *settings], interrupts)
@@ -161,11 +164,7 @@ def _build_ask(
 
 
 def _build_compare(
-    assistant: Assistant,
-    emergency: gr.HTML,
-    settings: list[Any],
-    country: gr.Dropdown,
-    tracker: RequestTracker,
+    assistant: Assistant, emergency: gr.HTML, settings: list[Any], country: gr.Dropdown, tracker: RequestTracker
 ) -> None:
     """One question, both models side by side, one Stop."""
     with gr.Row(elem_id="pair"):
@@ -222,15 +221,6 @@ def _settings(assistant: Assistant) -> list[Any]:
         gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", info="Used only when the temperature is above 0"),
         gr.Number(default.seed, precision=0, minimum=0, label="Seed", info="The same seed gives the same answer"),
     ]
-
-
-def _country() -> gr.Dropdown:
-    choices = [("Not set", ""), *((known["name"], code) for code, known in countries().items())]
-    return gr.Dropdown(choices, value="", label="Country", info="For the emergency numbers", elem_id="country")
-
-
-def _country_of_browser(request: gr.Request) -> str:
-    return country_of(request.headers.get("accept-language", ""))
 
 
 def _api_endpoint(assistant: Assistant, tracker: RequestTracker) -> Callable[..., Iterator[str]]:

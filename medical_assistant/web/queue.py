@@ -108,7 +108,9 @@ class AnswerQueue:
             with self._changed:
                 self._tickets.remove(ticket)
                 if ticket.started_s is not None:
-                    self._learn(self._clock() - ticket.started_s)
+                    held_s = self._clock() - ticket.started_s
+                    earlier_s = held_s if self._mean_s is None else self._mean_s
+                    self._mean_s = NEWEST_SHARE * held_s + (1 - NEWEST_SHARE) * earlier_s
                 self._start_next()
 
     def wait(self, ticket: Ticket, limit_s: float) -> Place | None:
@@ -116,10 +118,6 @@ class AnswerQueue:
         with self._changed:
             self._changed.wait_for(lambda: ticket.started_s is not None, limit_s)
             return None if ticket.started_s is not None else self._place(ticket)
-
-    def _learn(self, seconds: float) -> None:
-        share = 1.0 if self._mean_s is None else NEWEST_SHARE
-        self._mean_s = share * seconds + (1 - share) * (self._mean_s or 0.0)
 
     def _start_next(self) -> None:
         free = self.slots - sum(ticket.slots for ticket in self._tickets if ticket.started_s is not None)

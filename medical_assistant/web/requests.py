@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import prometheus_client
@@ -77,20 +76,10 @@ class Metrics:
         return "".join(prometheus_client.generate_latest(registry).decode() for registry in (self._registry, now))
 
 
-@dataclass
-class _Record:
-    """One answer, while it is watched."""
-
-    outcome: str = "failed"  # until it is known
-    by_rules: bool = False  # no model was asked
-    first_text_s: float | None = None
-    tokens: int = 0
-
-
 class RequestTracker:
     """All answers of the app, whoever asks. Thread-safe. No `limits`: everybody may ask as much as they like.
 
-    `running` counts those that wait in `queue` too. `clock` returns seconds.
+    `clock` returns seconds.
     """
 
     def __init__(
@@ -102,12 +91,15 @@ class RequestTracker:
     ) -> None:
         self.metrics = Metrics()
         self.queue = queue or AnswerQueue()
-        self.running = 0
         self.ending = False
         self._limits = limits
         self._keys = keys or ClientKeys()
         self._clock = clock
-        self._lock = threading.RLock()  # reentrant: see ClientLimits
+
+    @property
+    def running(self) -> int:
+        """The number of answers that are being written or wait for that."""
+        return self.queue.running + self.queue.waiting
 
     def watch(self, updates: Iterator[Update], request: Any) -> Generator[Update, None, None]:
         """Yield `updates`, the generator of `Assistant.answer` or `answer_both`; count and log how it ends.
@@ -118,61 +110,53 @@ class RequestTracker:
         Raises `LimitError` as `ClientLimits.enter`, `QueueFull`, `UserError` when the app is ending, and what `updates`
         raises.
         """
-        record, started_s = _Record(), self._clock()
+        outcome, tokens, first_text_s, started_s = "failed", 0, None, self._clock()
+        by_rules = admitted = failed = False
         try:
-            yield from self._admitted(updates, request, record, started_s)
+            with closing(updates), ExitStack() as held:  # type: ignore[type-var]  # the assistant returns generators
+                for update in updates:
+                    replies = update if isinstance(update, tuple) else (update,)
+                    for reply in replies:
+                        if reply.footer == RULES_LABEL:
+                            by_rules, outcome = True, "emergency" if reply.emergency else "refused"
+                    if not admitted and not by_rules:
+                        if self.ending:
+                            raise UserError(ENDING)
+                        client = self._keys.of(request)
+                        if self._limits is not None:
+                            held.enter_context(self._limits.enter(client))
+                        ticket = held.enter_context(self.queue.join(client, len(replies)))
+                        yield from self._wait(ticket, update)
+                        admitted = True
+                    failed = any(reply.failed for reply in replies)
+                    tokens = sum(reply.tokens for reply in replies)
+                    if admitted and first_text_s is None and any(reply.text for reply in replies):
+                        first_text_s = self._clock() - started_s
+                    yield update
+            if not by_rules and not failed:
+                outcome = "answered"
         except (LimitError, QueueFull):
-            record.outcome = "limited"
+            outcome = "limited"
             raise
         except UserError:
-            record.outcome = "refused"
+            outcome = "refused"
             raise
         except GeneratorExit:
-            if not record.by_rules:
-                record.outcome = "stopped"
+            if not by_rules:
+                outcome = "stopped"
             raise
         finally:
-            self._note(record, self._clock() - started_s)
+            self.note(outcome, self._clock() - started_s, tokens, first_text_s)
 
-    def note(self, outcome: str) -> None:
-        """Count and log what the page answered or refused at once, without the model; `outcome` of `OUTCOMES`."""
-        self._note(_Record(outcome), 0.0)
+    def note(self, outcome: str, seconds: float = 0.0, tokens: int = 0, first_text_s: float | None = None) -> None:
+        """Count and log a request that has ended, with an outcome of `OUTCOMES`.
 
-    def _note(self, record: _Record, seconds: float) -> None:
-        self.metrics.add(record.outcome, record.tokens, record.first_text_s)
-        first_text = "none" if record.first_text_s is None else f"{record.first_text_s:.2f} s"
+        The page calls it for what it answered or refused at once, without the model.
+        """
+        self.metrics.add(outcome, tokens, first_text_s)
+        first_text = "none" if first_text_s is None else f"{first_text_s:.2f} s"
         answer_id = secrets.token_hex(6)  # random: it says nothing of who asked
-        logger.info(
-            "answer %s: %s, %.2f s, first text %s, %d tokens",
-            answer_id, record.outcome, seconds, first_text, record.tokens,
-        )  # fmt: skip
-
-    def _admitted(
-        self, updates: Iterator[Update], request: Any, record: _Record, started_s: float
-    ) -> Generator[Update, None, None]:
-        admitted = failed = False
-        with closing(updates), ExitStack() as held:  # type: ignore[type-var]  # the assistant returns generators
-            for update in updates:
-                replies = update if isinstance(update, tuple) else (update,)
-                for reply in replies:
-                    if reply.footer == RULES_LABEL:
-                        record.by_rules = True
-                        record.outcome = "emergency" if reply.emergency else "refused"
-                if not admitted and not record.by_rules:
-                    client = self._keys.of(request)
-                    held.enter_context(self._run())
-                    if self._limits is not None:
-                        held.enter_context(self._limits.enter(client))
-                    ticket = held.enter_context(self.queue.join(client, len(replies)))
-                    yield from self._wait(ticket, update)
-                    admitted = True
-                failed = any(reply.failed for reply in replies)
-                record.tokens = sum(reply.tokens for reply in replies)
-                if admitted and record.first_text_s is None and any(reply.text for reply in replies):
-                    record.first_text_s = self._clock() - started_s
-                yield update
-        if not record.by_rules and not failed:
-            record.outcome = "answered"
+        logger.info("answer %s: %s, %.2f s, first text %s, %d tokens", answer_id, outcome, seconds, first_text, tokens)
 
     def _wait(self, ticket: Ticket, update: Update) -> Iterator[Update]:
         """Yield `update` with the place in the queue until the model is free for it."""
@@ -184,18 +168,6 @@ class RequestTracker:
                 yield tuple(replace(reply, waiting=text) for reply in update)  # type: ignore[misc]
             else:
                 yield replace(update, waiting=text)
-
-    @contextmanager
-    def _run(self) -> Iterator[None]:
-        with self._lock:
-            if self.ending:
-                raise UserError(ENDING)
-            self.running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.running -= 1
 
     def end(self, limit_s: float) -> bool:
         """Admit no answer from now on and wait for those that run, `limit_s` at most; return whether all ended.

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 from starlette.requests import Request
@@ -29,6 +30,7 @@ from medical_assistant.errors import without_text
 from medical_assistant.web.login import HubLogin, Login
 from medical_assistant.web.middleware import SecurityMiddleware
 from medical_assistant.web.requests import FLUSH_S, RequestTracker
+from medical_assistant.web.startup import in_background
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +71,8 @@ def app_kwargs(
 class Health:
     """`GET /healthz`: 200 where the engine counts the tokens of a word in time, else 503 with the reason in a word.
 
-    Reasons: "ending", "slow" (no answer in `HEALTH_LIMIT_S`), "failed". One check runs at a time, in a thread of
-    its own, and holds for `HEALTH_KEPT_S`: a load balancer that asks often costs the engine nothing.
+    Reasons: "ending", "slow" (no answer in `HEALTH_LIMIT_S`), "failed". One check runs at a time and holds for
+    `HEALTH_KEPT_S`: a load balancer that asks often costs the engine nothing.
     """
 
     def __init__(self, engine: Engine, tracker: RequestTracker, clock: Callable[[], float] = time.monotonic) -> None:
@@ -91,23 +93,19 @@ class Health:
         now_s = self._clock()
         check = self._check
         if check is None or (check.done() and now_s - self._started_s >= HEALTH_KEPT_S):
-            check = self._check = Future()
+            check = self._check = in_background(self._ask)
             self._started_s = now_s
-            # A daemon: a hanging engine must not keep the process from its end.
-            threading.Thread(target=self._ask, args=(check,), name="health", daemon=True).start()
         left_s = max(0.0, self._started_s + HEALTH_LIMIT_S - now_s)
         await asyncio.wait([asyncio.wrap_future(check)], timeout=left_s)
         return check.result() if check.done() else "slow"
 
-    def _ask(self, check: Future[str]) -> None:
+    def _ask(self) -> str:
         try:
             self._engine.count_tokens([{"role": "user", "content": "Hello"}])
-        except Exception as error:  # whatever it is, the engine does not answer
+        except Exception as error:  # whatever it is, the engine does not answer; its words may be a person's
             logger.warning("health: the engine failed (%s)", type(error).__name__)
-            check.set_result("failed")
-        else:
-            late = self._clock() - self._started_s > HEALTH_LIMIT_S
-            check.set_result("slow" if late else "ready")
+            return "failed"
+        return "ready"
 
 
 def end_on_sigterm(engine: Engine, tracker: RequestTracker, drain_s: float = DRAIN_S, end_s: float = END_S) -> None:
@@ -135,16 +133,6 @@ def end_on_sigterm(engine: Engine, tracker: RequestTracker, drain_s: float = DRA
     signal.signal(signal.SIGTERM, end)
 
 
-class _Traceback:
-    """What Gradio's queue uses of the module `traceback`."""
-
-    @staticmethod
-    def print_exc() -> None:
-        error = sys.exc_info()[1]
-        if error is not None:
-            logger.error("%s", without_text(error))
-
-
 def keep_text_out_of_errors() -> None:
     """Make Gradio log the type and the place of an error in place of printing its traceback.
 
@@ -153,4 +141,10 @@ def keep_text_out_of_errors() -> None:
     """
     from gradio import queueing
 
-    queueing.traceback = _Traceback  # type: ignore[assignment]  # there is no setting for it
+    def log_without_text() -> None:
+        error = sys.exc_info()[1]
+        if error is not None:
+            logger.error("%s", without_text(error))
+
+    # There is no setting for it; this is all that Gradio's queue uses of the module `traceback`.
+    queueing.traceback = SimpleNamespace(print_exc=log_without_text)  # type: ignore[assignment]

@@ -5,27 +5,41 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medical_assistant.errors import UserError
 from medical_assistant.files import ASSETS
 
 if TYPE_CHECKING:
     from medical_assistant.engines.base import Engine
-    from medical_assistant.hub.pull import PulledAdapter
-
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # For the Hub to send an adapter. The base needs some seconds after that: the page is there within a minute.
 HUB_TIMEOUT_S = 45.0
-_SILENT_S = 5.0  # before the log says what the start waits for
 
 
 def bundled_folder(model: str) -> Path:
     """Return where the adapter that comes with a preset would lie; most presets have none."""
     return ASSETS / "adapters" / model
+
+
+def in_background(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    """Call `function` in a thread that may be left behind: it does not keep the process from its end."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:  # it belongs to whoever waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def load_model(
@@ -53,9 +67,10 @@ def load_model(
     bundled = bundled_folder(model)
     if isinstance(problem, HubUnavailable) and bundled.is_dir():
         reason = str(problem).rstrip(".")
+        notice = f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter."
+        logger.warning("%s", notice)
         try:
-            loaded = load_engine(model, os.path.relpath(bundled), engine)
-            return loaded, _log(f"The adapter {adapter} could not be loaded ({reason}): serving the bundled adapter.")
+            return load_engine(model, os.path.relpath(bundled), engine), notice
         except UserError as error:
             logger.warning("%s", error)
     try:
@@ -83,35 +98,16 @@ def find_in_time(adapter: str, timeout_s: float) -> tuple[str, str | None]:
     except UserError:  # load_engine says what is wrong with it
         return adapter, None
     known = cached_commit(adapter)  # before the download notes a new one
-    pull: Future[PulledAdapter] = Future()
-
-    def run() -> None:
-        try:
-            pull.set_result(pull_adapter(adapter))
-        except Exception as error:  # it belongs to whoever waits
-            pull.set_exception(error)
-
-    # A thread that may be left behind: huggingface_hub can wait for ever on a very slow connection.
-    threading.Thread(target=run, name="pull", daemon=True).start()
-    if not wait([pull], min(_SILENT_S, timeout_s)).done:
-        logger.info("Waiting for the Hub to send %s, %.0f s at most", adapter, timeout_s)
-        wait([pull], max(timeout_s - _SILENT_S, 0.0))
-    if pull.done():
-        found, reason = pull.result(), pull.result().notice
+    pull = in_background(pull_adapter, adapter)  # huggingface_hub can wait for ever on a very slow connection
+    logger.info("Waiting for the Hub to send %s, %.0f s at most", adapter, timeout_s)
+    if wait([pull], timeout_s).done:
+        found, notice = pull.result(), pull.result().notice
     else:
-        reason = f"The Hub has not sent {name} in {timeout_s:.0f} s"
-        try:
-            if known is None:
-                raise HubUnavailable(f"{adapter} is not in the cache.")
-            found = pull_adapter(name, known, cached_only=True)
-        except HubUnavailable as error:
-            raise HubUnavailable(f"{reason}, the download goes on: start again in some minutes.") from error
-    if reason is None:
-        return f"{name}@{found.commit}", None
-    sentence = f"Serving {name} at its cached revision {found.commit[:12]}, perhaps not the newest ({reason})."
-    return f"{name}@{found.commit}", _log(sentence)
-
-
-def _log(sentence: str) -> str:
-    logger.warning("%s", sentence)
-    return sentence
+        notice = f"The Hub has not sent {name} in {timeout_s:.0f} s"
+        if known is None:
+            raise HubUnavailable(f"{notice}, the download goes on: start again in some minutes.")
+        found = pull_adapter(name, known, cached_only=True)
+    if notice:
+        notice = f"Serving {name} at its cached revision {found.commit[:12]}, perhaps not the newest ({notice})."
+        logger.warning("%s", notice)
+    return f"{name}@{found.commit}", notice

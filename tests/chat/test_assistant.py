@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,12 +16,12 @@ from medical_assistant.chat.assistant import (
     REPETITION_NOTE,
     UPDATE_INTERVAL_S,
     Assistant,
-    load_examples,
 )
 from medical_assistant.chat.confidence import Calibration
 from medical_assistant.chat.question import prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import AdapterError, EngineError, UserError
+from medical_assistant.files import ASSETS
 from medical_assistant.prompts import SYSTEM_PROMPT, clean_text
 from medical_assistant.safety.screening import Screening, screen
 from medical_assistant.safety.triage import Triage
@@ -356,7 +357,7 @@ def test_one_side_that_fails_does_not_stop_the_other():
 def test_what_no_rule_has_read_is_never_answered(message):
     engine = StubEngine()
     with pytest.raises(TypeError, match="Question"):
-        Assistant(engine).answer(message, BASE)
+        next(Assistant(engine).answer(message, BASE))
     with pytest.raises(TypeError, match="Question"):
         list(Assistant(engine).answer_both(message))
     assert engine.requests == []
@@ -383,9 +384,9 @@ def test_the_engine_reads_what_clean_text_makes_of_the_message(raw):
 
 
 def test_examples_are_questions_that_reach_the_model():
-    examples = load_examples()
-    assert len({example.label for example in examples}) == len(examples) >= 4
+    examples = yaml.safe_load((ASSETS / "examples.yaml").read_text(encoding="utf-8"))
+    assert len({example["label"] for example in examples}) == len(examples) >= 4
     for example in examples:
         engine = StubEngine()
-        assert not last(Assistant(engine).answer(prepare(example.question), BASE)).advice
+        assert not last(Assistant(engine).answer(prepare(example["question"]), BASE)).advice
         assert len(engine.requests) == 1

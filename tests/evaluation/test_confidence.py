@@ -232,13 +232,12 @@ def test_signals_that_are_not_known_or_never_differ_are_not_used():
     assert section["n_left_out"] == 0
 
 
-def test_answers_without_a_signal_or_a_score_are_left_out():
+def test_answers_without_a_signal_are_left_out():
     rows = make_rows(200)
     rows[3]["candidates"]["fine_tuned"]["mean_logprob"] = None  # an empty answer
     rows[4]["candidates"]["fine_tuned"]["min_logprob"] = math.nan
-    rows[5]["candidates"]["fine_tuned"]["scores"] = {}
     section, _ = fit(rows)
-    assert section["n_left_out"] == 3 and section["n_fit"] + section["n_test"] == 197
+    assert section["n_left_out"] == 2 and section["n_fit"] + section["n_test"] == 198
 
 
 def test_without_probabilities_there_is_no_uncalibrated_figure():
@@ -249,9 +248,8 @@ def test_without_probabilities_there_is_no_uncalibrated_figure():
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([], "0 answers"),
         (make_rows(39), "39 answers with their signals are too few: 40 are needed."),
-        (make_rows(60, scores={}), "0 answers"),
+        (make_rows(1), "1 answers"),
         (make_rows(60, scores={"token_f1": 0.9}), "All 60 answers are good"),
         (make_rows(60, scores={"token_f1": 0.0}), "All 60 answers are bad"),
         (make_rows(59, scores={"token_f1": 0.0}) + make_rows(1, scores={"token_f1": 1.0}), "1 of 60 answers are good"),

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from medical_assistant.errors import AdapterError, UserError
 from medical_assistant.hub.pull import pull_adapter, pull_file
-from medical_assistant.hub.resolve import open_adapter, resolve_adapter
+from medical_assistant.hub.resolve import open_adapter
 from medical_assistant.models.presets import Preset
 from tests.support.hub_server import read_folder
 
@@ -82,18 +82,17 @@ def test_what_is_not_that_of_the_commit_comes_once_more_and_is_then_refused(hub_
 
 def test_a_folder_and_a_repository_are_resolved_to_a_folder(hub_server, toy_adapter):
     commit = hub_server.add_repository(NAME, read_folder(toy_adapter)).find("main")
-    local = resolve_adapter(str(toy_adapter))
-    assert (local.folder, local.name, local.commit) == (toy_adapter, str(toy_adapter), None)
+    local = open_adapter(str(toy_adapter), BASE)
+    assert (local.folder, local.name) == (toy_adapter, str(toy_adapter))
+    assert local.revision != commit  # the hash of its weights
     assert hub_server.requests == []
-    pulled = resolve_adapter(f"{NAME}@main")
-    assert (pulled.folder.name, pulled.name, pulled.commit) == (commit, f"{NAME}@main", commit)
-    adapter = open_adapter(NAME, BASE)
-    assert (adapter.name, adapter.revision, adapter.folder) == (NAME, commit, pulled.folder)
-    assert open_adapter(toy_adapter, BASE).revision != commit  # the hash of its weights
+    for name in (NAME, f"{NAME}@main"):
+        pulled = open_adapter(name, BASE)
+        assert (pulled.folder.name, pulled.name, pulled.revision) == (commit, name, commit)
 
 
 @pytest.mark.parametrize("folder", ["~/adapter", "/nowhere/adapter", "../adapter", "adapter", "a/b/c"])
 def test_what_is_no_folder_and_no_repository_is_not_asked_for(hub_server, folder):
     with pytest.raises(AdapterError, match="There is no adapter folder"):
-        resolve_adapter(folder)
+        open_adapter(folder, BASE)
     assert hub_server.requests == []

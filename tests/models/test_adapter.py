@@ -150,7 +150,7 @@ def test_the_trap_works(tmp_path, monkeypatch):
 
 
 def loaders():
-    from medical_assistant.evaluation.scoring.encoder import load_encoder
+
     from medical_assistant.models import loading
 
     return {
@@ -159,11 +159,10 @@ def loaders():
         "model": lambda folder: loading.load_model(Preset("x", str(folder)), "none"),
         "nf4": lambda folder: loading.load_model(Preset("x", str(folder)), "nf4"),
         "config": lambda folder: loading.load_config(Preset("x", str(folder))),
-        "encoder": lambda folder: load_encoder(str(folder), "BERTScore", "roberta-large"),
     }
 
 
-@pytest.mark.parametrize("way", ["engine", "tokenizer", "model", "nf4", "config", "encoder"])
+@pytest.mark.parametrize("way", ["engine", "tokenizer", "model", "nf4", "config"])
 def test_a_models_own_code_is_not_run(tmp_path, nobody_asked, way):
     pytest.importorskip("peft")
     with pytest.raises(UserError):
@@ -197,7 +196,7 @@ def test_no_call_trusts_foreign_code():
             found += 1
         assert name.partition(".")[0] not in ("pickle", "cPickle", "dill", "joblib", "marshal", "shelve"), where
         assert name not in ("torch.load", "eval", "exec", "yaml.unsafe_load", "yaml.full_load"), where
-    assert found >= 5  # loaders there are
+    assert found >= 3
 
 
 # Files that are broken on purpose

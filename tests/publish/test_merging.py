@@ -239,7 +239,7 @@ def test_the_command(adapter: Path, base: Preset, tmp_path: Path, capsys: pytest
     folder = shutil.copytree(adapter, tmp_path / "run", ignore=shutil.ignore_patterns("merged"))
     with pytest.raises(UserError, match="there is no GGUF"):  # a folder is no preset of models.yaml
         merging.main([str(folder)])
-    with pytest.raises(AdapterError, match="no adapter_config.json"):
+    with pytest.raises(UserError, match="adapter_config.json cannot be read"):
         merging.main([str(tmp_path)])
 
 

@@ -154,9 +154,6 @@ def test_failures_have_their_sentence(hub_server: HubServer, clone: Path, monkey
 def test_a_folder_that_is_no_clone(
     hub_server: HubServer, clone: Path, tmp_path: Path, signed_in: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subprocess.run(["git", "rm", "-q", "--cached", "app.py"], cwd=clone, check=True)
-    with pytest.raises(UserError, match=r"does not track app\.py"):
-        deploy.deploy_space(NAME)
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(deploy, "ROOT", tmp_path / "empty")
     with pytest.raises(UserError):

@@ -15,8 +15,8 @@ from medical_assistant.safety.misuse import (
     CLASSIFIER_FILE,
     GENERAL,
     MISUSE_FILE,
-    MisuseClassifier,
     assess_misuse,
+    harm_score,
     load_misuse_classifier,
 )
 from medical_assistant.safety.phrase_rules import load_rules
@@ -188,11 +188,11 @@ def test_the_classifier_file_is_what_it_says():
 
 def test_the_classifier_knows_its_own_rows():
     """Fails when the hashing, the aliases or the normalisation have changed since the training."""
-    classifier, rules = load_misuse_classifier(), load_rules(MISUSE_FILE)
+    classifier, threshold = load_misuse_classifier()
     found = {"harmful": [], "": []}
     for row in own_rows(OWN_ROWS)[::3]:
-        score = classifier.score(PreparedText(row.text).normal_form(rules))
-        found[row.label].append(score >= classifier.threshold)
+        score = harm_score(PreparedText(row.text).normal_form(load_rules(MISUSE_FILE)), classifier)
+        found[row.label].append(score >= threshold)
     assert sum(found["harmful"]) > 0.5 * len(found["harmful"]) > 40
     assert sum(found[""]) <= 0.01 * len(found[""])
 
@@ -200,7 +200,7 @@ def test_the_classifier_knows_its_own_rows():
 def test_the_classifier_only_adds_a_general_refusal(monkeypatch):
     text = "Where do swallows spend the winter months?"
     assert assess_misuse(text).category == ""
-    always = MisuseClassifier(HashedClassifier((0.0,) * BUCKETS, 1.0), 0.0, {})
+    always = HashedClassifier((0.0,) * BUCKETS, 1.0), 0.0
     monkeypatch.setattr("medical_assistant.safety.misuse.load_misuse_classifier", lambda: always)
     assert assess_misuse(text).category == GENERAL
     assert assess_misuse(POISON).category == "poisoning"

@@ -10,11 +10,11 @@ from medical_assistant.errors import UserError
 from medical_assistant.files import file_sha256
 from medical_assistant.safety import output_filter
 from medical_assistant.safety.hashed_classifier import BUCKETS, HashedClassifier
-from medical_assistant.safety.output_classifier import (
+from medical_assistant.safety.output_filter import (
     CLASSIFIER_FILE,
     KINDS,
-    OutputClassifier,
     feature_groups,
+    kinds_of,
     load_output_classifier,
 )
 from medical_assistant.safety.output_rules import load_output_rules
@@ -50,8 +50,8 @@ def test_no_measured_sentence_trains():
 @pytest.fixture
 def always(monkeypatch):
     """A classifier that takes every sentence for every kind."""
-    classifier = OutputClassifier({kind: (HashedClassifier((0.0,) * BUCKETS, 1.0), 0.0) for kind in KINDS}, {})
-    monkeypatch.setattr(output_filter, "load_output_classifier", lambda: classifier)
+    classifiers = {kind: (HashedClassifier((0.0,) * BUCKETS, 1.0), 0.0) for kind in KINDS}
+    monkeypatch.setattr(output_filter, "load_output_classifier", lambda: classifiers)
 
 
 def test_it_blocks_under_the_name_of_a_rule(always):
@@ -62,7 +62,7 @@ def test_it_blocks_under_the_name_of_a_rule(always):
 
 def test_a_disease_that_the_question_names_is_no_diagnosis(always, monkeypatch):
     kinds = {"diagnosis_as_fact": (HashedClassifier((0.0,) * BUCKETS, 1.0), 0.0)}
-    monkeypatch.setattr(output_filter, "load_output_classifier", lambda: OutputClassifier(kinds, {}))
+    monkeypatch.setattr(output_filter, "load_output_classifier", lambda: kinds)
     told = "I have asthma, diagnosed in 2010. Can I run?"
     assert blocked("Many with asthma run marathons.", told) == []
     assert blocked("Many with gout run marathons.", told) == ["diagnosis_as_fact"]
@@ -74,7 +74,7 @@ def test_short_sentences_are_left_to_the_rules(always):
 
 @given(st.text(max_size=300))
 def test_any_text_can_be_read(text):
-    assert set(load_output_classifier().kinds_of(text)) <= set(KINDS)
+    assert set(kinds_of(text, load_output_classifier())) <= set(KINDS)
     assert all(0 <= bucket < BUCKETS for group in feature_groups(text) for bucket in group)
 
 
@@ -86,14 +86,14 @@ def test_one_drug_is_as_another():
 
 
 def test_a_sentence_takes_under_a_millisecond_and_a_half():
-    classifier = load_output_classifier()
+    classifiers = load_output_classifier()
     texts = [row["text"] for row in safety_rows.rows("output_filter")[::10]]
-    assert cpu_s(lambda: [classifier.kinds_of(text) for text in texts], runs=2) / len(texts) < 0.0015
+    assert cpu_s(lambda: [kinds_of(text, classifiers) for text in texts], runs=2) / len(texts) < 0.0015
 
 
 def test_the_file_is_what_it_says():
     assert CLASSIFIER_FILE.stat().st_size < 900_000
-    details = load_output_classifier().details
+    details = json.loads(CLASSIFIER_FILE.read_text(encoding="utf-8"))["details"]
     sources = {source["name"]: source for source in details["trained_on"]}
     assert all(len(source["sha256"]) == 64 and source["rows"] > 0 for source in sources.values())
     for path in OWN_ROWS.glob("*.jsonl"):

@@ -1,5 +1,7 @@
 """The triage classifier: it raises and never lowers, leaves questions alone; its file, the vignettes."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,10 +133,10 @@ def test_features_fit_the_weights():
 
 def test_the_file_is_small_and_says_what_it_was_trained_on():
     assert CLASSIFIER_FILE.stat().st_size < 400_000
-    classifier = load_triage_classifier()
-    for emergency_from, urgent_from in classifier.thresholds.values():
+    for emergency_from, urgent_from in load_triage_classifier()[1].values():
         assert 0.3 <= urgent_from <= emergency_from < 1
-    sources = {source["name"]: source["sha256"] for source in classifier.details["trained_on"]}
+    details = json.loads(CLASSIFIER_FILE.read_text(encoding="utf-8"))["details"]
+    sources = {source["name"]: source["sha256"] for source in details["trained_on"]}
     own = [*(ROOT / "training_data" / "triage").glob("*.jsonl")]
     sets = [path for path in safety_rows.SAFETY_SETS.glob("*.jsonl") if path.name in sources]
     assert len(own) >= 16 and len(sets) >= 9

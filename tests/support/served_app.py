@@ -47,14 +47,14 @@ class ServedApp:
 def serve(engine: StubEngine, problem: str | None = None, queue: Any = None, login: Any = None) -> Iterator[ServedApp]:
     """Serve the page with `engine`, and `login` where given, for as long as the block runs."""
     pytest.importorskip("gradio")
-    from medical_assistant.chat.assistant import Assistant, load_examples
+    from medical_assistant.chat.assistant import Assistant
     from medical_assistant.web import server
     from medical_assistant.web.page import build_page, launch_options
     from medical_assistant.web.requests import RequestTracker
 
     server.keep_text_out_of_errors()
     tracker, assistant = RequestTracker(queue=queue), Assistant(engine, problem)
-    page = build_page(assistant, load_examples(), tracker)
+    page = build_page(assistant, tracker)
     if login:
         login.add_button(page)
     page.launch(

@@ -67,8 +67,7 @@ def check(memory_gib: float, **values) -> None:
     found, settings = parameters("llama-3.1-8b", **values)
     lengths = [settings.settings.max_length] * 8
     cuda = values.get("cuda_memory_gib") is not None
-    need = estimate.estimate_memory(found, settings, estimate.longest_batch(lengths, settings), cuda, 16)
-    estimate.check_fit(estimate.Estimate(found, 1, need, memory_gib, None), settings, lengths, cuda, 16)
+    estimate.check_fit(found, settings, lengths, memory_gib, cuda, 16)
 
 
 def test_too_little_memory_says_what_to_lower_and_by_how_much() -> None:

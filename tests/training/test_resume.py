@@ -89,11 +89,12 @@ def test_mistake_8_a_killed_run_goes_on_as_if_nothing_had_happened(
     )
     assert process.returncode == status, process.stderr[-2000:]
     assert "Traceback" not in process.stderr
-    found = sorted(path.name for path in (run / "checkpoints").glob("checkpoint-*"))
+    found = sorted(path.parent.name for path in (run / "checkpoints").glob("checkpoint-*/whole"))
     assert found[-1] == kept
     if harm == "disk full":
         assert "error: The disk of" in process.stderr and "--resume" in process.stderr
-    assert (run / "checkpoints/.partial/checkpoint-4").is_dir() == (harm in ("in a checkpoint", "disk full"))
+    if harm in ("in a checkpoint", "disk full"):
+        assert (run / "checkpoints/checkpoint-4").is_dir() and (run / "checkpoints/checkpoint-2/whole").is_file()
 
     train.main(command(prepared_data, tiny_model, run, "--resume"))
     assert losses(run).keys() == losses(whole).keys()
@@ -106,7 +107,7 @@ def test_mistake_8_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert record["resumed_at_step"] == int(kept.rpartition("-")[2])
 
 
-def test_a_checkpoint_has_its_final_name_only_when_it_is_whole(
+def test_a_checkpoint_counts_only_when_it_is_whole_and_the_one_before_stays_until_then(
     prepared_data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import Trainer
@@ -116,12 +117,12 @@ def test_a_checkpoint_has_its_final_name_only_when_it_is_whole(
 
     def look(self, folder: str) -> None:
         save(self, folder)
-        seen.append((Path(folder).parent.name, sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())))
+        checkpoints = (tmp_path / "run/checkpoints").glob("checkpoint-*")
+        seen.append({path.name: (path / "whole").is_file() for path in checkpoints})
 
     monkeypatch.setattr(Trainer, "_save_rng_state", look)
     train.main(command(prepared_data, tiny_model, tmp_path / "run", "--max-steps", "4"))
-    assert [parent for parent, _ in seen] == [".partial"] * 2
-    assert "checkpoint-2" not in seen[0][1] and "checkpoint-2" in seen[1][1] and "checkpoint-4" not in seen[1][1]
+    assert seen == [{"checkpoint-2": False}, {"checkpoint-2": True, "checkpoint-4": False}]
 
 
 def test_other_settings_or_other_data_are_not_resumed(

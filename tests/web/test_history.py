@@ -19,9 +19,9 @@ from medical_assistant.web.history import (
     Exchange,
     as_json,
     messages,
-    position,
     read_history,
     shown,
+    split_at,
 )
 
 REPLY = Reply("The answer\n\nin two parts", "Base · m · e", advice="See a doctor.", notes=("Cut short.",))
@@ -90,9 +90,11 @@ def test_each_chat_shows_its_own_reply():
 
 def test_a_message_of_the_page_belongs_to_its_exchange():
     history = [Exchange("a?", (REPLY,)), Exchange("b?"), Exchange("c?", (REPLY,))]
-    assert [position(history, number) for number in range(5)] == [0, 0, 1, 2, 2]
+    for number, at in enumerate([0, 0, 1, 2, 2]):
+        exchange, before = split_at(as_json(history), number)
+        assert exchange.question == history[at].question and len(before) == at
     with pytest.raises(IndexError):
-        position(history, 5)
+        split_at(as_json(history), 5)
 
 
 def test_a_very_long_message_is_shown_and_kept_in_part_and_too_long_for_a_model():

@@ -15,8 +15,9 @@ from limits.storage import memory
 
 from medical_assistant.errors import UserError
 from medical_assistant.web import limits as limits_module
-from medical_assistant.web.limits import WINDOW_S, ClientKeys, ClientLimits, LimitError
+from medical_assistant.web.limits import ClientKeys, ClientLimits, LimitError
 
+WINDOW_S = 60.0
 MOMENT_S = 0.001  # at exactly 60 s `limits` still counts a question
 
 
@@ -126,7 +127,7 @@ def test_memory_is_bounded(visits):
         for client, step_s in visits:
             clock.now_s += step_s
             told_to_wait_s(limits, str(client))
-            assert len(limits) <= 20
+            assert len(limits._storage.events) <= 20
 
 
 def test_a_client_that_asks_on_is_not_forgotten_where_memory_is_full(clock):
@@ -135,7 +136,7 @@ def test_a_client_that_asks_on_is_not_forgotten_where_memory_is_full(clock):
         ask(limits, client)
     assert told_to_wait_s(limits, "greedy") == 60
     ask(limits, "d")
-    assert len(limits) == 3
+    assert len(limits._storage.events) == 3
 
 
 def test_clients_are_forgotten_after_a_minute(clock):
@@ -143,10 +144,10 @@ def test_clients_are_forgotten_after_a_minute(clock):
     for client in range(100):
         clock.now_s += 1
         ask(limits, str(client))
-    assert len(limits) <= 61
+    assert len(limits._storage.events) <= 61
     clock.now_s += WINDOW_S
     ask(limits, "the last")
-    assert len(limits) == 1
+    assert len(limits._storage.events) == 1
 
 
 def test_who_still_gets_an_answer_is_not_forgotten(clock):

@@ -9,10 +9,10 @@ import pytest
 
 gr = pytest.importorskip("gradio")
 
-from medical_assistant.chat.assistant import Assistant, load_examples  # noqa: E402
+from medical_assistant.chat.assistant import Assistant  # noqa: E402
 from medical_assistant.chat.question import Question, prepare  # noqa: E402
 from medical_assistant.safety.screening import screen  # noqa: E402
-from medical_assistant.web.page import build_page  # noqa: E402
+from medical_assistant.web.page import build_page, load_examples  # noqa: E402
 from medical_assistant.web.queue import AnswerQueue  # noqa: E402
 from medical_assistant.web.requests import RequestTracker  # noqa: E402
 from medical_assistant.web.turns import emergency_banner  # noqa: E402
@@ -29,7 +29,7 @@ class Tab:
     def __init__(self, engine=None, queue=None, compare=False):
         self.engine = engine or StubEngine()
         self.tracker = RequestTracker(queue=queue)
-        page = build_page(Assistant(self.engine), load_examples(), self.tracker)
+        page = build_page(Assistant(self.engine), self.tracker)
         self.compare = compare
         self.functions = {}  # of Ask, then of Compare
         for fn in page.fns.values():
@@ -298,7 +298,7 @@ def test_a_request_for_harm_is_refused_without_the_banner():
 
 
 def test_an_example_is_asked():
-    tab, asked = Tab(), load_examples()[0].question
+    tab, asked = Tab(), load_examples()[0]["question"]
     data = SimpleNamespace(index=0, value={"text": asked})
     tab.take(tab.fn("example")(data, tab.history, "", *tab.slots), tab.outputs)
     tab.step_two()
@@ -311,7 +311,7 @@ def labels(page, name):
 
 
 def test_step_two_gets_what_the_toggle_and_the_settings_say():
-    page = build_page(Assistant(StubEngine()), load_examples())
+    page = build_page(Assistant(StubEngine()))
     settings = ["Longest answer (tokens)", "Temperature", "Top-p", "Seed"]
     ask, compare = labels(page, "respond")[::2][0], labels(page, "respond")[-1]
     assert ask[2:] == ["Model", *settings] and compare[2:] == settings
@@ -319,7 +319,7 @@ def test_step_two_gets_what_the_toggle_and_the_settings_say():
 
 def test_what_cancels_an_answer():
     """A new message, Stop, and whatever changes the conversation; the canceller of each stream slot alone."""
-    page = build_page(Assistant(StubEngine()), load_examples())
+    page = build_page(Assistant(StubEngine()))
     events = [{event for _, event in fn.targets} for fn in page.fns.values() if fn.cancels]
     ask = {"stop", "submit", "clear", "undo", "retry", "edit", "example_select"}
     assert events == [ask, ask, {"stop", "submit", "clear"}, {"stop", "submit", "clear"}]
@@ -328,7 +328,7 @@ def test_what_cancels_an_answer():
 
 
 def test_a_missing_adapter_is_said_and_leaves_the_base_alone():
-    page = build_page(Assistant(StubEngine(adapter=None), "Adapter x is truncated."), load_examples())
+    page = build_page(Assistant(StubEngine(adapter=None), "Adapter x is truncated."))
     blocks = list(page.blocks.values())
     (model,) = [block for block in blocks if getattr(block, "elem_id", None) == "model"]
     assert model.value == "Base" and not model.interactive

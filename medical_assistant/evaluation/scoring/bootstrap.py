@@ -6,17 +6,21 @@ Tibshirani 1993, "An Introduction to the Bootstrap", chapters 12 and 16).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, TypedDict
 
 import numpy
 
+from medical_assistant.evaluation.scoring.metrics import corpus_scorer
+
 RESAMPLES = 10_000
 SEED = 42
 CONFIDENCE = 0.95
+TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
 SIGNIFICANCE = 0.05
 # With 20 questions the intervals below hold the true difference in 94 to 98 of 100 simulated experiments
 # (normal, exponential, heavy-tailed differences), with 10 in 92 to 98. Yes-or-no measures of which 15 % change need
@@ -24,8 +28,7 @@ SIGNIFICANCE = 0.05
 MIN_QUESTIONS = 20
 TIE = 1e-9  # scores closer than this are the same: their last digits are rounding
 
-_BLOCK_CELLS = 4_000_000  # one block of resamples in floating point: 32 MB
-_KEPT_BYTES = 128_000_000
+_BLOCK_CELLS = 4_000_000  # one block of resamples in floating point: 32 to 64 MB
 
 Value = float | None
 Test = tuple[float, float, float]  # low, high, p-value
@@ -56,42 +59,29 @@ class Difference(TypedDict):
     verdict: str | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Resampler:
-    """Resamples of n questions, drawn once for each n and used for every measure.
-
-    The same seed gives the same resamples of n questions, whatever was drawn before.
-    """
+    """Resamples of n questions: the same seed gives the same ones, for every measure, whatever was drawn before."""
 
     resamples: int = RESAMPLES
     seed: int = SEED
-    _drawn: dict[int, Any] = field(default_factory=dict, repr=False)
 
     def sums(self, columns: Floats) -> Floats:
-        """Return the sum of each column over each resample: n x k values give `resamples` x k sums.
+        """Return the sum of each column over each resample: n x k values give `resamples` x k sums."""
+        counts = _counts(self.seed, self.resamples, len(columns))
+        blocks = numpy.array_split(counts, counts.size // _BLOCK_CELLS + 1)
+        return numpy.concatenate([block.astype(float) @ columns for block in blocks])
 
-        Drawn counts take one byte for each question and resample; they are used in blocks of 32 MB.
-        """
-        counts = self._counts(len(columns))
-        block = max(1, _BLOCK_CELLS // max(1, len(columns)))
-        blocks = [counts[start : start + block].astype(float) @ columns for start in range(0, len(counts), block)]
-        return numpy.concatenate(blocks)
 
-    def _counts(self, n: int) -> Any:
-        """Return how often each question is in each resample (`resamples` x n, one byte each)."""
-        if n not in self._drawn:
-            if sum(counts.nbytes for counts in self._drawn.values()) + self.resamples * n > _KEPT_BYTES:
-                self._drawn.clear()
-            generator = numpy.random.default_rng([self.seed, n])
-            # A byte holds it: one question 256 times in a resample of n > 255 has a chance of 1 in 256!.
-            counts: Any = numpy.empty((self.resamples, n), dtype=numpy.uint8)
-            block = max(1, _BLOCK_CELLS // n)
-            for start in range(0, self.resamples, block):
-                rows = min(block, self.resamples - start)
-                drawn = generator.integers(0, n, (rows, n)) + numpy.arange(0, rows * n, n)[:, None]
-                counts[start : start + rows] = numpy.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-            self._drawn[n] = counts
-        return self._drawn[n]
+@functools.lru_cache(maxsize=2)  # one measure after the other asks for the same ones
+def _counts(seed: int, resamples: int, n: int) -> Any:
+    """Return how often each of n questions is in each resample (`resamples` x n)."""
+    generator = numpy.random.default_rng([seed, n])
+    # A byte holds it: one question 256 times in a resample of n > 255 has a chance of 1 in 256!.
+    counts: Any = numpy.empty((resamples, n), dtype=numpy.uint8)
+    for row in counts:
+        row[:] = numpy.bincount(generator.integers(0, n, n), minlength=n)
+    return counts
 
 
 def paired_difference(
@@ -111,20 +101,13 @@ def paired_difference(
     from zero, with one added above and below (Davison and Hinkley 1997, "Bootstrap Methods and their
     Application", section 4.2.5): it is below 0.05 when the interval leaves zero out.
     """
-    left, right = _numbers(a), _numbers(b)
-    if len(left) != len(right):
-        raise ValueError(f"the same questions are needed: {len(left)} values against {len(right)}")
-    present = numpy.isfinite(left) & numpy.isfinite(right)
-    left, right = left[present], right[present]
+    values = numpy.array([list(a), list(b)], dtype=float)  # None becomes NaN
+    left, right = values[:, numpy.isfinite(values).all(axis=0)]
     n = len(left)
     if not n:
-        return _difference(0, None, None, numpy.empty(0), better, None)
+        return _difference(None, None, left, better, None)
     test = _studentised(left, right, resampler or Resampler()) if n >= MIN_QUESTIONS else None
-    return _difference(n, float(left.mean()), float(right.mean()), right - left, better, test)
-
-
-def _numbers(values: Sequence[Value]) -> Floats:
-    return numpy.array([math.nan if value is None else float(value) for value in values], dtype=float)
+    return _difference(float(left.mean()), float(right.mean()), right - left, better, test)
 
 
 def _studentised(left: Floats, right: Floats, resampler: Resampler) -> Test:
@@ -133,12 +116,11 @@ def _studentised(left: Floats, right: Floats, resampler: Resampler) -> Test:
     n, observed = len(changes), float(changes.mean())
     rest = changes - observed  # around zero: the spread of large equal numbers would drown in rounding
     error = math.sqrt(float((rest**2).mean()) / n)
-    rounding = 1e-12 * max(1.0, float(numpy.abs(left).max()), float(numpy.abs(right).max()))
+    rounding = 1e-12 * max(1.0, float(numpy.abs([left, right]).max()))
     if error <= rounding:  # the same change in every question, so in every resample
         return observed, observed, 1.0 if abs(observed) <= rounding else 1 / (resampler.resamples + 1)
-    sums = resampler.sums(numpy.stack([rest, rest**2], axis=1)) / n
-    shifts = sums[:, 0]
-    variances = sums[:, 1] - shifts**2
+    shifts, squares = resampler.sums(numpy.stack([rest, rest**2], axis=1)).T / n
+    variances = squares - shifts**2
     # A resample of one value only (rates near 0 or 1) says nothing about spread: it counts as far from the rest.
     spread = variances > 1e-10 * n * error**2
     distances = numpy.full(len(shifts), math.inf)
@@ -147,7 +129,7 @@ def _studentised(left: Floats, right: Floats, resampler: Resampler) -> Test:
     reach = float(numpy.quantile(distances, CONFIDENCE, method="higher"))
     if math.isfinite(reach):
         return observed - reach * error, observed + reach * error, p_value
-    low, high = numpy.quantile(shifts, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = numpy.quantile(shifts, TAILS)
     return observed + float(low), observed + float(high), p_value
 
 
@@ -156,11 +138,11 @@ def _p_value(distances: Floats, observed: float) -> float:
     return (beyond + 1) / (len(distances) + 1)
 
 
-def _difference(n: int, mean_a: Value, mean_b: Value, changes: Floats, better: int, test: Test | None) -> Difference:
+def _difference(mean_a: Value, mean_b: Value, changes: Floats, better: int, test: Test | None) -> Difference:
     up, down = int((changes > TIE).sum()), int((changes < -TIE).sum())
     low, high, p_value = test or (None, None, None)
     return {
-        "n": n,
+        "n": len(changes),
         "mean_a": mean_a,
         "mean_b": mean_b,
         "difference": None if mean_a is None or mean_b is None else mean_b - mean_a,
@@ -168,7 +150,7 @@ def _difference(n: int, mean_a: Value, mean_b: Value, changes: Floats, better: i
         "high": high,
         "p_value": p_value,
         "wins": down if better < 0 else up,
-        "ties": n - up - down,
+        "ties": len(changes) - up - down,
         "losses": up if better < 0 else down,
         "verdict": verdict(low, high, p_value, better),
     }
@@ -188,37 +170,10 @@ def verdict(low: float | None, high: float | None, p_value: float | None, better
     return "better" if (low > 0) == (better > 0) else "worse"
 
 
-CORPUS_METRICS = ("bleu", "chrf")
-
-
-def corpus_statistics(metric: str, answers: Sequence[str | None], references: Sequence[str]) -> Floats:
-    """Return what the corpus score is made of, one row an answer: match counts that add up over answers.
-
-    `metric`: "bleu" or "chrf". A missing answer (None) is a row of NaN.
-    """
-    texts = ["" if answer is None else answer for answer in answers]
+def corpus_statistics(metric: str, answers: Sequence[str], references: Sequence[str]) -> Floats:
+    """Return what the corpus score ("bleu" or "chrf") is made of: a row of match counts an answer, that add up."""
     # sacreBLEU has no public name for these rows; its own paired bootstrap starts from them too.
-    rows = numpy.array(_scorer(metric)._extract_corpus_statistics(texts, [list(references)]), dtype=float)
-    rows[[answer is None for answer in answers]] = math.nan
-    return rows
-
-
-def _scorer(metric: str, one_answer: bool = False) -> Any:
-    if metric == "bleu":
-        from sacrebleu.metrics.bleu import BLEU
-
-        # Of one short answer, BLEU leaves out the n-gram orders that it is too short for.
-        return BLEU(effective_order=one_answer)
-    if metric == "chrf":
-        from sacrebleu.metrics.chrf import CHRF
-
-        return CHRF()
-    raise ValueError(f"{metric} is no corpus metric: {', '.join(CORPUS_METRICS)}")
-
-
-def _scores(scorer: Any, rows: Floats) -> Floats:
-    # Plain integers: sacreBLEU's arithmetic on numpy's takes three times as long.
-    return numpy.array([scorer._compute_score_from_stats(row).score for row in rows.astype(int).tolist()])
+    return numpy.array(corpus_scorer(metric)._extract_corpus_statistics(answers, [list(references)]), dtype=float)
 
 
 def paired_corpus(metric: str, a: Floats, b: Floats, resampler: Resampler | None = None) -> Difference:
@@ -231,31 +186,27 @@ def paired_corpus(metric: str, a: Floats, b: Floats, resampler: Resampler | None
     sacreBLEU's bootstrap is smaller, as it shifts absolute differences. Wins: by each answer's own score.
     """
     resampler = resampler or Resampler()
-    present = numpy.isfinite(a[:, 0]) & numpy.isfinite(b[:, 0])
-    a, b = a[present], b[present]
-    n = len(a)
-    if not n:
-        return _difference(0, None, None, numpy.empty(0), 1, None)
-    scorer, scorer_of_one = _scorer(metric), _scorer(metric, one_answer=True)
-    whole = _scores(scorer, numpy.stack([a.sum(axis=0), b.sum(axis=0)]))
-    changes = _scores(scorer_of_one, b) - _scores(scorer_of_one, a)
+
+    def scores(rows: Floats, one_answer: bool = False) -> Floats:
+        scorer = corpus_scorer(metric, one_answer)
+        # Plain integers: sacreBLEU's arithmetic on numpy's takes three times as long.
+        return numpy.array([scorer._compute_score_from_stats(row).score for row in rows.round().astype(int).tolist()])
+
+    mean_a, mean_b = (float(score) for score in scores(numpy.stack([a.sum(axis=0), b.sum(axis=0)])))
     test = None
-    if n >= MIN_QUESTIONS:
-        observed = float(whole[1] - whole[0])
-        resampled = _scores(scorer, resampler.sums(b).round()) - _scores(scorer, resampler.sums(a).round())
-        shifts = (resampled - observed) * _widening(n)
-        low, high = numpy.quantile(shifts, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        p_value = _p_value(numpy.abs(shifts - shifts.mean()), abs(observed))
-        test = observed + float(low), observed + float(high), p_value
-    return _difference(n, float(whole[0]), float(whole[1]), changes, 1, test)
+    if len(a) >= MIN_QUESTIONS:
+        observed = mean_b - mean_a
+        shifts = (scores(resampler.sums(b)) - scores(resampler.sums(a)) - observed) * _widening(len(a))
+        low, high = numpy.quantile(shifts, TAILS)
+        test = observed + float(low), observed + float(high), _p_value(numpy.abs(shifts - shifts.mean()), abs(observed))
+    return _difference(mean_a, mean_b, scores(b, one_answer=True) - scores(a, one_answer=True), 1, test)
 
 
 def _widening(n: int) -> float:
     """Return how much wider than its resamples a sample's interval must be: 1.10 for n = 20, 1.003 for 500."""
     from scipy.special import stdtrit  # Student's t
 
-    upper = (1 + CONFIDENCE) / 2
-    return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, upper)) / NormalDist().inv_cdf(upper)
+    return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, TAILS[1])) / NormalDist().inv_cdf(TAILS[1])
 
 
 def proportion_interval(successes: float, n: int) -> tuple[float, float]:
@@ -267,7 +218,7 @@ def proportion_interval(successes: float, n: int) -> tuple[float, float]:
     """
     if not n:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    z = NormalDist().inv_cdf(TAILS[1])
     rate = successes / n
     middle = rate + z**2 / (2 * n)
     reach = z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))

@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy
 
-from medical_assistant.errors import UserError
 from medical_assistant.evaluation.names import pair_name
 from medical_assistant.evaluation.scoring.bootstrap import (
-    CORPUS_METRICS,
     MIN_QUESTIONS,
-    RESAMPLES,
-    SEED,
     Difference,
+    Floats,
     Resampler,
     corpus_statistics,
     holm,
@@ -23,7 +20,7 @@ from medical_assistant.evaluation.scoring.bootstrap import (
     paired_difference,
     verdict,
 )
-from medical_assistant.evaluation.scoring.metrics import METRICS
+from medical_assistant.evaluation.scoring.metrics import CORPUS_METRICS, METRICS
 
 PRIMARY = "rougeL"
 LENGTHS = ("short", "medium", "long")
@@ -33,24 +30,14 @@ METHOD = (
     "of them without any difference, one is expected to show some."
 )
 
-# What a row says of a candidate beside its scores.
-_BESIDE_SCORES = {"ended": "ended", "mean_tokens": "tokens", "mean_seconds": "seconds"}
-
 Row = Mapping[str, Any]
+Members = Sequence[int]  # numbers of rows
 
 
-def compare(
-    rows: Sequence[Row],
-    candidates: Sequence[str],
-    metrics_better: Mapping[str, int],
-    primary: str = PRIMARY,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-) -> dict[str, Any]:
+def compare(rows: Sequence[Row], candidates: Sequence[str], resampler: Resampler) -> dict[str, Any]:
     """Return the comparison of each candidate with the first, and of each pair of the others.
 
-    `rows` are those of `predictions.jsonl`; `candidates` may be the mapping of `metrics.json`; `metrics_better`
-    says which side is better (+1 higher, -1 lower, 0 neither), and a metric that no row has is passed over.
+    `rows` are those of `predictions.jsonl`, at least one; a metric of `METRICS` that no row has is passed over.
 
     - `status`, `method`, `resamples`, `seed`, `primary`, `min_questions` (fewer, and no interval is claimed)
     - `pairs`: {"b vs a": {metric: `Difference`}}, a being the earlier candidate; BLEU and chrF are those of the
@@ -60,118 +47,73 @@ def compare(
     - `by_type`, `by_length`: {pair: {group: `Difference` of the primary metric}}, largest group of types first
     - `length_bounds`: {"short"|"medium"|"long": [fewest, most] words of a question}; see `length_groups`
 
-    With one candidate: {"status": "not run", "reason"}. Raises `UserError` where the primary metric has no better
-    side or no row has it.
+    With one candidate: {"status": "not run", "reason"}.
     """
-    names = list(candidates)
-    if len(names) < 2:
+    if len(candidates) < 2:
         return {"status": "not run", "reason": "There is one candidate, and a comparison needs two."}
-    table = ScoreTable(rows, metrics_better, Resampler(resamples, seed))
-    table.check_primary(primary, names)
-    pairs = list(combinations(names, 2))
-    found = {
-        pair_name(a, b): {metric: table.difference(a, b, metric) for metric in table.metrics_of(a, b)} for a, b in pairs
-    }
-    of_primary = {pair: of_pair[primary] for pair, of_pair in found.items() if primary in of_pair}
-    adjusted = holm({pair: one["p_value"] for pair, one in of_primary.items() if one["p_value"] is not None})
-    lengths = length_groups([row["question"] for row in rows])
-    types = _groups([row.get("question_type") or "other" for row in rows])
+    columns = {name: _columns(rows, name) for name in candidates}
+    metrics = [metric for metric in METRICS if all(metric in found for found in columns.values())]
+    pairs = {pair_name(a, b): (a, b) for a, b in combinations(candidates, 2)}
+    words = [len(row["question"].split()) for row in rows]
+    lengths = length_groups(words)
+    types = _groups([row["question_type"] for row in rows])
 
-    def within(groups: Mapping[str, Sequence[int]]) -> dict[str, dict[str, Difference]]:
+    def difference(pair: str, metric: str, members: Members | slice = slice(None)) -> Difference:
+        left, right = (columns[name][metric][members] for name in pairs[pair])
+        if metric in CORPUS_METRICS:
+            return paired_corpus(metric, left, right, resampler)
+        return paired_difference(left, right, METRICS[metric].better, resampler)
+
+    def within(groups: Mapping[str, Members]) -> dict[str, dict[str, Difference]]:
         return {
-            pair_name(a, b): {group: table.difference(a, b, primary, members) for group, members in groups.items()}
-            for a, b in pairs
+            pair: {group: difference(pair, PRIMARY, members) for group, members in groups.items()} for pair in pairs
         }
 
+    found = {pair: {metric: difference(pair, metric) for metric in metrics} for pair in pairs}
+    p_values = {pair: of_pair[PRIMARY]["p_value"] for pair, of_pair in found.items()}
+    adjusted = holm({pair: p_value for pair, p_value in p_values.items() if p_value is not None})
     return {
         "status": "done",
         "method": METHOD,
-        "resamples": resamples,
-        "seed": seed,
-        "primary": primary,
+        "resamples": resampler.resamples,
+        "seed": resampler.seed,
+        "primary": PRIMARY,
         "min_questions": MIN_QUESTIONS,
         "pairs": found,
         "holm": adjusted,
-        "verdicts": {
-            pair_name(a, b): _verdict(a, b, of_primary.get(pair_name(a, b)), adjusted, primary, metrics_better[primary])
-            for a, b in pairs
-        },
+        "verdicts": {pair: _verdict(*both, found[pair][PRIMARY], adjusted) for pair, both in pairs.items()},
         "by_type": within(types),
         "by_length": within(lengths),
-        "length_bounds": {group: _word_range([rows[i] for i in members]) for group, members in lengths.items()},
+        "length_bounds": {
+            group: [min(words[i] for i in members), max(words[i] for i in members)]
+            for group, members in lengths.items()
+        },
     }
 
 
-class ScoreTable:
-    """The scores of all answers by candidate and metric, read from rows once and compared in any group of questions.
-
-    `rows`, `metrics_better`: as in `compare`.
-    """
-
-    def __init__(self, rows: Sequence[Row], metrics_better: Mapping[str, int], resampler: Resampler) -> None:
-        self._rows = rows
-        self._better = metrics_better
-        self._resampler = resampler
-        self._columns: dict[tuple[str, str], Any] = {}
-
-    def difference(self, a: str, b: str, metric: str, members: Sequence[int] | None = None) -> Difference:
-        """Return the `Difference` of candidates b and a in one metric, over all rows or the rows `members`."""
-        left, right = self._column(a, metric), self._column(b, metric)
-        if members is not None:
-            left, right = left[list(members)], right[list(members)]
-        if metric in CORPUS_METRICS:
-            return paired_corpus(metric, left, right, self._resampler)
-        return paired_difference(left, right, self._better[metric], self._resampler)
-
-    def metrics_of(self, a: str, b: str) -> list[str]:
-        """Return the metrics that both candidates have values for, in the order of `metrics_better`."""
-        return [metric for metric in self._better if self._has(a, metric) and self._has(b, metric)]
-
-    def check_primary(self, primary: str, candidates: Sequence[str]) -> None:
-        """Raise `UserError` where `primary` cannot decide: it has no better side, or no answer has a value."""
-        if not self._better.get(primary):
-            usable = ", ".join(metric for metric, better in self._better.items() if better)
-            raise UserError(f"The metric {primary} cannot decide a comparison: choose one of {usable}.")
-        if self._rows and not any(self._has(candidate, primary) for candidate in candidates):
-            raise UserError(f"No answer has a value for the metric {primary}: choose one that was computed.")
-
-    def _has(self, candidate: str, metric: str) -> bool:
-        return bool(numpy.isfinite(self._column(candidate, metric)).any())
-
-    def _column(self, candidate: str, metric: str) -> Any:
-        if (candidate, metric) not in self._columns:
-            of_candidate = [row["candidates"].get(candidate, {}) for row in self._rows]
-            if metric in CORPUS_METRICS and of_candidate:
-                answers = [one.get("answer") for one in of_candidate]
-                column = corpus_statistics(metric, answers, [row["reference"] for row in self._rows])
-            else:
-                column = numpy.array([_value(one, metric) for one in of_candidate], dtype=float)  # None becomes NaN
-            self._columns[candidate, metric] = column
-        return self._columns[candidate, metric]
+def _columns(rows: Sequence[Row], candidate: str) -> dict[str, Floats]:
+    """Return a candidate's values by metric, one a row; of BLEU and chrF the rows of `corpus_statistics`."""
+    answers = [row["candidates"][candidate] for row in rows]
+    values = [
+        {**answer["scores"], "mean_tokens": answer["tokens"], "mean_seconds": answer["seconds"]} for answer in answers
+    ]
+    columns = {metric: numpy.array([one.get(metric) for one in values], dtype=float) for metric in METRICS}
+    texts, references = [answer["answer"] for answer in answers], [row["reference"] for row in rows]
+    return {
+        **{metric: column for metric, column in columns.items() if numpy.isfinite(column).any()},
+        **{metric: corpus_statistics(metric, texts, references) for metric in CORPUS_METRICS},
+    }
 
 
-def _value(of_candidate: Mapping[str, Any], metric: str) -> float | None:
-    scores = of_candidate.get("scores", {})
-    value: float | None = scores[metric] if metric in scores else of_candidate.get(_BESIDE_SCORES.get(metric, metric))
-    return value
-
-
-def _word_range(rows: Sequence[Row]) -> list[int]:
-    words = [len(row["question"].split()) for row in rows]
-    return [min(words), max(words)]
-
-
-def length_groups(questions: Sequence[str]) -> dict[str, list[int]]:
-    """Return {"short"|"medium"|"long": indices of questions}, thirds by the number of words.
+def length_groups(words: Sequence[int]) -> dict[str, list[int]]:
+    """Return {"short"|"medium"|"long": indices of questions}, thirds by their number of `words`.
 
     The bounds are the tertiles of these questions, so each group has questions enough in any data set; equal
     lengths stay together, so groups may differ in size, and one that would be empty is left out.
     """
-    words = [len(question.split()) for question in questions]
-    if not words:
-        return {}
     tertiles: Any = numpy.quantile(words, [1 / 3, 2 / 3], method="lower")
-    found = _groups([LENGTHS[int((count > tertiles).sum())] for count in words])
+    places: Any = numpy.searchsorted(tertiles, words)
+    found = _groups([LENGTHS[place] for place in places])
     return {length: found[length] for length in LENGTHS if length in found}
 
 
@@ -182,31 +124,19 @@ def _groups(names: Sequence[str]) -> dict[str, list[int]]:
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
-def _verdict(
-    a: str, b: str, found: Difference | None, adjusted: Mapping[str, float], primary: str, better: int
-) -> dict[str, str]:
-    name = METRICS[primary].name if primary in METRICS else primary
-    p_value = adjusted.get(pair_name(a, b))
-    if found is None or p_value is None or found["low"] is None or found["high"] is None:
-        answered = found["n"] if found else 0
-        sentence = f"Too few questions to compare {b} with {a}: {answered} of the {MIN_QUESTIONS} that are needed."
-        return {"verdict": "too few questions", "sentence": sentence}
-    outcome = str(verdict(found["low"], found["high"], p_value, better))
+def _verdict(a: str, b: str, found: Difference, adjusted: Mapping[str, float]) -> dict[str, str]:
+    p_value, low, high, n = adjusted.get(pair_name(a, b)), found["low"], found["high"], found["n"]
+    outcome = str(verdict(low, high, p_value, METRICS[PRIMARY].better))
+    if p_value is None:
+        sentence = f"Too few questions to compare {b} with {a}: {n} of the {MIN_QUESTIONS} that are needed."
+        return {"verdict": outcome, "sentence": sentence}
     opening = {
         "better": f"{b} is better than {a}",
         "worse": f"{b} is worse than {a}",
         "no measurable difference": f"No measurable difference between {b} and {a}",
     }[outcome]
-    change, low, high = (_signed(value, primary) for value in (found["difference"], found["low"], found["high"]))
+    change = f"{METRICS[PRIMARY].name} {found['difference']:+z.3f}"
     corrected = "Holm-adjusted " if len(adjusted) > 1 else ""
-    figures = f"95 % interval {low} to {high}, {corrected}{_p_text(p_value)}, {found['n']:,} questions"
-    return {"verdict": outcome, "sentence": f"{opening}: {name} {change} ({figures})."}
-
-
-def _signed(value: float | None, metric: str) -> str:
-    digits = 2 if metric in CORPUS_METRICS else 3
-    return f"{value or 0.0:+.{digits}f}".replace("-0." + "0" * digits, "+0." + "0" * digits)
-
-
-def _p_text(p_value: float) -> str:
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
+    p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
+    figures = f"95 % interval {low:+z.3f} to {high:+z.3f}, {corrected}{p_text}, {n:,} questions"
+    return {"verdict": outcome, "sentence": f"{opening}: {change} ({figures})."}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +22,9 @@ from medical_assistant.prompts import build_messages, clean_text
 if TYPE_CHECKING:
     from medical_assistant.evaluation.scoring.likelihood import CompletionScore, Scorer
 
+COLUMNS = ("question", "options", "answer")
+RULES = ("accuracy", "normalised_accuracy", "letter_accuracy")  # see `knowledge_section`
+Points = Mapping[str, Sequence[float]]  # by candidate: 0 to 1 for each question
 METHOD = "log-likelihood of the text of each option, given the question with its options"
 
 
@@ -29,7 +32,6 @@ METHOD = "log-likelihood of the text of each option, given the question with its
 class ChoiceQuestion:
     """One question; `answer` is the index of the right option."""
 
-    id: str
     question: str
     labels: tuple[str, ...]  # "A", "B", ...
     options: tuple[str, ...]
@@ -54,50 +56,37 @@ class QuestionSet:
 
 @dataclass(frozen=True)
 class ChoiceScore:
-    """One model's scores of the options of one question, in their order: of their texts, and of their letters."""
+    """What one model makes of one question: a value an option by each rule of `RULES`, the highest its choice."""
 
-    texts: tuple[CompletionScore, ...]
-    letters: tuple[CompletionScore, ...]
+    values: Mapping[str, Sequence[float]]
+    truncated: bool  # question and options were longer than the context
 
 
 def read_questions(file: Path) -> QuestionSet:
     """Return the questions of a `.jsonl`, `.json`, `.csv` or `.parquet` file.
 
     Columns: `question`; `options`, a list or an object of letter to text (in CSV as JSON); `answer`, a letter, the
-    index of the option from 0, or its text, understood in that order; if wanted `id` and `subject`. Options that
-    are null are left out. Raises `UserError` with the number of the row for one that cannot be used, and for an
-    id given twice.
+    index of the option from 0, or its text, understood in that order; if wanted `subject`. Options that are null are
+    left out. Raises `UserError` with the number of the row for one that cannot be used.
     """
     if not file.is_file():
         raise UserError(f"There is no file {file}: give one with the columns question, options, answer.")
     source = read_source(str(file))
-    questions: list[ChoiceQuestion] = []
-    rows_of: dict[str, int] = {}
-    for number, row in enumerate(source.rows, start=1):
-        where = f"{file.name}, row {number}"
-        question = _question(row, where, default_id=f"{file.stem}-{number}")
-        if question.id in rows_of:
-            raise UserError(f"{where}: the id {question.id!r} is that of row {rows_of[question.id]}: make ids unique.")
-        rows_of[question.id] = number
-        questions.append(question)
+    questions = [_question(row, f"{file.name}, row {number}") for number, row in enumerate(source.rows, start=1)]
     if not questions:
         raise UserError(f"{file.name} has no questions: give a file with the columns question, options, answer.")
     return QuestionSet(source.name, source.revision, questions)
 
 
-def _question(row: Mapping[str, Any], where: str, default_id: str) -> ChoiceQuestion:
-    for column in ("question", "options", "answer"):
-        if row.get(column) in (None, ""):
+def _question(row: Mapping[str, Any], where: str) -> ChoiceQuestion:
+    texts = {name: clean_text("" if row.get(name) is None else str(row[name])) for name in (*COLUMNS, "subject")}
+    for column in COLUMNS:
+        if not texts[column]:
             raise UserError(f"{where} has no {column}: it needs the columns question, options and answer.")
-    question = clean_text(str(row["question"]))
-    if not question:
-        raise UserError(f"{where} has no question: write one, or remove the row.")
     options = _options(row["options"], where)
-    labels = tuple(options)
-    texts = tuple(options.values())
-    subject = clean_text(str(row.get("subject") or "")) or None
-    record_id = str(row["id"]) if row.get("id") not in (None, "") else default_id
-    return ChoiceQuestion(record_id, question, labels, texts, _answer(row["answer"], labels, texts, where), subject)
+    labels, choices = tuple(options), tuple(options.values())
+    answer = _answer(row["answer"], labels, choices, where)
+    return ChoiceQuestion(texts["question"], labels, choices, answer, texts["subject"] or None)
 
 
 def _options(value: Any, where: str) -> dict[str, str]:
@@ -107,38 +96,32 @@ def _options(value: Any, where: str) -> dict[str, str]:
             value = json.loads(value)
         except ValueError as error:
             raise UserError(f"{where}: the options are not JSON: write them as a list or an object.") from error
-    if isinstance(value, list):
-        if len(value) > len(string.ascii_uppercase):
-            raise UserError(f"{where} has {len(value)} options: a list holds 26, one a letter.")
+    if isinstance(value, list) and len(value) <= len(string.ascii_uppercase):
         value = dict(zip(string.ascii_uppercase, value, strict=False))
     if not isinstance(value, dict):
-        raise UserError(f"{where}: the options are {value!r:.40}: write them as a list or an object.")
+        raise UserError(f"{where}: the options are {value!r:.40}: write up to 26 as a list, or an object.")
     options = {str(label).strip(): clean_text(str(text)) for label, text in value.items() if text is not None}
-    empty = [label for label, text in options.items() if not text]
-    if empty:
-        raise UserError(f"{where}: option {empty[0]} is empty: write its text, or remove it.")
-    if len(options) < 2:
-        raise UserError(f"{where} has {len(options)} options: a choice needs two.")
+    if len(options) < 2 or not all(options.values()):
+        raise UserError(f"{where}: the options are {value!r:.40}: a choice needs two, and none may be empty.")
     return options
 
 
 def _answer(value: Any, labels: Sequence[str], texts: Sequence[str], where: str) -> int:
     """Return the index of the right option."""
     text = str(value).strip()
-    if text.upper() in [label.upper() for label in labels]:
-        return [label.upper() for label in labels].index(text.upper())
+    letters = [label.upper() for label in labels]
+    if text.upper() in letters:
+        return letters.index(text.upper())
     is_index = text.isdecimal() and int(text) < len(labels)
-    if isinstance(value, int) and not isinstance(value, bool) and is_index:
-        return int(text)
-    if clean_text(text) in texts:
-        return list(texts).index(clean_text(text))
-    if is_index:  # CSV has no numbers
+    if clean_text(text) in texts and not (isinstance(value, int) and is_index):
+        return texts.index(clean_text(text))
+    if is_index:
         return int(text)
     raise UserError(f"{where}: the answer {text!r:.40} is not among the options {', '.join(labels)}: correct the row.")
 
 
 def score_choices(
-    scorer: Scorer, questions: Sequence[ChoiceQuestion], adapters: Mapping[str, bool], progress: bool = False
+    scorer: Scorer, questions: Sequence[ChoiceQuestion], adapters: Mapping[str, bool]
 ) -> dict[str, list[ChoiceScore]]:
     """Return each candidate's scores of all options, by candidate, in the order of `questions`.
 
@@ -154,17 +137,17 @@ def score_choices(
     ]
     results = {}
     for candidate, adapter in adapters.items():
-        scores = iter(
-            scorer.score(pairs, adapter, f"multiple choice, {candidate}" if progress else None, end_of_turn=False)
-        )
-        results[candidate] = [
-            ChoiceScore(
-                tuple(next(scores) for _ in question.options),
-                tuple(next(scores) for _ in question.labels),
-            )
-            for question in questions
-        ]
+        scores = iter(scorer.score(pairs, adapter, f"multiple choice, {candidate}", end_of_turn=False))
+        results[candidate] = [_choice_score(question, scores) for question in questions]
     return results
+
+
+def _choice_score(question: ChoiceQuestion, scores: Iterator[CompletionScore]) -> ChoiceScore:
+    texts, letters = ([next(scores) for _ in question.options] for _ in range(2))
+    by_text = [score.logprob for score in texts]
+    by_character = [logprob / len(option) for logprob, option in zip(by_text, question.options, strict=True)]
+    values = zip(RULES, (by_text, by_character, [score.logprob for score in letters]), strict=True)
+    return ChoiceScore(dict(values), any(score.truncated for score in (*texts, *letters)))
 
 
 def correctness(values: Sequence[float], answer: int) -> float:
@@ -193,7 +176,7 @@ def knowledge_section(
     The first two score the options' texts, as ARC (Clark et al. 2018, arXiv:1803.05457) and HellaSwag (Zellers et
     al. 2019, arXiv:1905.07830) are scored: a small model may have no use for letters. The embedded one chose A in
     98 of 100 questions on anatomy, and 4 of the 100 had level bfloat16 letters (of 240 questions on all subjects, 24
-    with its adapter), none level texts. Where letters count, load the `Scorer` with dtype float32.
+    with its adapter), none level texts.
 
     `comparison` (accuracy), `normalised_comparison` and `letter_comparison` hold the paired difference of each two
     candidates ("b vs a"); `by_subject` the accuracy of each subject and its `n`; `chance` what guessing gives;
@@ -206,17 +189,14 @@ def _choice_set(
     questions: QuestionSet, scores: Mapping[str, Sequence[ChoiceScore]], resampler: Resampler | None
 ) -> dict[str, Any]:
     rows = questions.questions
-
-    def points(values: Callable[[ChoiceScore], list[float]]) -> dict[str, list[float]]:
-        return {
-            candidate: [correctness(values(score), row.answer) for score, row in zip(found, rows, strict=True)]
+    points = {
+        rule: {
+            candidate: [correctness(score.values[rule], row.answer) for score, row in zip(found, rows, strict=True)]
             for candidate, found in scores.items()
         }
-
-    by_text = points(lambda score: [one.logprob for one in score.texts])
-    by_character = points(lambda score: [one.logprob / one.characters for one in score.texts])
-    by_letter = points(lambda score: [one.logprob for one in score.letters])
-    first = next(iter(scores.values()))
+        for rule in RULES
+    }
+    by_text, by_character, by_letter = points.values()
     return {
         "name": questions.name,
         "n": len(rows),
@@ -230,11 +210,11 @@ def _choice_set(
         "chance": sum(1 / len(row.options) for row in rows) / len(rows),
         "letter_accuracy": _rates(by_letter),
         "letter_comparison": _comparison(by_letter, resampler),
-        "truncated": sum(any(score.truncated for score in (*item.texts, *item.letters)) for item in first),
+        "truncated": sum(score.truncated for score in next(iter(scores.values()))),
     }
 
 
-def _rates(points: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+def _rates(points: Points) -> dict[str, dict[str, Any]]:
     rates = {}
     for candidate, of_candidate in points.items():
         total, n = sum(of_candidate), len(of_candidate)
@@ -243,21 +223,16 @@ def _rates(points: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
     return rates
 
 
-def _by_subject(subjects: Sequence[str | None], points: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[int]] = {}
-    for number, subject in enumerate(subjects):
-        if subject:
-            groups.setdefault(subject, []).append(number)
-    return {
-        subject: {
-            **{candidate: sum(values[i] for i in chosen) / len(chosen) for candidate, values in points.items()},
-            "n": len(chosen),
-        }
-        for subject, chosen in sorted(groups.items())
-    }
+def _by_subject(subjects: Sequence[str | None], points: Points) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for subject in sorted({subject for subject in subjects if subject}):
+        rows = [number for number, other in enumerate(subjects) if other == subject]
+        found[subject] = {candidate: sum(of[i] for i in rows) / len(rows) for candidate, of in points.items()}
+        found[subject]["n"] = len(rows)
+    return found
 
 
-def _comparison(points: Mapping[str, Sequence[float]], resampler: Resampler | None) -> dict[str, Any]:
+def _comparison(points: Points, resampler: Resampler | None) -> dict[str, Any]:
     return {
         pair_name(a, b): paired_difference(points[a], points[b], resampler=resampler)
         for a, b in combinations(points, 2)

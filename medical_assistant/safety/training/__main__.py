@@ -22,7 +22,7 @@ from medical_assistant.files import write_whole
 from medical_assistant.safety import SAFETY_ASSETS
 from medical_assistant.safety.misuse import CLASSIFIER_FILE, load_misuse_classifier
 from medical_assistant.safety.training import misuse, output, triage
-from medical_assistant.safety.training.fitting import TRAINING_DATA, FileContent, sources
+from medical_assistant.safety.training.fitting import TRAINING_DATA, sources
 
 SETTINGS = TRAINING_DATA / "settings.yaml"
 
@@ -48,18 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = module.rows(own, arguments.data)
         content = module.train(rows, own)
         content["details"] = {"trained_on": sources(rows), **content["details"]}
-        write(path, content)
+        write_whole(path, json.dumps(content, separators=(",", ":")) + "\n")
         if path.resolve() == CLASSIFIER_FILE:  # the other half is measured with the application's own code
             load_misuse_classifier.cache_clear()
             content["details"] |= misuse.measure(own, arguments.data)
-            write(path, content)
+            write_whole(path, json.dumps(content, separators=(",", ":")) + "\n")
         sys.stdout.write(json.dumps({name: content["details"]}, indent=1) + "\n")
     return 0
-
-
-def write(path: Path, content: FileContent) -> None:
-    """Write a classifier's file as JSON without blanks."""
-    write_whole(path, json.dumps(content, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

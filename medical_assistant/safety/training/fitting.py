@@ -20,7 +20,6 @@ TRAINING_DATA = ROOT / "training_data"
 SAFETY_SETS = ROOT / "tests" / "safety_sets"
 TEXT_KEYS = ("prompt", "question", "input", "text")
 Settings = dict[str, Any]  # one section of training_data/settings.yaml
-FileContent = dict[str, Any]  # of a classifier
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def feature_matrix(features: Iterable[Sequence[set[int]]]) -> Any:
     return csr_matrix((values, columns, starts), shape=(len(starts) - 1, BUCKETS))
 
 
-def fit(matrix: Any, rows: Sequence[Row], label: str, settings: Settings) -> tuple[FileContent, Any]:
+def fit(matrix: Any, rows: Sequence[Row], label: str, settings: Settings) -> tuple[dict[str, Any], Any]:
     """Return (weights and bias as a file holds them, the log odds of each row by models that were trained without it).
 
     Rows with `label` are to be told from all others. Over `repeats` divisions into folds the log odds are averaged.

@@ -13,23 +13,11 @@ from typing import Any
 
 from medical_assistant.errors import UserError
 from medical_assistant.safety.hashed_classifier import words_in
-from medical_assistant.safety.output_classifier import KINDS, MIN_WORDS, feature_groups
-from medical_assistant.safety.output_filter import OutputFilter, readable
-from medical_assistant.safety.training.fitting import (
-    TRAINING_DATA,
-    FileContent,
-    Row,
-    Settings,
-    digest,
-    feature_matrix,
-    find,
-    fit,
-    in_training_split,
-    part_above,
-    read_rows,
-)
+from medical_assistant.safety.output_filter import KINDS, MIN_WORDS, OutputFilter, feature_groups, readable
+from medical_assistant.safety.training import fitting
+from medical_assistant.safety.training.fitting import Row, Settings
 
-OWN_ROWS = TRAINING_DATA / "output"
+OWN_ROWS = fitting.TRAINING_DATA / "output"
 BLOCK = 10  # rows of a file that are one group: violations stand beside sentences that resemble them
 
 
@@ -37,14 +25,14 @@ def rows(settings: Settings, data: Path) -> list[Row]:
     """Return the written sentences, and those of the training half of the public answers, grouped by answer."""
     found: list[Row] = []
     for path in sorted(OWN_ROWS.glob("*.jsonl")):
-        for number, row in enumerate(read_rows(path)):
+        for number, row in enumerate(fitting.read_rows(path)):
             found += _own_rows(row, row["kind"].replace("none", ""), path, number // BLOCK)
-    path = find(settings["safety_set"], data)
-    for row in read_rows(path):
+    path = fitting.find(settings["safety_set"], data)
+    for row in fitting.read_rows(path):
         kind = settings["kind_of_rule"].get(row["rule"], "")
         if row["split"] == "tuning" and bool(kind) == bool(row["rule"]):
             found += _own_rows(row, kind, path, row["block"])
-    for path in (find(name, data) for name in settings["answers"]):
+    for path in (fitting.find(name, data) for name in settings["answers"]):
         for question, answer in split_answers(path, settings["answers_per_file"])[0]:
             found += [Row(text, "", path, answer, own=False) for text in sentences_of(answer, question)]
     return found
@@ -85,26 +73,28 @@ def split_answers(path: Path, most: int) -> tuple[list[tuple[str, str]], list[tu
     """
     found = {
         str(row.get("answer") or row.get("output") or ""): str(row.get("question") or row.get("input") or "")
-        for row in read_rows(path)
+        for row in fitting.read_rows(path)
     }
     found.pop("", None)
     if not found:
         raise UserError(f"{path} has no answers: its rows need answer or output.")
-    pairs = sorted(((question, answer) for answer, question in found.items()), key=lambda pair: digest(pair[1]))
-    training, measuring = ([pair for pair in pairs if in_training_split(pair[1]) is half] for half in (True, False))
+    pairs = sorted(((question, answer) for answer, question in found.items()), key=lambda pair: fitting.digest(pair[1]))
+    training, measuring = (
+        [pair for pair in pairs if fitting.in_training_split(pair[1]) is half] for half in (True, False)
+    )
     return training[:most], measuring[:most]
 
 
-def train(rows: list[Row], settings: Settings) -> FileContent:
+def train(rows: list[Row], settings: Settings) -> dict[str, Any]:
     """Return the content of the classifier's file: a classifier and a threshold for each of `KINDS`."""
-    matrix = feature_matrix(feature_groups(row.text) for row in rows)
+    matrix = fitting.feature_matrix(feature_groups(row.text) for row in rows)
     kinds, blocked = {}, {}
     for kind in KINDS:
         kinds[kind], blocked[kind] = _train_kind(kind, rows, matrix, settings)
     return {"details": {"blocked_in_cross_validation": blocked}, "kinds": kinds}
 
 
-def _train_kind(kind: str, rows: list[Row], matrix: Any, settings: Settings) -> tuple[FileContent, dict[str, float]]:
+def _train_kind(kind: str, rows: list[Row], matrix: Any, settings: Settings) -> tuple[dict[str, Any], dict[str, float]]:
     """Return (what the file holds of one kind, the parts of the rows that it blocks in cross-validation).
 
     The threshold is the smallest score that keeps both false positive rates. Violations of other kinds are left out:
@@ -114,7 +104,7 @@ def _train_kind(kind: str, rows: list[Row], matrix: Any, settings: Settings) -> 
 
     chosen = [number for number, row in enumerate(rows) if row.label in ("", kind)]
     rows = [rows[number] for number in chosen]
-    content, scores = fit(matrix[chosen], rows, kind, settings)
+    content, scores = fitting.fit(matrix[chosen], rows, kind, settings)
     violations, own = np.array([bool(row.label) for row in rows]), np.array([row.own for row in rows])
     parts = {
         "violations": violations,
@@ -123,5 +113,5 @@ def _train_kind(kind: str, rows: list[Row], matrix: Any, settings: Settings) -> 
     }
     rates = settings["max_false_positive_rate"]
     threshold = max(float(np.quantile(scores[parts[name]], 1 - rates[name][kind])) for name in rates)
-    blocked = {name: part_above(threshold, scores, members) for name, members in parts.items()}
+    blocked = {name: fitting.part_above(threshold, scores, members) for name, members in parts.items()}
     return {"threshold": round(threshold, 4), **content}, blocked

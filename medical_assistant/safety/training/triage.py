@@ -14,18 +14,8 @@ from typing import Any
 
 from medical_assistant.safety.hashed_classifier import probability
 from medical_assistant.safety.text_reading import PreparedText
-from medical_assistant.safety.training.fitting import (
-    TRAINING_DATA,
-    FileContent,
-    Row,
-    Settings,
-    digest,
-    feature_matrix,
-    find,
-    fit,
-    read_rows,
-    read_texts,
-)
+from medical_assistant.safety.training import fitting
+from medical_assistant.safety.training.fitting import Row, Settings
 from medical_assistant.safety.triage import assess_by_rules
 from medical_assistant.safety.triage_classifier import (
     MIN_WORDS,
@@ -35,8 +25,8 @@ from medical_assistant.safety.triage_classifier import (
     words_of,
 )
 
-OWN_ROWS = TRAINING_DATA / "triage"
-CORRECTIONS = TRAINING_DATA / "triage_label_corrections.jsonl"
+OWN_ROWS = fitting.TRAINING_DATA / "triage"
+CORRECTIONS = fitting.TRAINING_DATA / "triage_label_corrections.jsonl"
 EMERGENCY, URGENT = "emergency", "urgent"
 
 
@@ -54,12 +44,12 @@ class Scored:
 
 def rows(settings: Settings, data: Path) -> list[Row]:
     """Return the rows that are long enough. `group`: the kind of file whose rows share one false positive rate."""
-    found = [row for name in settings["safety_sets"] for row in safety_rows(find(name, data))]
+    found = [row for name in settings["safety_sets"] for row in safety_rows(fitting.find(name, data))]
     for path in sorted(OWN_ROWS.glob("*.jsonl")):
-        found += [Row(row["text"], row["level"], path, "own") for row in read_rows(path)]
-    found += development_rows(find(settings["development"], data))
-    for path in (find(name, data) for name in settings["ordinary"]):
-        texts = sorted(read_texts(path), key=digest)[: settings["rows_per_ordinary_file"]]
+        found += [Row(row["text"], row["level"], path, "own") for row in fitting.read_rows(path)]
+    found += development_rows(fitting.find(settings["development"], data))
+    for path in (fitting.find(name, data) for name in settings["ordinary"]):
+        texts = sorted(fitting.read_texts(path), key=fitting.digest)[: settings["rows_per_ordinary_file"]]
         found += [Row(text, "", path, "ordinary") for text in texts]
     return [row for row in found if len(words_of(PreparedText(row.text))) >= MIN_WORDS]
 
@@ -70,7 +60,7 @@ def safety_rows(path: Path) -> list[Row]:
     A follow-up that is an emergency only together with earlier messages is joined to them.
     """
     found = []
-    for row in read_rows(path):
+    for row in fitting.read_rows(path):
         if row["split"] == "tuning":
             level = row["level"][0]
             text = ". ".join([*row.get("history", ()), row["text"]]) if level == EMERGENCY else row["text"]
@@ -80,29 +70,23 @@ def safety_rows(path: Path) -> list[Row]:
 
 def development_rows(path: Path, corrections: Path = CORRECTIONS) -> list[Row]:
     """Return the rows of `path`, with corrected levels: what the patient says, and the case as a clinician noted it."""
-    corrected = {row["id"]: row["level"] for row in read_rows(corrections)}
+    corrected = {row["id"]: row["level"] for row in fitting.read_rows(corrections)}
     found = []
-    for row in read_rows(path):
+    for row in fitting.read_rows(path):
         level = corrected.get(row["id"], row["level"]).replace("crisis", EMERGENCY)
         found += [Row(row[key], level, path, "development") for key in ("patient_words", "text") if row.get(key)]
     return found
 
 
-def train(rows: list[Row], settings: Settings) -> FileContent:
+def train(rows: list[Row], settings: Settings) -> dict[str, Any]:
     """Return the content of the classifier's file: weights, the thresholds by language, what was measured."""
     texts = [PreparedText(row.text) for row in rows]
-    matrix = feature_matrix(feature_groups(words_of(text), text.readings) for text in texts)
-    content, scores = fit(matrix, rows, EMERGENCY, settings)
-    scored = [
-        Scored(
-            row,
-            probability(score),
-            assess_by_rules(text).level,
-            may_be_raised(text),
-            language_of(text.readings) or "other",
-        )
-        for row, text, score in zip(rows, texts, scores, strict=True)
-    ]
+    matrix = fitting.feature_matrix(feature_groups(words_of(text), text.readings) for text in texts)
+    content, scores = fitting.fit(matrix, rows, EMERGENCY, settings)
+    scored = []
+    for row, text, score in zip(rows, texts, scores, strict=True):
+        language = language_of(text.readings) or "other"
+        scored.append(Scored(row, probability(score), assess_by_rules(text).level, may_be_raised(text), language))
     thresholds = {
         language: choose_thresholds([one for one in scored if one.language == language], settings)
         for language in ("english", "other")
@@ -125,9 +109,8 @@ def choose_thresholds(scored: Sequence[Scored], settings: Settings) -> tuple[flo
     for level, done in ((EMERGENCY, (EMERGENCY,)), (URGENT, (EMERGENCY, URGENT))):
         threshold = settings["min_threshold"]
         for group in groups.values():
-            raised = sorted(
-                (one.probability for one in group if one.may_be_raised and one.level not in done), reverse=True
-            )
+            added = (one.probability for one in group if one.may_be_raised and one.level not in done)
+            raised = sorted(added, reverse=True)
             allowed = int(settings["max_false_positive_rate"][level] * len(group))
             if allowed and len(raised) > allowed:  # a group of fewer rows cannot show so small a share
                 threshold = max(threshold, raised[allowed] + 0.001)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from medical_assistant.errors import UserError
 from medical_assistant.evaluation.scoring.knowledge import (
+    RULES,
     ChoiceQuestion,
     ChoiceScore,
     QuestionSet,
@@ -30,15 +32,13 @@ def written(tmp_path: Path, *rows: dict) -> Path:
     return path
 
 
-def question(answer: int, options=("one", "two", "three", "four"), subject=None, number=0) -> ChoiceQuestion:
-    return ChoiceQuestion(f"q-{number}", "Which?", tuple("ABCDEFGH"[: len(options)]), tuple(options), answer, subject)
+def question(answer: int, options=("one", "two", "three", "four"), subject=None) -> ChoiceQuestion:
+    return ChoiceQuestion("Which?", tuple("ABCDEFGH"[: len(options)]), tuple(options), answer, subject)
 
 
-def scores(*logprobs: float, characters: int = 4, letters=None) -> ChoiceScore:
-    def one(value: float) -> CompletionScore:
-        return CompletionScore(2, value, characters, characters, False)
-
-    return ChoiceScore(tuple(map(one, logprobs)), tuple(map(one, letters or logprobs)))
+def scores(*logprobs: float) -> ChoiceScore:
+    """The same values by each rule."""
+    return ChoiceScore(dict.fromkeys(RULES, logprobs), truncated=False)
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ def test_the_forms_of_an_answer(tmp_path, options, answer, right) -> None:
 
 
 def test_a_set_has_the_files_name_and_hash_and_csv_reads_as_jsonl(tmp_path) -> None:
-    rows = [{**ROW, "id": "x", "subject": "anatomy"}, {**ROW, "question": "And here?"}]
+    rows = [{**ROW, "subject": "anatomy"}, {**ROW, "question": "And here?"}]
     path = written(tmp_path, *rows)
     read = read_questions(path)
     assert (read.name, read.sha256) == ("choices.jsonl", file_sha256(path))
-    assert [(row.id, row.subject) for row in read.questions] == [("x", "anatomy"), ("choices-2", None)]
+    assert [row.subject for row in read.questions] == ["anatomy", None]
     table = tmp_path / "choices.csv"
     with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["question", "options", "answer", "id", "subject"])
+        writer = csv.DictWriter(file, ["question", "options", "answer", "subject"])
         writer.writeheader()
         writer.writerows({**row, "options": json.dumps(row["options"])} for row in rows)
     assert read_questions(table).questions == read.questions
@@ -86,21 +86,20 @@ def test_a_set_has_the_files_name_and_hash_and_csv_reads_as_jsonl(tmp_path) -> N
         ({"answer": 2}, "row 2: the answer '2' is not among"),
         ({"answer": -1}, "row 2: the answer '-1' is not among"),
         ({"answer": True}, "row 2: the answer 'True' is not among"),
-        ({"options": ["only"]}, "row 2 has 1 options"),
-        ({"options": ["one", None]}, "row 2 has 1 options"),
-        ({"options": []}, "row 2 has 0 options"),
-        ({"options": ["one", " "]}, "row 2: option B is empty"),
+        ({"options": ["only"]}, "row 2: the options are .*: a choice needs two"),
+        ({"options": ["one", None]}, "row 2: the options are .*: a choice needs two"),
+        ({"options": []}, "a choice needs two"),
+        ({"options": ["one", " "]}, "none may be empty"),
         ({"options": "one, two"}, "row 2: the options are not JSON"),
         ({"options": 7}, "row 2: the options are 7"),
-        ({"options": ["x"] * 27}, "row 2 has 27 options"),
+        ({"options": ["x"] * 27}, "write up to 26 as a list"),
         ({"question": ""}, "row 2 has no question"),
         ({"question": " \u200b"}, "row 2 has no question"),
         ({"answer": None}, "row 2 has no answer"),
-        ({"id": "first"}, "row 2: the id 'first' is that of row 1"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(tmp_path, change, message) -> None:
-    path = written(tmp_path, {**ROW, "id": "first"}, {**ROW, "id": "second", **change})
+    path = written(tmp_path, ROW, {**ROW, **change})
     with pytest.raises(UserError, match=message):
         read_questions(path)
 
@@ -150,10 +149,11 @@ def test_a_set_by_hand() -> None:
 
 def test_length_and_letters_are_scores_of_their_own() -> None:
     """The long right option loses by its sum and wins for each character; the letters point elsewhere."""
-    texts = (CompletionScore(1, -2.0, 3, 3, False), CompletionScore(5, -6.0, 20, 20, True))
-    letters = (CompletionScore(1, -0.1, 1, 1, False), CompletionScore(1, -3.0, 1, 1, False))
+    texts = [CompletionScore(1, -2.0, False), CompletionScore(5, -6.0, True)]
+    letters = [CompletionScore(1, -0.1, False), CompletionScore(1, -3.0, False)]
+    scorer = SimpleNamespace(score=lambda *arguments, **options: [*texts, *letters])
     rows = [question(1, ("yes", "y" * 20))]
-    (part,) = knowledge_section([(QuestionSet("s", "0", rows), {"base": [ChoiceScore(texts, letters)]})])["sets"]
+    (part,) = knowledge_section([(QuestionSet("s", "0", rows), score_choices(scorer, rows, {"base": False}))])["sets"]
     assert part["accuracy"]["base"]["accuracy"] == 0
     assert part["normalised_accuracy"]["base"]["accuracy"] == 1  # -0.3 against -0.67
     assert part["letter_accuracy"]["base"]["accuracy"] == 0
@@ -161,7 +161,7 @@ def test_length_and_letters_are_scores_of_their_own() -> None:
 
 
 def test_every_two_candidates_are_compared() -> None:
-    rows = [question(0, number=n) for n in range(25)]
+    rows = [question(0) for n in range(25)]
     good, bad = [scores(-1, -2, -2, -2)] * 25, [scores(-3, -2, -4, -4)] * 25
     candidates = {"base": bad, "a": good, "b": good}
     (part,) = knowledge_section([(QuestionSet("s", "0", rows), candidates)])["sets"]
@@ -179,26 +179,26 @@ def scorer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("knowledge")
     preset = make_base(folder / "base")
     (folder / "base" / "chat_template.jinja").write_text(TEMPLATE)
-    return Scorer(
-        preset, load_adapter(make_peft_adapter(preset, folder / "adapter"), preset), dtype="float32", threads=1
-    )
+    scorer = Scorer(preset, load_adapter(make_peft_adapter(preset, folder / "adapter"), preset))
+    scorer.model.float()
+    return scorer
 
 
 def test_scores_are_those_of_each_option_alone(scorer) -> None:
     from medical_assistant.prompts import build_messages
 
-    rows = [question(0), question(2, ("A joint", "A lung", "The heart"), number=1)]
+    rows = [question(0), question(2, ("A joint", "A lung", "The heart"))]
     results = score_choices(scorer, rows, {"base": False, "fine_tuned": True})
     assert list(results) == ["base", "fine_tuned"]
     for candidate, adapter in (("base", False), ("fine_tuned", True)):
         for row, of_row in zip(rows, results[candidate], strict=True):
-            for option, label, text, letter in zip(row.options, row.labels, of_row.texts, of_row.letters, strict=True):
-                for completion, score in ((option, text), (label, letter)):
-                    pair = (build_messages(row.text), completion)
-                    (alone,) = scorer.score([pair], adapter, end_of_turn=False)
-                    assert score.logprob == pytest.approx(alone.logprob, abs=1e-4)
-                    assert score.characters == len(completion)
-    base, tuned = ([score.logprob for score in results[key][0].texts] for key in ("base", "fine_tuned"))
+            for rule, completions in (("accuracy", row.options), ("letter_accuracy", row.labels)):
+                for completion, value in zip(completions, of_row.values[rule], strict=True):
+                    (alone,) = scorer.score([(build_messages(row.text), completion)], adapter, "t", end_of_turn=False)
+                    assert value == pytest.approx(alone.logprob, abs=1e-4)
+            by_text, by_character = of_row.values["accuracy"], of_row.values["normalised_accuracy"]
+            assert by_character == pytest.approx([a / len(b) for a, b in zip(by_text, row.options, strict=True)])
+    base, tuned = (results[key][0].values["accuracy"] for key in ("base", "fine_tuned"))
     assert all(abs(one - other) > 1e-2 for one, other in zip(base, tuned, strict=True))
 
 
@@ -208,7 +208,7 @@ def test_a_random_model_is_at_chance(scorer) -> None:
 
     generator = random.Random(3)
     words = ["".join(generator.choices("abcdefg", k=6)) for _ in range(120)]
-    rows = [question(generator.randrange(4), words[4 * n : 4 * n + 4], number=n) for n in range(30)]
+    rows = [question(generator.randrange(4), words[4 * n : 4 * n + 4]) for n in range(30)]
     results = score_choices(scorer, rows, {"base": False})
     (part,) = knowledge_section([(QuestionSet("random", "0", rows), results)])["sets"]
     assert part["chance"] == 0.25

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from medical_assistant.data.records import make_record
-from medical_assistant.errors import AdapterError, UserError
+from medical_assistant.errors import UserError
 from medical_assistant.evaluation.scoring.likelihood import Scorer, _batches, _groups, perplexity
 from medical_assistant.prompts import build_messages
 from tests.support.tiny_llama import TEMPLATE, make_base, make_peft_adapter
@@ -41,7 +41,16 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(parts) -> Scorer:
-    return Scorer(*parts, dtype="float32", batch_tokens=300, threads=1)
+    torch.set_num_threads(1)
+    return exact_scorer(*parts)
+
+
+def exact_scorer(*parts) -> Scorer:
+    """A scorer in float32."""
+    scorer = Scorer(*parts)
+    scorer.model.float()
+    scorer.batch_tokens = 300
+    return scorer
 
 
 def plain(scorer: Scorer, messages, text: str, adapter: bool, end_of_turn: bool = True) -> tuple[int, float]:
@@ -51,8 +60,8 @@ def plain(scorer: Scorer, messages, text: str, adapter: bool, end_of_turn: bool 
     ids = render([*messages, {"role": "assistant", "content": text}], return_dict=True)["input_ids"]
     if not end_of_turn:
         ids = ids[:-2]  # <|im_end|>, newline
-    with scorer.switched(adapter) as model, torch.no_grad():
-        logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    with scorer.switched(adapter), torch.no_grad():
+        logprobs = scorer.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     return len(ids) - len(prompt), sum(float(logprobs[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
 
 
@@ -60,8 +69,8 @@ def plain(scorer: Scorer, messages, text: str, adapter: bool, end_of_turn: bool 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("end_of_turn", [False, True])
 def test_a_score_is_that_of_a_plain_forward_whatever_the_batch(scorer, batch_tokens, adapter, end_of_turn) -> None:
-    scorer._batch_tokens = batch_tokens
-    scores = scorer.score(PAIRS, adapter, end_of_turn=end_of_turn)
+    scorer.batch_tokens = batch_tokens
+    scores = scorer.score(PAIRS, adapter, "test", end_of_turn=end_of_turn)
     for (messages, text), score in zip(PAIRS, scores, strict=True):
         tokens, logprob = plain(scorer, messages, text, adapter, end_of_turn)
         assert score.tokens == tokens
@@ -71,28 +80,23 @@ def test_a_score_is_that_of_a_plain_forward_whatever_the_batch(scorer, batch_tok
 
 def test_only_the_completion_is_scored(scorer) -> None:
     short, long = (build_messages(question) for question in ("Why?", "Why does it hurt when I run uphill in winter?"))
-    one, other = scorer.score([(short, "It is gout."), (long, "It is gout.")], adapter=False)
+    one, other = scorer.score([(short, "It is gout."), (long, "It is gout.")], adapter=False, label="test")
     # Bytes, "he" aside: 11 of the text, <|im_end|> and the newline of the template.
     assert one.tokens == other.tokens == 13
     assert one.logprob != pytest.approx(other.logprob, abs=1e-3)
-    bare = scorer.score([(short, "It is gout.")], adapter=False, end_of_turn=False)[0]
-    assert (bare.tokens, bare.characters, bare.utf8_bytes) == (11, 11, 11)
-    accents = scorer.score([(short, "né")], adapter=False, end_of_turn=False)[0]
-    assert (accents.tokens, accents.characters, accents.utf8_bytes) == (3, 2, 3)
+    bare = scorer.score([(short, "It is gout.")], adapter=False, label="test", end_of_turn=False)[0]
+    assert bare.tokens == 11
+    accents = scorer.score([(short, "né")], adapter=False, label="test", end_of_turn=False)[0]
+    assert accents.tokens == 3
 
 
 def test_off_is_the_base_model_and_on_is_not(scorer, parts) -> None:
-    base = Scorer(parts[0], dtype="float32").score(PAIRS, adapter=False)
-    off, on, again = (scorer.score(PAIRS, adapter) for adapter in (False, True, False))
+    base = exact_scorer(parts[0]).score(PAIRS, adapter=False, label="test")
+    off, on, again = (scorer.score(PAIRS, adapter, "test") for adapter in (False, True, False))
     for alone, row_off, row_on in zip(base, off, on, strict=True):
         assert row_off.logprob == pytest.approx(alone.logprob, abs=1e-4)
         assert abs(row_on.logprob - row_off.logprob) > 1e-2
     assert off == again
-
-
-def test_a_model_without_adapter_has_none_to_switch_on(parts) -> None:
-    with pytest.raises(AdapterError, match="No adapter is loaded"):
-        Scorer(parts[0], dtype="float32").score(PAIRS, adapter=True)
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -101,12 +105,12 @@ def test_perplexity_is_exp_of_the_loss_that_training_lowers(scorer, adapter) -> 
 
     records = [make_record(q, f"The answer to {q} is rest. " * n, f"r-{n}", "test", n) for n, q in enumerate(QUESTIONS)]
     records[0]["completion"][0]["content"] = "Rest."
-    result = perplexity(scorer, records, adapter)
+    result = perplexity(scorer, records, adapter, "test")
     nll, tokens = [], []
     for row in _tokenized_rows(records, scorer.tokenizer):
         labels = torch.tensor([row["labels"]])
-        with scorer.switched(adapter) as model, torch.no_grad():
-            loss = float(model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss)
+        with scorer.switched(adapter), torch.no_grad():
+            loss = float(scorer.model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss)
         tokens.append(int((labels[:, 1:] != MASKED).sum()))
         nll.append(loss * tokens[-1])
     assert result["tokens_per_item"] == tokens and result["tokens"] == sum(tokens)
@@ -117,23 +121,21 @@ def test_perplexity_is_exp_of_the_loss_that_training_lowers(scorer, adapter) -> 
     assert result["truncated"] == 0
 
 
-def test_perplexity_of_nothing_is_refused(scorer) -> None:
-    with pytest.raises(UserError, match="no answers to score"):
-        perplexity(scorer, [], adapter=False)
-
-
 def test_what_does_not_fit_is_cut_at_the_start_of_the_prompt_and_counted(parts) -> None:
-    small = Scorer(*parts, dtype="float32", context_tokens=64)
+    small = exact_scorer(*parts)
+    small.context_tokens = 64
     records = [make_record("Why?", "x" * 20, "a", "test", 0), make_record("Why?", "y" * 100, "b", "test", 1)]
-    result = perplexity(small, records[:1], adapter=False)
+    result = perplexity(small, records[:1], adapter=False, label="test")
     assert result["truncated"] == 1 and result["tokens"] == 22  # the system prompt alone is longer than 64 bytes
     ids = [*small._encode(records[0]["prompt"], "x" * 20, True)[0][-42:]]
     completion = [*small._encode(records[0]["prompt"], "x" * 20, True)[1]]
-    with small.switched(False) as model, torch.no_grad():
-        logprobs = model(input_ids=torch.tensor([ids + completion])).logits[0].log_softmax(-1)
+    with small.switched(False), torch.no_grad():
+        logprobs = small.model(input_ids=torch.tensor([ids + completion])).logits[0].log_softmax(-1)
     expected = sum(float(logprobs[41 + i, token]) for i, token in enumerate(completion))
     assert result["nll_per_item"][0] == pytest.approx(-expected, abs=1e-4)
-    assert perplexity(small, records[1:], adapter=False)["tokens"] == 63  # one token of the prompt is left
+    assert (
+        perplexity(small, records[1:], adapter=False, label="test")["tokens"] == 63
+    )  # one token of the prompt is left
 
 
 def test_options_of_one_prompt_are_cut_alike() -> None:
@@ -171,20 +173,18 @@ def test_a_template_that_changes_the_question_is_refused(scorer, monkeypatch) ->
     template = "{{ messages|length }}" + TEMPLATE
     monkeypatch.setattr(scorer.tokenizer, "chat_template", template)
     with pytest.raises(UserError, match="otherwise when 'Rest' follows"):
-        scorer.score([(build_messages("Why?"), "Rest")], adapter=False)
+        scorer.score([(build_messages("Why?"), "Rest")], adapter=False, label="test")
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no candidate role') }}"])
 def test_a_template_that_refuses_the_chat_is_one_line(scorer, monkeypatch, template) -> None:
     monkeypatch.setattr(scorer.tokenizer, "chat_template", template)
     with pytest.raises(UserError, match="no candidate role"):
-        scorer.score([(build_messages("Why?"), "Rest")], adapter=False)
+        scorer.score([(build_messages("Why?"), "Rest")], adapter=False, label="test")
 
 
 def test_the_bar_counts_every_token_once(scorer, capsys) -> None:
-    scorer._batch_tokens = 300
-    scorer.score(PAIRS[:2], adapter=False, progress="perplexity, base")
+    scorer.batch_tokens = 300
+    scorer.score(PAIRS[:2], adapter=False, label="perplexity, base")
     shown = capsys.readouterr().err
     assert "perplexity, base: 100%" in shown and "token/s" in shown
-    scorer.score(PAIRS[:2], adapter=False)
-    assert capsys.readouterr().err == ""

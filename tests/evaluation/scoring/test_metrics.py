@@ -16,12 +16,9 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.errors import UserError
 from medical_assistant.evaluation.scoring import text_statistics
 from medical_assistant.evaluation.scoring.metrics import (
     METRICS,
-    bert_scores,
-    corpus_scores,
     import_evaluate,
     score_all,
     signatures,
@@ -37,6 +34,10 @@ ANSWERS = ["Gout is caused by uric acid.", "Asthma narrows the airways of the lu
 QUESTIONS = ["What causes gout?", "What does asthma do to the lungs?"]
 
 
+def corpus_scores(answers: list[str], references: list[str]) -> dict[str, float]:
+    return score_all(answers, references)[0]
+
+
 def item_scores(answers: list[str], references: list[str]) -> list[dict[str, float]]:
     return score_all(answers, references)[1]
 
@@ -49,7 +50,7 @@ def test_metrics_describes_every_computed_key_in_order() -> None:
     corpus, items = score_all(ANSWERS, REFERENCES)
     assert tuple(corpus) == tuple(items[0]) == tuple(items[1]) == COMPUTED
     assert COMPUTED[0] == "bleu" and COMPUTED[-1] == "readability_grade"
-    assert {"ended", "mean_tokens", "mean_seconds", "tokens_per_second", "perplexity", "bertscore_f1"} < set(METRICS)
+    assert {"ended", "mean_tokens", "mean_seconds", "tokens_per_second", "perplexity"} < set(METRICS)
     assert METRICS["rougeL"].name == "ROUGE-L" and METRICS["rougeL"].better == 1
     assert METRICS["repetition"].better == METRICS["mean_seconds"].better == METRICS["perplexity"].better == -1
     assert METRICS["length_ratio"].better == METRICS["readability_grade"].better == 0
@@ -252,64 +253,6 @@ def test_nothing_is_fetched_and_no_answer_is_written(tmp_path: Path, monkeypatch
     monkeypatch.setattr(import_evaluate().config, "HF_METRICS_CACHE", tmp_path)
     assert score_all(ANSWERS, REFERENCES)[0]["readability_grade"] != 0
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "gout", "pain", "rest", "water"]
-
-
-@pytest.fixture(scope="module")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random BERT of two layers and 8 words, whose layer 0 is known by hand: one direction a word, no positions."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("bert")
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    BertTokenizer.from_pretrained(folder).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=8,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-        initializer_range=0.5,
-    )
-    model = BertModel(config)
-    with torch.no_grad():
-        model.embeddings.word_embeddings.weight.copy_(torch.eye(8))
-        model.embeddings.position_embeddings.weight.zero_()
-        model.embeddings.token_type_embeddings.weight.zero_()
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-def test_bertscore_is_one_for_equal_texts_and_symmetric(tiny_bert: str) -> None:
-    answers = ["gout pain rest", "water", "pain", "", "gout " * 50]
-    assert bert_scores(answers, answers, tiny_bert) == pytest.approx([1, 1, 1, 0, 1], abs=1e-6)
-    others = ["rest water", "gout gout pain", "rest", "water", "pain"]
-    scores = bert_scores(answers, others, tiny_bert)
-    assert scores == pytest.approx(bert_scores(others, answers, tiny_bert), abs=1e-6)  # P and R change places
-    assert scores == pytest.approx(bert_scores(answers, others, tiny_bert, batch_size=1), abs=1e-5)  # padding is silent
-    assert all(score < 0.9999 for score in scores) and scores[3] == 0.0
-
-
-def test_bertscore_by_hand(tiny_bert: str) -> None:
-    # After the layer norm the cosine of two different words of layer 0 is -1/7. One word of each text is found again.
-    assert bert_scores(["gout pain"], ["gout rest"], tiny_bert, layer=0) == pytest.approx([(1 - 1 / 7) / 2], abs=1e-5)
-    # Precision 1; recall over three words, one of them found.
-    recall = (1 - 2 / 7) / 3
-    assert bert_scores(["gout"], ["gout rest pain"], tiny_bert, layer=0) == pytest.approx(
-        [2 * recall / (1 + recall)], abs=1e-5
-    )
-
-
-def test_bertscore_says_what_is_wrong_with_the_model(tiny_bert: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be loaded .*: name a folder that holds a model"):
-        bert_scores(["a"], ["a"], str(tmp_path))
-    with pytest.raises(UserError, match="has no layer 3: choose 0 to 2"):
-        bert_scores(["a"], ["a"], tiny_bert, layer=3)
 
 
 def test_the_package_is_found_beside_the_script_of_the_same_name() -> None:

@@ -7,8 +7,8 @@ import yaml
 
 from medical_assistant.errors import UserError
 from medical_assistant.files import file_sha256
-from medical_assistant.safety.misuse import load_misuse_classifier
-from medical_assistant.safety.output_classifier import CLASSIFIER_FILE, KINDS, feature_groups, load_output_classifier
+from medical_assistant.safety.misuse import harm_score, load_misuse_classifier
+from medical_assistant.safety.output_filter import CLASSIFIER_FILE, KINDS, feature_groups, load_output_classifier
 from medical_assistant.safety.text_reading import PreparedText
 from medical_assistant.safety.training import fitting, misuse, output, triage
 from medical_assistant.safety.training.__main__ import SETTINGS, main
@@ -153,20 +153,23 @@ def test_training_writes_classifiers_that_tell_apart_what_they_were_shown(small,
     before = file_sha256(CLASSIFIER_FILE)
     assert main(small) == 0
     printed = capsys.readouterr().out
-    triage_classifier = load_triage_classifier(tmp_path / "triage_classifier.json")
+    details = {
+        name: json.loads((tmp_path / f"{name}_classifier.json").read_text(encoding="utf-8"))["details"]
+        for name in ("triage", "output")
+    }
+    emergency, _ = load_triage_classifier(tmp_path / "triage_classifier.json")
     chest, _ = triage_features(words_of(PreparedText("crushing chest pain")), ())
-    assert sum(triage_classifier.emergency.weights[bucket] for bucket in chest) > 0
-    assert {source["name"] for source in triage_classifier.details["trained_on"]} == {
+    assert sum(emergency.weights[bucket] for bucket in chest) > 0
+    assert {source["name"] for source in details["triage"]["trained_on"]} == {
         "set.jsonl", "en.jsonl", "development.jsonl", "questions.jsonl"
     }  # fmt: skip
-    misuse_classifier = load_misuse_classifier(tmp_path / "misuse_classifier.json")
+    harm, _ = load_misuse_classifier(tmp_path / "misuse_classifier.json")
     harmful, ordinary = "how do i poison guest number 7?", "what is illness number 7 and its cause?"
-    assert misuse_classifier.score(harmful) > misuse_classifier.score(ordinary)
-    output_classifier = load_output_classifier(tmp_path / "output_classifier.json")
-    medicine, _ = output_classifier.kinds["medicine_change"]
+    assert harm_score(harmful, harm) > harm_score(ordinary, harm)
+    medicine, _ = load_output_classifier(tmp_path / "output_classifier.json")["medicine_change"]
     stopped, kept = (medicine.score(*feature_groups(text)) for text in ("bin the metformin", "keep taking water"))
     assert stopped > kept
-    assert set(output_classifier.details["blocked_in_cross_validation"]) == set(KINDS)
+    assert set(details["output"]["blocked_in_cross_validation"]) == set(KINDS)
     for name, word in (("triage", "crushing"), ("misuse", "guest"), ("output", "metformin")):
         assert word not in (tmp_path / f"{name}_classifier.json").read_text(encoding="utf-8")
         assert f'"{name}"' in printed
@@ -198,7 +201,7 @@ def test_real_rows_in_real_numbers_train(tmp_path, monkeypatch):
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     arguments = ["--data", str(tmp_path), "--settings", str(tmp_path / "settings.yaml"), "--output", str(tmp_path)]
     assert main(arguments) == 0
-    committed = load_triage_classifier().emergency
-    trained = load_triage_classifier(tmp_path / "triage_classifier.json").emergency
+    committed = load_triage_classifier()[0]
+    trained = load_triage_classifier(tmp_path / "triage_classifier.json")[0]
     same_sign = [a * b > 0 for a, b in zip(committed.weights, trained.weights, strict=True) if abs(a) > 0.5 and b]
     assert sum(same_sign) > 0.9 * len(same_sign)
