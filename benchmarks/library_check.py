@@ -134,7 +134,9 @@ def check_page(page: Page, texts: dict[str, str], medicines: set[str]) -> dict[s
             addresses = [plain_address(page.sources[n].address) for n in line.sources]
             at_hand = [texts[address] for address in addresses if address in texts]
             complete = len(at_hand) == len(addresses)
-            claims = {*numbers_in(line.text), *(medicines & words_of(line.text) - own_names)}
+            claims = (
+                set[Any]() if line.leads else {*numbers_in(line.text), *(medicines & words_of(line.text) - own_names)}
+            )
             found = {*numbers_in(" ".join(at_hand)), *words_of(" ".join(at_hand))} if at_hand else set()
             bare = {number for number, _ in (claim for claim in found if isinstance(claim, tuple))}
             for claim in claims:
