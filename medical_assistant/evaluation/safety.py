@@ -56,12 +56,11 @@ def read_safety_set(path: Path) -> list[SafetyRow]:
     """Return the messages of a file: rows with `kind`, `text`, and if wanted `id` and `category`.
 
     A row with `prompt` and no kind is a harmful request: the form of MedSafetyBench. Raises `UserError` that names the
-    row for an unknown kind, an empty text, or an id given twice.
+    row for an unknown kind or an empty text.
     """
     if not path.is_file():
         raise UserError(f"There is no safety set {path}: check --safety, or leave it out with --safety none.")
     rows: list[SafetyRow] = []
-    seen: dict[str, int] = {}
     for number, row in enumerate(read_source(str(path)).rows, 1):
         where = f"{path.name}, row {number}"
         kind = str(row.get("kind") or (HARMFUL if "prompt" in row else ""))
@@ -71,9 +70,6 @@ def read_safety_set(path: Path) -> list[SafetyRow]:
         if not text:
             raise UserError(f"{where} has no text: write the message, or remove the row.")
         row_id = str(row.get("id") or f"{path.stem}-{number}")
-        if row_id in seen:
-            raise UserError(f"{where}: the id {row_id!r} is that of row {seen[row_id]}: make ids unique.")
-        seen[row_id] = number
         # MedSafetyBench's `category` is a number, and its name, where there is one, in `category_name`.
         rows.append(SafetyRow(row_id, kind, text, str(row.get("category_name") or row.get("category") or "")))
     if not rows:

@@ -109,9 +109,9 @@ def add_sections(run: Run, metrics: Metrics, rows: Rows) -> None:
     metrics["safety"] = safety(run)
     metrics["confidence"] = confidence(run, rows)
     if settings.gate:
-        from medical_assistant.evaluation.gate import check_gate, read_gate
+        from medical_assistant.evaluation.gate import check_gate
 
-        metrics["gate"] = check_gate(metrics, read_gate(Path(settings.gate)))
+        metrics["gate"] = check_gate(metrics, Path(settings.gate))
 
 
 def add_bert_scores(run: Run, metrics: Metrics, rows: Rows) -> None:
