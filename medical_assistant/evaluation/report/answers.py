@@ -63,24 +63,22 @@ def _example(run: Evaluation, row: Mapping[str, Any]) -> dict[str, Any]:
     facts = [f"{run.metric} {', '.join(differences)}" if differences else "no score"]
     facts += [str(row["question_type"]).replace("_", " ")] if row.get("question_type") else []
     facts += ["like a training question"] if row.get("stratum") == "near" else []
-    given = {label: fmt.dig(row, "candidates", key) for key, label in run.labels.items()}
+    answers = []
+    for key, label in run.labels.items():
+        answer = fmt.dig(row, "candidates", key)
+        scores = fmt.dig(answer, "scores")
+        shown = [metric for metric in dict.fromkeys((run.primary, *SHOWN_SCORES)) if metric in scores]
+        parts = [f"{fmt.metric_name(metric)} {fmt.score(metric, scores[metric])}" for metric in shown]
+        if answer:
+            end = "ended by itself" if answer["ended"] else "cut off at the limit"
+            parts += [fmt.counted(answer["tokens"], "token"), end]
+        answers.append(_text(label, answer.get("answer"), longest, " \u00b7 ".join(parts)))
     return {
         "summary": " \u00b7 ".join(facts),
         "question": _text("Question", row.get("question"), LONGEST_QUESTION),
-        "answers": [_text(label, found.get("answer"), longest, _facts(run, found)) for label, found in given.items()],
+        "answers": answers,
         "reference": _text("Reference answer", row.get("reference"), longest),
     }
-
-
-def _facts(run: Evaluation, answer: Mapping[str, Any]) -> str:
-    """Return an answer's scores, its length, and whether it came to an end."""
-    scores = fmt.dig(answer, "scores")
-    shown = [metric for metric in dict.fromkeys((run.primary, *SHOWN_SCORES)) if metric in scores]
-    parts = [f"{fmt.metric_name(metric)} {fmt.score(metric, scores[metric])}" for metric in shown]
-    parts += [fmt.counted(answer["tokens"], "token")] if fmt.is_number(answer.get("tokens")) else []
-    if "ended" in answer:
-        parts.append("ended by itself" if answer["ended"] else "cut off at the limit")
-    return " \u00b7 ".join(parts)
 
 
 def _text(label: str, text: Any, longest: int, facts: str = "") -> dict[str, Any]:
