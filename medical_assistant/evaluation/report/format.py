@@ -26,17 +26,17 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def counted(n: Any, thing: str = "question") -> str:
-    return f"{n:,} {thing}{'' if n == 1 else 's'}" if is_number(n) else f"an unknown number of {thing}s"
+def counted(n: int, thing: str = "question") -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def metric_name(metric: str) -> str:
-    return METRICS[metric].name if metric in METRICS else capital(metric.replace("_", " "))
+    return METRICS[metric].name
 
 
 def direction(metric: str) -> str:
     """Return which side of a metric is better: "higher", "lower" or "neither"."""
-    return {1: "higher", -1: "lower", 0: "neither"}[METRICS[metric].better if metric in METRICS else 0]
+    return {1: "higher", -1: "lower", 0: "neither"}[METRICS[metric].better]
 
 
 def is_number(value: Any) -> bool:

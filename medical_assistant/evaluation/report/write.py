@@ -37,7 +37,6 @@ VERDICTS = {  # the comparison's verdict: the word for a reader, its tone
     "no measurable difference": ("No measurable difference", "even"),
     "too few questions": ("Too few questions to say", "even"),
 }
-NO_VERDICT = ("No verdict", "even")
 # What is needed to measure again: these parts of metrics.json whole, and elsewhere these entries.
 WHOLE = {"candidates", "data", "decoding", "hardware", "versions", "settings", "seconds", "judge"}
 SINGLE = {"git_commit", "bleu_signature", "chrf_signature", "resamples", "seed", "primary", "file", "sha256", "method"}
@@ -73,7 +72,7 @@ def build_view(run: Evaluation) -> dict[str, Any]:
         "losses": run.training_losses(),
         "spread": run.spread(),
         "groups": example_groups(run),
-        "command": reproduce_command(run.metrics.get("settings", {})),
+        "command": reproduce_command(run.metrics["settings"]),
         "settings": list(settings_of(run.metrics)),
     }
 
@@ -104,18 +103,17 @@ def _environment(name: str) -> Environment:
     environment.filters |= {"markdown": escape, "line": escape_line, "quotation": _quotation, "fenced": _fenced}
     environment.filters |= {"summary": _summary, "lines": _lines, "capital": fmt.capital}
     environment.globals |= {function.__name__: function for function in FUNCTIONS}
-    environment.globals |= {"charts": charts, "missing": _missing, "partial": partial}
-    environment.globals |= {"VERDICTS": VERDICTS, "NO_VERDICT": NO_VERDICT}
+    environment.globals |= {"charts": charts, "missing": _missing, "partial": partial, "VERDICTS": VERDICTS}
     return environment
 
 
 def reproduce_command(settings: Mapping[str, Any]) -> str:
-    """Return the command line that `settings` (name -> value, as `EvaluateSettings.as_json`) came from, "" for {}.
+    """Return the command line that `settings` (name -> value, as `EvaluateSettings.as_json`) came from.
 
     Defaults and empty values are left out, and `resume`, which belongs to an interrupted run.
     """
     defaults = {option.name: option.default for option in fields(EvaluateSettings)}
-    words = []
+    words = ["python", "evaluate.py"]
     for name, value in settings.items():
         option = name.replace("_", "-")
         if name == "resume" or value in (None, "", [], defaults.get(name)):
@@ -124,7 +122,7 @@ def reproduce_command(settings: Mapping[str, Any]) -> str:
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
             words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(["python", "evaluate.py", *words]) if settings else ""
+    return shlex.join(words)
 
 
 def settings_of(found: Any, *path: str) -> Iterator[tuple[str, str]]:
