@@ -66,7 +66,7 @@ class Evaluation:
 
     @property
     def known(self) -> list[str]:
-        """The keys of all metrics that a candidate has."""
+        """The keys of all metrics that were computed."""
         return [metric for metric in METRICS if any(metric in found for found in self.metrics["scores"].values())]
 
     @property

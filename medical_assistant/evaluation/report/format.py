@@ -85,9 +85,9 @@ def p_value(value: Any, equals: str = "") -> str:
 
 def difference_cells(metric: str, found: Mapping[str, Any] | None) -> list[str]:
     """Return a Difference as cells: its value, 95 % interval, p, wins / ties / losses of b, and the verdict."""
-    if not found:
+    if not found:  # perplexity and tokens a second are no question's own
         return ["not compared", DASH, DASH, DASH, "not compared"]
-    bounds = interval(metric, found.get("low"), found.get("high"))
-    record = " / ".join(str(found.get(key, DASH)) for key in ("wins", "ties", "losses"))
-    verdict = str(found.get("verdict") or "no better side")
-    return [change(metric, found.get("difference")), bounds, p_value(found.get("p_value")), record, verdict]
+    bounds = interval(metric, found["low"], found["high"])
+    record = " / ".join(str(found[key]) for key in ("wins", "ties", "losses"))
+    verdict = found["verdict"] or "no better side"
+    return [change(metric, found["difference"]), bounds, p_value(found["p_value"]), record, verdict]

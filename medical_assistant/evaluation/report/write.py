@@ -27,10 +27,6 @@ from medical_assistant.models.presets import ASSETS
 
 FOLDER = ASSETS / "evaluation"
 FILES = ("report.html", "report.md")
-FUNCTIONS = (
-    fmt.capital, fmt.change, fmt.counted, fmt.difference_cells, fmt.direction, fmt.interval, fmt.is_number,
-    fmt.metric_name, fmt.number, fmt.p_value, fmt.percent, fmt.score,
-)  # fmt: skip
 VERDICTS = {  # the comparison's verdict: the word for a reader, its tone
     "better": ("Better", "good"),
     "worse": ("Worse", "bad"),
@@ -58,23 +54,19 @@ def write_report(
     `history` of its training.json; None leaves out the loss curves. A section that did not run stands in both files
     with its reason. report.html loads nothing from anywhere and runs no script. Equal arguments make equal files.
     """
-    view = build_view(Evaluation(metrics, rows, losses or {}))
-    for name in FILES:
-        write_whole(folder / name, render(name, view))
-    return folder / FILES[0]
-
-
-def build_view(run: Evaluation) -> dict[str, Any]:
-    """Return what the templates read: metrics.json, and beside it what is computed, once for both files."""
-    return {
-        "metrics": run.metrics,
+    run = Evaluation(metrics, rows, losses or {})
+    view = {
+        "metrics": metrics,
         "run": run,
         "losses": run.training_losses(),
         "spread": run.spread(),
         "groups": example_groups(run),
-        "command": reproduce_command(run.metrics["settings"]),
-        "settings": list(settings_of(run.metrics)),
+        "command": reproduce_command(metrics["settings"]),
+        "settings": list(settings_of(metrics)),
     }
+    for name in FILES:
+        write_whole(folder / name, render(name, view))
+    return folder / FILES[0]
 
 
 def render(name: str, view: Mapping[str, Any]) -> str:
@@ -102,7 +94,7 @@ def _environment(name: str) -> Environment:
     )
     environment.filters |= {"markdown": escape, "line": escape_line, "quotation": _quotation, "fenced": _fenced}
     environment.filters |= {"summary": _summary, "lines": _lines, "capital": fmt.capital}
-    environment.globals |= {function.__name__: function for function in FUNCTIONS}
+    environment.globals |= {name: found for name, found in vars(fmt).items() if not name.startswith("_")}
     environment.globals |= {"charts": charts, "missing": _missing, "partial": partial, "VERDICTS": VERDICTS}
     return environment
 
