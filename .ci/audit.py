@@ -40,8 +40,8 @@ def verdict(dependencies: list[dict[str, Any]]) -> tuple[int, str]:
     lines = []
     for one in asked:
         for found in one["vulns"]:
-            mended = ", ".join(found["fix_versions"]) or "no version yet"
-            lines.append(f"{one['name']} {one['version']}: {found['id']}, mended in {mended}")
+            fixed = ", ".join(found["fix_versions"]) or "no version yet"
+            lines.append(f"{one['name']} {one['version']}: {found['id']}, fixed in {fixed}")
     skipped = f", {len(dependencies) - len(asked)} could not be asked about"
     lines.append(f"{len(lines)} known vulnerabilities in {len(asked)} packages{skipped}.")
     return int(len(lines) > 1), "\n".join(lines)

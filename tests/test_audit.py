@@ -13,7 +13,7 @@ SKIPPED = {"name": "b", "skip_reason": "Dependency not found on PyPI and could n
 def test_a_vulnerability_fails_the_audit():
     found = {"name": "a", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1"]}]}
     code, text = AUDIT["verdict"]([found, SKIPPED])
-    assert code == 1 and "a 1.0: PYSEC-1, mended in 1.1" in text and "1 known vulnerabilities in 1 packages" in text
+    assert code == 1 and "a 1.0: PYSEC-1, fixed in 1.1" in text and "1 known vulnerabilities in 1 packages" in text
 
 
 def test_no_vulnerability_passes_and_says_what_was_not_asked():

@@ -276,6 +276,14 @@ def test_duplicated_ids_are_refused_before_any_answer(evaluate, tmp_path: Path) 
     write_records([evaluate.records[0], evaluate.records[0]], folder / "validation.jsonl")
     with pytest.raises(UserError, match="rows 1 and 2 have the same id"):
         evaluate(tmp_path / "out", "--data", str(folder))
+    safety, statements = tmp_path / "safety.jsonl", tmp_path / "statements.jsonl"
+    safety.write_text('{"prompt": "a", "id": 7}\n{"prompt": "b", "id": "7"}\n')
+    with pytest.raises(UserError, match=r"safety.jsonl: rows 1 and 2 have the same id '7'"):
+        evaluate(tmp_path / "out", "--safety", str(safety))
+    rows = [{"id": 2, "question": "Q?", "must_have": ["S"]}, {"question": "R?", "must_have": ["S"]}]  # its number: 2
+    statements.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"statements.jsonl: rows 1 and 2 have the same id '2'"):
+        evaluate(tmp_path / "out", "--safety", "none", "--statements", str(statements))
     assert not evaluate.engine.calls and not (tmp_path / "out").exists()
 
 

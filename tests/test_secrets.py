@@ -22,8 +22,7 @@ import httpx
 import pytest
 
 from medical_assistant.errors import UserError, run_script
-from medical_assistant.evaluation.judges.base import LABELS, Claim
-from medical_assistant.evaluation.judges.server import ServerJudge
+from medical_assistant.evaluation.judges.server import LABELS, Claim, ServerJudge
 from medical_assistant.hub.pull import pull_adapter
 from medical_assistant.hub.push import push_adapter
 from medical_assistant.publish import space as deploy
@@ -224,7 +223,7 @@ def test_a_key_that_no_header_can_carry_is_not_repeated(key):
 def test_a_judge_that_repeats_the_key_is_not_quoted(judge):
     server = ServerJudge(judge, "m", PLANTED["JUDGE_API_KEY"])
     claim = Claim("Is ice cold?", "Ice is cold.", "Ice is cold.")
-    reasons = [verdict.reason for _, verdict in server.verdicts([claim] * 3)]
+    reasons = [verdict.reason for verdict in server.verdicts([claim] * 3)]
     assert (
         any("(the key)" in (reason or "") for reason in reasons) and leaks(*(reason or "" for reason in reasons)) == []
     )

@@ -41,7 +41,7 @@ class Signals:
     ended: bool | None = None  # True: the model ended by itself; None: it came to no end, or was cut short
 
     def add(self, token: Token) -> None:
-        """Count `token`. A sign of life (no text, probability 1) is not a token."""
+        """Count `token`. A keep-alive (no text, probability 1) is not a token."""
         if token.text or token.logprob != 0.0:
             self.logprobs.append(token.logprob)
             self.entropies.append(token.entropy)

@@ -1,1 +1,1 @@
-"""What runs a model: llama.cpp, transformers, or any OpenAI-compatible server."""
+"""What runs a model: llama.cpp in a child process, or transformers."""

@@ -205,7 +205,7 @@ class LlamaCppEngine:
                 return EngineError("The model is busy with other answers: ask again in a minute.")
             return error
         if child.hung:
-            return EngineError("The model process gave no sign of life and is restarting: ask again.")
+            return EngineError("The model process stopped responding and is restarting: ask again.")
         cause = "killed, perhaps out of memory" if status == -9 else f"exit status {status}"
         return EngineError(f"The model process died ({cause}) and is restarting: ask again.")
 

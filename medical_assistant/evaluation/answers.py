@@ -6,12 +6,12 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medical_assistant.chat.confidence import Signals
-from medical_assistant.data.records import Record, write_records
+from medical_assistant.data.records import Record
 from medical_assistant.engines.base import Answer, Engine, Options
 from medical_assistant.errors import UserError
 from medical_assistant.evaluation.candidates import Candidate
@@ -31,21 +31,16 @@ class AnswerStore:
     def open(cls, path: Path) -> AnswerStore:
         """Return the answers that `path` holds, of an interrupted run or of a finished one; none without a file.
 
-        The file is written again with one line an answer, so that new ones can be appended. Errors: `read_appended`.
+        Errors: `read_appended`.
         """
         answers = cls(path)
         for row in read_appended(path):
             try:
                 # A finished run has one row a question.
-                found = {key: {"candidate": key, **answer} for key, answer in row.get("candidates", {}).items()}
-                for key, answer in (found or {row["candidate"]: row}).items():
-                    answers.rows[key, row["id"]] = {"id": row["id"], **answer}
+                for key, answer in row["candidates"].items() if "candidates" in row else [(row["candidate"], row)]:
+                    answers.rows[key, row["id"]] = {"id": row["id"], "candidate": key, **answer}
             except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{path} has a row that is no answer: remove the row, or the folder.") from error
-        if answers.rows:
-            temporary = path.with_suffix(".tmp")
-            write_records(answers.rows.values(), temporary)
-            temporary.replace(path)
         return answers
 
     def collect(self, engine: Engine, candidate: Candidate, records: Sequence[Record], options: Options) -> float:
@@ -53,6 +48,8 @@ class AnswerStore:
         from tqdm import tqdm
 
         missing = [record for record in records if (candidate.key, record["id"]) not in self.rows]
+        if not missing:
+            return 0.0  # an engine takes seconds to begin, which would count as the answers' time
         started_s = time.perf_counter()
         # closing: an error on the way must not leave the engine computing
         with (
@@ -134,11 +131,9 @@ def open_run(folder: Path, fingerprint: Mapping[str, Any], resume: bool) -> None
     if not path.is_file():
         raise UserError(f"There is no run in {folder}: leave out --resume.")
     found = read_json(path)
-    data = found.get("data")
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is broken: choose another --output.")
-    wanted = {**fingerprint, "data": {**data, **fingerprint["data"]}}  # a set that is left out keeps its hash
-    both = {**found, "data": {**fingerprint["data"], **data}}
+    kept = found.get("data", {})
+    wanted = {**fingerprint, "data": {**kept, **fingerprint["data"]}}  # a set that is left out keeps its hash
+    both = {**found, "data": {**fingerprint["data"], **kept}}
     differing = [key for key in wanted if both.get(key) != wanted[key]]
     if differing:
         raise UserError(
@@ -147,28 +142,10 @@ def open_run(folder: Path, fingerprint: Mapping[str, Any], resume: bool) -> None
     write_json(path, wanted)
 
 
-def run_fingerprint(
-    candidates: Sequence[Candidate],
-    revisions: Mapping[str, str | None],
-    data_sha256: Mapping[str, str],
-    options: Options,
-    weights: str,
-) -> dict[str, Any]:
-    """Return what answers depend on: `candidates`, their adapters' `revisions`, hashes of the questions, decoding."""
-    decoding = {key: value for key, value in asdict(options).items() if key != "adapter"}
-    return {
-        "candidates": [{**asdict(candidate), "revision": revisions.get(candidate.key)} for candidate in candidates],
-        "data": dict(data_sha256),
-        "decoding": {**decoding, "weights": weights},
-    }
-
-
 def check_ids(records: Sequence[Record], where: Path | str) -> None:
     """Raise `UserError` when two records share an id: the second one's answer would replace the first one's."""
     seen: dict[str, int] = {}
     for number, record in enumerate(records, 1):
-        if record["id"] in seen:
-            raise UserError(
-                f"{where}: rows {seen[record['id']]} and {number} have the same id {record['id']!r}: make ids unique."
-            )
-        seen[record["id"]] = number
+        first = seen.setdefault(record["id"], number)
+        if first != number:
+            raise UserError(f"{where}: rows {first} and {number} have the same id {record['id']!r}: make ids unique.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
 
 from medical_assistant.errors import UserError
@@ -41,7 +40,9 @@ def plan_candidates(model: str, adapter: str, compare: Sequence[str]) -> list[Ca
         alone = _is_model(entry)
         name = entry.removeprefix("model:")
         label = Path(name).name if Path(name).exists() else name
-        key = _unique(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "candidate", candidates)
+        slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "candidate"
+        keys = (slug, *(f"{slug}-{number}" for number in range(2, len(candidates) + 2)))
+        key = next(key for key in keys if key not in {candidate.key for candidate in candidates})
         candidates.append(Candidate(key, label, name if alone else model, None if alone else name))
     return candidates
 
@@ -77,9 +78,3 @@ def _is_model(entry: str) -> bool:
         return True
     path = Path(entry)
     return path.suffix == ".gguf" or (path.is_dir() and not (path / "adapter_config.json").is_file())
-
-
-def _unique(key: str, candidates: Sequence[Candidate]) -> str:
-    taken = {candidate.key for candidate in candidates}
-    names = chain([key], (f"{key}-{number}" for number in count(2)))
-    return next(name for name in names if name not in taken)

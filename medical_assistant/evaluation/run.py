@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from medical_assistant.engines.base import Options
 from medical_assistant.engines.llama_cpp import usable_cores
 from medical_assistant.engines.load import load_batch_engine
 from medical_assistant.errors import UserError
-from medical_assistant.evaluation.answers import AnswerStore, check_ids, open_run, run_fingerprint
+from medical_assistant.evaluation.answers import AnswerStore, check_ids, open_run
 from medical_assistant.evaluation.candidates import Candidate, check_candidates, engine_groups, plan_candidates
-from medical_assistant.evaluation.judges.base import Judge
-from medical_assistant.evaluation.judges.server import load_judge
+from medical_assistant.evaluation.judges.server import ServerJudge, load_judge
 from medical_assistant.evaluation.judges.statements import StatementRow, read_statements, statement_records
 from medical_assistant.evaluation.names import PREDICTIONS
 from medical_assistant.evaluation.safety import SafetyRow, read_safety_set, safety_records
@@ -40,7 +39,7 @@ class Run:
     statement_rows: list[StatementRow]
     sha256: dict[str, str]  # of each set's file
     validation_rows: int  # in the whole validation file
-    judge: Judge | None  # of statements
+    judge: ServerJudge | None  # of statements
     answers: dict[str, AnswerStore] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)  # by candidate
     weights: str = "as served"
@@ -68,21 +67,31 @@ def prepare(settings: EvaluateSettings) -> Run:
     check_settings(settings)
     candidates = plan_candidates(settings.model, settings.adapter, settings.compare)
     revisions = check_candidates(candidates)
-    validation = settings.data / "validation.jsonl"
-    rows = read_records(validation)
-    check_ids(rows, validation)
-    safety_rows = read_safety_set(Path(settings.safety)) if settings.safety != NONE else []
-    statement_rows = read_statements(Path(settings.statements)) if settings.statements else []
-    sets, files = {MAIN: rows[: settings.limit or None]}, {MAIN: validation}
-    if safety_rows:
-        sets[SAFETY], files[SAFETY] = safety_records(safety_rows), Path(settings.safety)
-    if statement_rows:
-        sets[STATEMENTS], files[STATEMENTS] = statement_records(statement_rows), Path(settings.statements)
+    files = {MAIN: settings.data / "validation.jsonl"}
+    rows = read_records(files[MAIN])
+    sets = {MAIN: rows[: settings.limit or None]}
+    safety_rows: list[SafetyRow] = []
+    statement_rows: list[StatementRow] = []
+    if settings.safety != NONE:
+        files[SAFETY] = Path(settings.safety)
+        safety_rows = read_safety_set(files[SAFETY])
+        sets[SAFETY] = safety_records(safety_rows)
+    if settings.statements:
+        files[STATEMENTS] = Path(settings.statements)
+        statement_rows = read_statements(files[STATEMENTS])
+        sets[STATEMENTS] = statement_records(statement_rows)
+    for name, records in sets.items():
+        check_ids(records, files[name])
     sha256 = {name: file_sha256(path) for name, path in files.items()}
     # Now: a judge that is down is found before hours of answers.
     judge = load_judge(settings.judge, settings.judge_model) if settings.judge else None
     run = Run(settings, candidates, revisions, sets, safety_rows, statement_rows, sha256, len(rows), judge)
-    fingerprint = run_fingerprint(candidates, revisions, sha256, run.options, settings.weights)
+    decoding = {key: value for key, value in asdict(run.options).items() if key != "adapter"}
+    fingerprint = {
+        "candidates": [{**asdict(candidate), "revision": revisions[candidate.key]} for candidate in candidates],
+        "data": sha256,
+        "decoding": {**decoding, "weights": settings.weights},
+    }
     open_run(settings.output, fingerprint, settings.resume)
     for name in sets:
         path = settings.output / (PREDICTIONS if name == MAIN else f"{name}_{PREDICTIONS}")
@@ -133,7 +142,6 @@ def _context_tokens(run: Run) -> int:
 def describe_run(run: Run) -> dict[str, Any]:
     """What was measured, and everything to measure it again."""
     settings = run.settings
-    training = settings.data / "train.jsonl"
     return {
         "n": len(run.records),
         "candidates": {
@@ -156,7 +164,7 @@ def describe_run(run: Run) -> dict[str, Any]:
             "file": "validation.jsonl",
             "sha256": run.sha256[MAIN],
             "manifest_sha256": _hash_of(settings.data / "manifest.json"),
-            "train_sha256": _hash_of(training),
+            "train_sha256": _hash_of(settings.data / "train.jsonl"),
             "checkpoint_rows": checkpoint_rows(settings.adapter, settings.data, run.validation_rows, len(run.records)),
         },
         **signatures(),

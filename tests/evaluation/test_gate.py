@@ -95,7 +95,7 @@ def write(path: Path, *checks: dict[str, Any]) -> Path:
     ],
 )
 def test_bounds(tmp_path: Path, check: dict[str, Any], value: float | None, passed: bool) -> None:
-    section = check_gate(METRICS, read_gate(write(tmp_path / "gate.yaml", check)))
+    section = check_gate(METRICS, write(tmp_path / "gate.yaml", check))
     (result,) = section["checks"]
     assert section["passed"] is result["passed"] is passed
     assert result["value"] == (value if value is None else pytest.approx(value))
@@ -109,7 +109,7 @@ def test_a_check_with_two_bounds_and_one_failure_among_several(tmp_path: Path) -
         {"value": "n", "min": 100, "max": 150, "reason": "It must be of a size."},
         {"value": "scores.{candidate}.ended", "min_change": -0.1, "max_change": 0.1},
     )
-    section = check_gate(METRICS, read_gate(path))
+    section = check_gate(METRICS, path)
     assert [check["passed"] for check in section["checks"]] == [True, False, True, True]
     assert section["passed"] is False and section["status"] == "done"
     assert (section["file"], section["sha256"]) == ("mine.yaml", file_sha256(path))
@@ -122,14 +122,14 @@ def test_the_table(tmp_path: Path) -> None:
         {"value": "scores.fine_tuned.bleu", "min": 3, "reason": "Not shown: it passes."},
         {"value": "scores.fine_tuned.chrf", "max": 0.5},
     ]
-    assert gate_table(check_gate(METRICS, read_gate(write(tmp_path / "mine.yaml", *checks)))) == (
+    assert gate_table(check_gate(METRICS, write(tmp_path / "mine.yaml", *checks))) == (
         "gate mine.yaml: FAILED\n"
         "  FAIL n min 300: 200\n"
         "       Fewer say little.\n"
         "  ok   scores.fine_tuned.bleu min 3: 3.5\n"
         "  FAIL scores.fine_tuned.chrf max 0.5: not measured"
     )
-    passed = check_gate(METRICS, read_gate(write(tmp_path / "mine.yaml", checks[1])))
+    passed = check_gate(METRICS, write(tmp_path / "mine.yaml", checks[1]))
     assert gate_table(passed).splitlines()[0] == "gate mine.yaml: passed"
 
 
@@ -186,24 +186,23 @@ def test_a_gate_that_cannot_be_read(tmp_path: Path) -> None:
         ("scores.base.bleu", ["scores", "base", "bleu"]),
         ("pairs.fine_tuned vs base.low", ["pairs", "fine_tuned vs base", "low"]),
         ('pairs."a.b vs base".low', ["pairs", "a.b vs base", "low"]),
-        (r'"say \"no\"".x', ['say "no"', "x"]),
-        (r'"back\\slash"', ["back\\slash"]),
-        ('""', [""]),
+        ('"say ""no""".x', ['say "no"', "x"]),
+        ('"back\\slash"', ["back\\slash"]),
     ],
 )
 def test_paths(path: str, keys: list[str]) -> None:
     assert split_path(path) == keys
 
 
-@pytest.mark.parametrize("path", ["", ".", "a.", ".a", "a..b", '"a', 'a"b"', '"a"b', '"a\\"', 'a."b'])
+@pytest.mark.parametrize("path", ["", ".", "a.", ".a", "a..b", '"a', '"a"b', 'a."b', '""'])
 def test_broken_paths(path: str) -> None:
     with pytest.raises(UserError, match="is not a path of keys"):
         split_path(path)
 
 
-@given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
+@given(st.lists(st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=8), min_size=1, max_size=5))
 def test_any_keys_can_be_quoted(keys: list[str]) -> None:
-    quoted = ['"' + key.replace("\\", "\\\\").replace('"', '\\"') + '"' for key in keys]
+    quoted = ['"' + key.replace('"', '""') + '"' for key in keys]
     assert split_path(".".join(quoted)) == keys
 
 
@@ -216,9 +215,8 @@ def test_any_text_is_a_path_or_is_refused(text: str) -> None:
 
 
 def test_the_default_gate_asks_for_what_an_evaluation_measures() -> None:
-    gate = read_gate(DEFAULT_GATE)
-    section = check_gate(METRICS, gate)
-    assert len(section["checks"]) == sum(len(check.bounds) for check in gate.checks) >= 5
+    section = check_gate(METRICS, DEFAULT_GATE)
+    assert len(section["checks"]) >= len(read_gate(DEFAULT_GATE)) >= 5
     assert None not in [check["value"] for check in section["checks"]]
     assert section["passed"] and all(check["reason"] for check in section["checks"])
 
@@ -240,7 +238,7 @@ def test_the_default_gate_stops_each_regression(path: tuple[str, ...], value: fl
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    section = check_gate(metrics, read_gate(DEFAULT_GATE))
+    section = check_gate(metrics, DEFAULT_GATE)
     failed = [check["name"] for check in section["checks"] if not check["passed"]]
     assert len(failed) == 1 and path[-1] in failed[0]
 

@@ -184,7 +184,6 @@ def test_the_form_of_medsafetybench(tmp_path: Path) -> None:
         ([{"text": "a"}], "row 1: the kind is ''"),
         ([{"kind": "harmful", "text": "a"}, {"kind": "harmful", "text": " "}], "row 2 has no text"),
         ([{"prompt": None}], "row 1 has no text"),
-        ([{"kind": "harmful", "text": "a", "id": 7}, {"kind": "ordinary", "text": "b", "id": "7"}], "that of row 1"),
         ([], "has no messages"),
     ],
 )

@@ -179,6 +179,7 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
         "comparison": {
             "status": "done",
             "resamples": 10000,
+            "min_questions": 20,
             "seed": 42,
             "primary": "rougeL",
             "pairs": of_pairs,
@@ -213,7 +214,7 @@ def make_metrics(rows: list[dict[str, Any]], full: bool = True) -> dict[str, Any
                 }
                 for key in keys
             },
-            "comparison": {"clean": compared(clean), "near": {pair: None for pair in pairs}},
+            "comparison": {"clean": compared(clean) if clean else dict.fromkeys(pairs), "near": dict.fromkeys(pairs)},
         },
         "knowledge": {"status": "done", "sets": [_set(name, keys, pairs) for name in ("mmlu_medical", "pubmedqa")]},
         "statements": {

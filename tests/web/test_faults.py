@@ -50,7 +50,7 @@ MODEL = "smollm2-135m"
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LlamaCppEngine]:
-    """The embedded model. Its process counts as hung after 2 x 0.4 s without a sign of life."""
+    """The embedded model. Its process counts as hung after 2 x 0.4 s without a response."""
     pytest.importorskip("xllamacpp")
     path = find_preset(MODEL).embedded_gguf()
     if path is None:
@@ -79,7 +79,7 @@ def ask_until(engine: Engine, harm: Callable[[], None], after: int = 3) -> Reply
 
 
 @pytest.mark.parametrize(
-    ("sent", "words"), [(signal.SIGSTOP, "gave no sign of life"), (signal.SIGKILL, "killed, perhaps out of memory")]
+    ("sent", "words"), [(signal.SIGSTOP, "stopped responding"), (signal.SIGKILL, "killed, perhaps out of memory")]
 )
 def test_an_engine_that_hangs_or_is_killed_is_said_and_answers_the_next_message(
     engine: LlamaCppEngine, sent: signal.Signals, words: str
@@ -124,7 +124,7 @@ def test_an_engine_that_computes_nothing_any_more_is_restarted(silent_engine: Ll
     child = silent_engine.child_pid()
     for _ in range(2):
         reply = list(answer(silent_engine))[-1]
-        assert reply.failed and reply.text == "Half" and "gave no sign of life" in reply.notes[-1]
+        assert reply.failed and reply.text == "Half" and "stopped responding" in reply.notes[-1]
     assert silent_engine.restarts == 1 and silent_engine.child_pid() != child
 
 

@@ -10,32 +10,24 @@ import json
 import os
 import string
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_not_exception_type,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exception, wait_exponential_jitter
 
 from medical_assistant.errors import EngineError, UserError
-from medical_assistant.evaluation.judges.base import LABELS, Claim, JudgeDown, Verdict
 from medical_assistant.files import ASSETS
 from medical_assistant.prompts import clean_text
 
-PROMPT_FILE = ASSETS / "evaluation" / "judge_prompt.txt"
+LABELS = ("entailed", "contradicted", "neither")
+TEMPLATE = string.Template((ASSETS / "evaluation" / "judge_prompt.txt").read_text(encoding="utf-8"))
 KEY_VARIABLE = "JUDGE_API_KEY"
-ATTEMPTS = 4
-BACKOFF = wait_exponential_jitter(initial=1.0, jitter=1.0)  # 1-2, 2-3, 4-5 s, where the server failed
+PARALLEL = 4
+ATTEMPTS = 4  # with waits of 1-2, 2-3 and 4-5 s between them, and what the server asks for
 LONGEST_WAIT_S = 60.0
-READ_TIMEOUT_S = 120.0
 # That many claims in a row without any reply, each after all its attempts: the server is gone, not busy.
 GIVE_UP_AFTER = 5
 # The verdict has 8 tokens; some models put a sentence or a code fence around it, which must not be cut off.
@@ -48,6 +40,10 @@ _ESCAPES = str.maketrans(
 )
 
 
+class JudgeDown(EngineError):
+    """The judge cannot be reached or refuses to work; what it said until then has been handed over."""
+
+
 class _NoReply(EngineError):
     """The server could not be reached or is busy, which may pass by itself."""
 
@@ -56,12 +52,27 @@ class _NoReply(EngineError):
         self.retry_after_s = retry_after_s
 
 
-class _NoVerdict(EngineError):
-    """The server replied, but not with a verdict."""
+@dataclass(frozen=True)
+class Claim:
+    """The question whether `answer`, given to `question`, contains or contradicts `statement`."""
+
+    question: str
+    answer: str
+    statement: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of `LABELS`, or None with the reason why there is no verdict."""
+
+    label: str | None
+    reason: str = ""
 
 
 class ServerJudge:
-    """A language model behind an OpenAI-compatible server."""
+    """A language model behind an OpenAI-compatible server. `name` is the model's, never a path or an address."""
+
+    prompt_sha256 = hashlib.sha256(TEMPLATE.template.encode()).hexdigest()
 
     def __init__(
         self,
@@ -69,28 +80,29 @@ class ServerJudge:
         model: str,
         api_key: str | None = None,
         *,
-        prompt_file: Path = PROMPT_FILE,
-        parallel: int = 4,
-        read_timeout_s: float = READ_TIMEOUT_S,
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """Raises `UserError` for an address that is not http(s), one with a password in it, a key that no header can
-        carry, or a broken template."""
+        """Raises `UserError` for an address that is not http(s), one with a password in it, or a key that no header
+        can carry."""
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise UserError(f"{KEY_VARIABLE} has a character that no key has, perhaps the end of a line: set it again.")
         self.name = model
-        self._key = api_key or None
-        self._template = read_template(prompt_file)
-        self.prompt_sha256 = hashlib.sha256(self._template.template.encode()).hexdigest()
+        self._key = api_key
         self._http = httpx.Client(
             base_url=_server_root(url),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(10.0, read=read_timeout_s),
+            timeout=httpx.Timeout(10.0, read=120.0),
             transport=transport,
         )
-        self._parallel = parallel
-        self._sleep = sleep
+        self._attempts = Retrying(
+            retry=retry_if_exception_type(_NoReply),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential_jitter(initial=1, jitter=1)
+            + wait_exception(lambda error: getattr(error, "retry_after_s", 0.0)),
+            sleep=sleep,
+            reraise=True,
+        )
 
     def check(self) -> None:
         """Ask one question. Raises `UserError` when no answer comes; a reply in the wrong form passes here."""
@@ -98,64 +110,49 @@ class ServerJudge:
         if verdict.label is None and verdict.reason != NONSENSE:
             raise UserError(verdict.reason)
 
-    def verdicts(self, claims: Sequence[Claim]) -> Generator[tuple[int, Verdict], None, None]:
-        """Yield (index of the claim, verdict) as they come, one for each claim.
+    def verdicts(self, claims: Sequence[Claim]) -> Iterator[Verdict]:
+        """Yield the verdict on each claim, in their order, `PARALLEL` being asked at a time.
 
-        A claim is asked up to `ATTEMPTS` times while the server fails or the reply is not the JSON asked for; then
-        its verdict is None with the reason. Raises `JudgeDown`, after all verdicts at hand are yielded, when
-        `GIVE_UP_AFTER` claims in a row got no reply or the server refuses the key or the model.
+        A claim is asked up to `ATTEMPTS` times while the server fails; then its verdict is None with the reason.
+        Raises `JudgeDown`, after the verdicts before it are yielded, when `GIVE_UP_AFTER` claims in a row got no reply
+        or the server refuses the key or the model.
         """
-        waiting = iter(enumerate(claims))
-        running: dict[Future[Verdict], int] = {}
-        failures, problem = 0, ""
-        with ThreadPoolExecutor(self._parallel) as pool:
-            while True:
-                if not problem:
-                    for index, claim in islice(waiting, self._parallel - len(running)):
-                        running[pool.submit(self._ask, claim)] = index
-                if not running:
-                    break
-                for job in wait(running, return_when=FIRST_COMPLETED).done:
-                    index = running.pop(job)
+        failures = 0
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            for start in range(0, len(claims), PARALLEL):
+                for job in [pool.submit(self._ask, claim) for claim in claims[start : start + PARALLEL]]:
                     try:
                         verdict, failures = job.result(), 0
-                    except JudgeDown as error:
-                        problem = str(error)
-                        continue
                     except _NoReply as error:
                         verdict, failures = Verdict(None, str(error)), failures + 1
-                        if failures >= GIVE_UP_AFTER:
-                            problem = str(error)
-                    yield index, verdict
-        if problem:
-            raise JudgeDown(problem)
+                    yield verdict
+                    if failures >= GIVE_UP_AFTER:
+                        raise JudgeDown(verdict.reason)
 
     def _ask(self, claim: Claim) -> Verdict:
         """Return the verdict on a claim. Raises `JudgeDown` at once, `_NoReply` after `ATTEMPTS`."""
-        payload = {
-            "model": self.name,
-            "messages": [{"role": "user", "content": build_prompt(self._template, claim)}],
-            "temperature": 0,
-            "max_tokens": MAX_REPLY_TOKENS,
-        }
-        attempts = Retrying(
-            retry=retry_if_not_exception_type(JudgeDown),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=_wait_s,
-            sleep=self._sleep,
-            reraise=True,
+        response = self._attempts(
+            self._post,
+            {
+                "model": self.name,
+                "messages": [{"role": "user", "content": build_prompt(claim)}],
+                "temperature": 0,
+                "max_tokens": MAX_REPLY_TOKENS,
+            },
         )
-        try:
-            return Verdict(attempts(self._request_label, payload))
-        except _NoVerdict as error:
-            return Verdict(None, str(error))
+        if response.is_error:
+            # Some servers repeat the key that they refuse; what is returned goes into metrics.json and the report.
+            words = " ".join(_error_message(response).split())[:200]
+            return Verdict(None, f"The judge failed ({words.replace(self._key, '(the key)') if self._key else words}).")
+        label = read_reply(response.text)
+        return Verdict(label, "" if label else NONSENSE)
 
-    def _request_label(self, payload: Mapping[str, Any]) -> str:
+    def _post(self, payload: dict[str, Any]) -> httpx.Response:
         try:
             response = self._http.post("/v1/chat/completions", json=payload)
         except httpx.TimeoutException as error:
             raise _NoReply("The judge does not answer: try again or restart it.") from error
-        except (httpx.RequestError, httpx.InvalidURL) as error:
+        except httpx.RequestError as error:
             raise _NoReply(f"No connection to the judge ({type(error).__name__}): check that it runs.") from error
         status = response.status_code
         if status in (401, 403):
@@ -164,16 +161,9 @@ class ServerJudge:
             raise JudgeDown("The judge does not know the address or the model: check --judge and --judge-model.")
         if status in (408, 409, 425, 429) or status >= 500:
             asked = response.headers.get("Retry-After", "")
-            seconds = float(asked) if asked.isdecimal() else 0.0
+            seconds = min(float(asked), LONGEST_WAIT_S) if asked.isdecimal() else 0.0
             raise _NoReply(f"The judge answered HTTP {status}: try again later.", seconds)
-        if response.is_error:
-            # Some servers repeat the key that they refuse; what is returned goes into metrics.json and the report.
-            words = " ".join(_error_message(response).split())[:200]
-            raise _NoVerdict(f"The judge failed ({words.replace(self._key, '(the key)') if self._key else words}).")
-        label = read_reply(response.text)
-        if label is None:
-            raise _NoVerdict(NONSENSE)
-        return label
+        return response
 
 
 def load_judge(url: str, model: str) -> ServerJudge:
@@ -189,30 +179,13 @@ def load_judge(url: str, model: str) -> ServerJudge:
     return judge
 
 
-def read_template(path: Path) -> string.Template:
-    """Return the prompt template. Raises `UserError` when it lacks `$question`, `$answer` or `$statement`, or has more.
-
-    A literal dollar sign is written `$$`.
-    """
-    try:
-        template = string.Template(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The judge's prompt {path} cannot be read ({error}): check the file.") from error
-    matches = list(template.pattern.finditer(template.template))
-    found = {match["named"] or match["braced"] for match in matches if match["escaped"] is None}
-    if found != {"question", "answer", "statement"}:  # a stray dollar sign is found as None
-        raise UserError(f"{path} must hold $question, $answer and $statement and no other $: correct the template.")
-    return template
-
-
-def build_prompt(template: string.Template, claim: Claim) -> str:
+def build_prompt(claim: Claim) -> str:
     """Return the prompt: the claim's texts as data that cannot end the tags around them.
 
     Each text passes through `clean_text` (no control tokens of chat templates, no invisible characters); then
     &, < and > become entities, in any width. All three are put in at once, so `$statement` inside an answer stays text.
     """
-    texts = {"question": claim.question, "answer": claim.answer, "statement": claim.statement}
-    return template.substitute({name: clean_text(text).translate(_ESCAPES) for name, text in texts.items()})
+    return TEMPLATE.substitute({name: clean_text(text).translate(_ESCAPES) for name, text in vars(claim).items()})
 
 
 def read_reply(text: str) -> str | None:
@@ -230,14 +203,6 @@ def read_reply(text: str) -> str | None:
     return next((label for label in LABELS if verdict == (("verdict", label),)), None)
 
 
-def _wait_s(state: RetryCallState) -> float:
-    """The pause before another attempt: none after a reply in the wrong form, else what the server asks for."""
-    error = state.outcome.exception() if state.outcome else None
-    if not isinstance(error, _NoReply):
-        return 0.0
-    return max(BACKOFF(state), min(error.retry_after_s, LONGEST_WAIT_S))
-
-
 def _error_message(response: httpx.Response) -> str:
     try:
         error = response.json()["error"]
@@ -250,7 +215,7 @@ def _server_root(url: str) -> str:
     """Return the address without the `/v1` that many documents give with it."""
     try:
         parsed = httpx.URL(url.strip())
-    except (httpx.InvalidURL, TypeError) as error:
+    except httpx.InvalidURL as error:
         raise UserError(f"--judge is not an address ({error}): give http://HOST:PORT.") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise UserError("--judge must begin with http:// or https:// and name a host: give http://HOST:PORT.")

@@ -12,12 +12,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from medical_assistant.evaluation.report.format import is_number
+from medical_assistant.plotting import COLOURS, points
 
-# report.css names each of these colours. The series are Okabe and Ito's (https://jfly.uni-koeln.de/color/), told apart
-# in every kind of colour vision; each has a marker and a dash of its own besides.
+# report.css names each of these colours. A series has a marker and a dash of its own besides.
 INK, MUTED, GRID, PAPER = "#111213", "#515253", "#d1d2d3", "#fdfeff"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+SERIES = tuple(colour.lower() for colour in COLOURS[:6])
 MARKERS = "osD^vP"
 DASHES: Sequence[Any] = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.", (0, (3, 1, 1, 1)), (0, (8, 2)))
 WIDTH_IN = 4.6  # 331 units: as wide as a phone's column, so that text keeps its size there
@@ -127,12 +126,6 @@ def part_curve(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     return _svg(axes, name)
-
-
-def points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Return (steps, values) of the entries of a training.json's `history` that have a finite value under `key`."""
-    found = [entry for entry in history if "step" in entry and is_number(entry.get(key))]
-    return [entry["step"] for entry in found], [entry[key] for entry in found]
 
 
 def printable(text: str) -> str:

@@ -29,12 +29,12 @@ class Evaluation:
     @property
     def labels(self) -> dict[str, str]:
         """Label of every candidate by its key; the first is the one that the others are compared with."""
-        return {key: str(fmt.dig(found, "label") or key) for key, found in self.metrics["candidates"].items()}
+        return {key: found["label"] for key, found in self.metrics["candidates"].items()}
 
     @property
     def primary(self) -> str:
         """The key of the metric that decides the verdict."""
-        return str(fmt.dig(self.metrics, "comparison", "primary") or "rougeL")
+        return str(self.metrics["comparison"]["primary"])
 
     @property
     def metric(self) -> str:
@@ -43,48 +43,37 @@ class Evaluation:
     @property
     def title(self) -> str:
         reference, *others = self.labels.values()
-        return f"{fmt.capital(', '.join(others))} against {reference}" if others else f"{fmt.capital(reference)} alone"
+        return f"{fmt.capital(', '.join(others))} against {reference}"
 
     @property
     def subtitle(self) -> str:
         """The questions and the candidates in a sentence or two."""
-        names = []
-        for key, label in self.labels.items():
-            model, adapter = (self.metrics["candidates"][key].get(name) for name in ("model", "adapter"))
-            names.append(label + (f" ({model}{f' with {adapter}' if adapter else ''})" if model else ""))
+        names = [
+            f"{found['label']} ({found['model']}{' with ' + found['adapter'] if found['adapter'] else ''})"
+            for found in self.metrics["candidates"].values()
+        ]
         n = fmt.counted(self.metrics["n"], "held-back question")
         return f"{n}, the same for every candidate, answered greedily. Candidates: {'; '.join(names)}."
 
-    @property
-    def pairs(self) -> list[str]:
-        """Each candidate against the reference, as where nothing was compared."""
-        reference, *others = self.labels
-        return [f"{key} vs {reference}" for key in others]
-
-    def pair_labels(self, pair: str) -> tuple[str, str]:
-        """Return the labels of b and a in "b vs a"."""
-        b, _, a = pair.partition(" vs ")
-        return self.labels.get(b, b), self.labels.get(a, a)
-
     def pair_title(self, pair: str) -> str:
-        b, a = self.pair_labels(pair)
+        """Return "B against a" of the pair "b vs a"."""
+        b, a = (self.labels[key] for key in pair.split(" vs "))
         return f"{fmt.capital(b)} against {a}"
 
     def place(self, key: str) -> int:
         """Return which series of the charts a candidate is."""
-        return [*self.labels, key].index(key)
+        return list(self.labels).index(key)
 
     @property
     def known(self) -> list[str]:
-        """The keys of all metrics that a candidate has."""
-        known = {metric for key in self.labels for metric in fmt.dig(self.metrics, "scores", key)}
-        return [metric for metric in METRICS if metric in known] + sorted(known - METRICS.keys())
+        """The keys of all metrics that were computed."""
+        return [metric for metric in METRICS if any(metric in found for found in self.metrics["scores"].values())]
 
     @property
     def sources(self) -> list[str]:
         """Where each metric comes from."""
         names: dict[str, list[str]] = {}
-        for metric in filter(METRICS.get, self.known):
+        for metric in self.known:
             names.setdefault(METRICS[metric].source, []).append(METRICS[metric].name)
         return [f"{', '.join(of_source)}: {source}." for source, of_source in names.items()]
 
@@ -114,55 +103,46 @@ class Evaluation:
         """Return the chart of how the primary metric is spread over the answers."""
         values, rows = [], []
         for key, label in self.labels.items():
-            found = [fmt.dig(row, "candidates", key, "scores", self.primary) for row in self.rows]
-            known = sorted(filter(fmt.is_number, found))
-            values.append((fmt.capital(label), known))
-            if known:
-                quarters = [known[round(part * (len(known) - 1))] for part in (0, 0.25, 0.5, 0.75, 1)]
-                cells = [fmt.score(self.primary, value) for value in (sum(known) / len(known), *quarters)]
-                rows.append([fmt.capital(label), f"{len(known):,}", *cells])
+            scores = sorted(row["candidates"][key]["scores"][self.primary] for row in self.rows)
+            values.append((fmt.capital(label), scores))
+            quarters = [scores[round(part * (len(scores) - 1))] for part in (0, 0.25, 0.5, 0.75, 1)]
+            cells = [fmt.score(self.primary, value) for value in (sum(scores) / len(scores), *quarters)]
+            rows.append([fmt.capital(label), f"{len(scores):,}", *cells])
         told = [f"{row[0]}: mean {row[2]}, the middle half from {row[4]} to {row[6]}." for row in rows]
         svg = partial(charts.histogram, "spread", values, self.metric)
         return {"svg": svg, "sentence": " ".join(told), "rows": rows}
 
     def groups(self, pair: str) -> list[tuple[str, str, Any]]:
         """Return the differences of the primary metric by type and by length of question, for `forest_plot`."""
-        found = fmt.dig(self.metrics, "comparison")
-        groups = [("", "all questions", fmt.dig(found, "pairs", pair, self.primary))]
-        groups += [("By type", kind.replace("_", " "), by) for kind, by in fmt.dig(found, "by_type", pair).items()]
-        for length, by in fmt.dig(found, "by_length", pair).items():
-            words = " to ".join(map(str, sorted(set(fmt.dig(found, "length_bounds", length)))))
-            groups.append(("By length", f"{length} ({words} words)" if words else length, by))
+        found = self.metrics["comparison"]
+        groups = [("", "all questions", found["pairs"][pair][self.primary])]
+        groups += [("By type", kind.replace("_", " "), by) for kind, by in found["by_type"][pair].items()]
+        for length, by in found["by_length"][pair].items():
+            words = " to ".join(map(str, sorted(set(found["length_bounds"][length]))))
+            groups.append(("By length", f"{length} ({words} words)", by))
         return groups
 
     def strata(self, pair: str) -> list[tuple[str, str, Any]]:
         """Return the differences on questions that are like the training data and on others."""
-        found = fmt.dig(self.metrics, "strata", "comparison").items()
-        differences = {group: (pairs or {}).get(pair) for group, pairs in found}
-        return [("", group, (by or {}).get(self.primary, by)) for group, by in differences.items()]
+        return [("", group, pairs[pair]) for group, pairs in self.metrics["strata"]["comparison"].items()]
 
     def forest_plot(self, id: str, pair: str, differences: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
         """Return the chart of `differences`: heading, label, Difference or None."""
-        series = self.place(pair.partition(" vs ")[0])
+        series = self.place(pair.split(" vs ")[0])
         drawn: list[dict[str, Any]] = []
         rows = []
         for heading, label, found in differences:
-            if not fmt.is_number(fmt.dig(found, "difference")):
+            if not found:
                 continue
-            value, low, high = (found.get(key) for key in ("difference", "low", "high"))
             difference, bounds, _, record, verdict = fmt.difference_cells(self.primary, found)
             rows.append([label, f"{found['n']:,}", difference, bounds, record, verdict])
             if heading and {"label": heading} not in drawn:
                 drawn.append({"label": heading})
-            estimate = {
-                "label": f"{label} \u00b7 {found['n']}",
-                "value": value,
-                "low": low,
-                "high": high,
-                "series": series,
-            }
-            estimate |= {"text": f"{difference} ({bounds})" if low is not None else difference}
-            drawn.append(estimate | {"hollow": low is None or low <= 0 <= high})
+            low, high = found["low"], found["high"]
+            drawn.append(
+                _estimate(f"{label} \u00b7 {found['n']}", found["difference"], low, high, difference, bounds, series)
+                | {"hollow": low is None or low <= 0 <= high}
+            )
         side, n = SIDES[fmt.direction(self.primary)], fmt.counted(len(rows), "difference")
         clear, wide = sum(not row.get("hollow", True) for row in drawn), sum(row[3] == "not claimed" for row in rows)
         sentence = f"{clear} of {n} {'is' if clear == 1 else 'are'} measurable; {side} is better."
@@ -180,16 +160,25 @@ class Evaluation:
         drawn: list[dict[str, Any]] = []
         rows, told = [], []
         for name, found, measure, prefix, chance in measures:
-            known = [key for key in self.labels if fmt.is_number(fmt.dig(found, key, measure))]
-            drawn += [{"label": name}] if known else []
+            known = [key for key in self.labels if found[key].get(measure) is not None]
+            if not known:
+                continue
+            drawn.append({"label": name})
             for key in known:
-                value, low, high = (found[key].get(name) for name in (measure, f"{prefix}low", f"{prefix}high"))
+                value, low, high = (found[key][name] for name in (measure, f"{prefix}low", f"{prefix}high"))
                 label, shown = fmt.capital(self.labels[key]), fmt.percent(value)
                 bounds = fmt.interval(fmt.PART, low, high, sign=False)
                 rows.append([name, label, shown, bounds])
-                estimate = {"label": label, "value": value, "low": low, "high": high, "series": self.place(key)}
-                drawn.append(estimate | {"mark": chance, "text": f"{shown} ({bounds})" if low is not None else shown})
+                drawn.append(_estimate(label, value, low, high, shown, bounds, self.place(key)) | {"mark": chance})
             parts = ", ".join(f"{self.labels[key]} {fmt.percent(found[key][measure])}" for key in known)
-            told += [f"{name}: {parts}."] if known else []
+            told.append(f"{name}: {parts}.")
         svg = partial(charts.intervals, id, drawn, axis, percent=True)
         return {"svg": svg, "sentence": " ".join(told), "rows": rows}
+
+
+def _estimate(
+    label: str, value: float, low: float | None, high: float | None, text: str, bounds: str, series: int
+) -> dict[str, Any]:
+    """Return a row of `charts.intervals`."""
+    text = text if low is None else f"{text} ({bounds})"
+    return {"label": label, "value": value, "low": low, "high": high, "text": text, "series": series}

@@ -26,17 +26,17 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def counted(n: Any, thing: str = "question") -> str:
-    return f"{n:,} {thing}{'' if n == 1 else 's'}" if is_number(n) else f"an unknown number of {thing}s"
+def counted(n: int, thing: str = "question") -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def metric_name(metric: str) -> str:
-    return METRICS[metric].name if metric in METRICS else capital(metric.replace("_", " "))
+    return METRICS[metric].name
 
 
 def direction(metric: str) -> str:
     """Return which side of a metric is better: "higher", "lower" or "neither"."""
-    return {1: "higher", -1: "lower", 0: "neither"}[METRICS[metric].better if metric in METRICS else 0]
+    return {1: "higher", -1: "lower", 0: "neither"}[METRICS[metric].better]
 
 
 def is_number(value: Any) -> bool:
@@ -85,9 +85,9 @@ def p_value(value: Any, equals: str = "") -> str:
 
 def difference_cells(metric: str, found: Mapping[str, Any] | None) -> list[str]:
     """Return a Difference as cells: its value, 95 % interval, p, wins / ties / losses of b, and the verdict."""
-    if not found:
+    if not found:  # perplexity and tokens a second are no question's own
         return ["not compared", DASH, DASH, DASH, "not compared"]
-    bounds = interval(metric, found.get("low"), found.get("high"))
-    record = " / ".join(str(found.get(key, DASH)) for key in ("wins", "ties", "losses"))
-    verdict = str(found.get("verdict") or "no better side")
-    return [change(metric, found.get("difference")), bounds, p_value(found.get("p_value")), record, verdict]
+    bounds = interval(metric, found["low"], found["high"])
+    record = " / ".join(str(found[key]) for key in ("wins", "ties", "losses"))
+    verdict = found["verdict"] or "no better side"
+    return [change(metric, found["difference"]), bounds, p_value(found["p_value"]), record, verdict]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,22 +21,20 @@ from medical_assistant.evaluation.report import charts
 from medical_assistant.evaluation.report import format as fmt
 from medical_assistant.evaluation.report.answers import example_groups
 from medical_assistant.evaluation.report.evaluation import Evaluation
-from medical_assistant.evaluation.report.reproduce import reproduce_command, settings_of
+from medical_assistant.evaluation.settings import EvaluateSettings
 from medical_assistant.files import ASSETS, write_whole
 
 FOLDER = ASSETS / "evaluation"
 FILES = ("report.html", "report.md")
-FUNCTIONS = (
-    fmt.capital, fmt.change, fmt.counted, fmt.difference_cells, fmt.direction, fmt.interval, fmt.is_number,
-    fmt.metric_name, fmt.number, fmt.p_value, fmt.percent, fmt.score,
-)  # fmt: skip
 VERDICTS = {  # the comparison's verdict: the word for a reader, its tone
     "better": ("Better", "good"),
     "worse": ("Worse", "bad"),
     "no measurable difference": ("No measurable difference", "even"),
     "too few questions": ("Too few questions to say", "even"),
 }
-NO_VERDICT = ("No verdict", "even")
+# What is needed to measure again: these parts of metrics.json whole, and elsewhere these entries.
+WHOLE = {"candidates", "data", "decoding", "hardware", "versions", "settings", "seconds", "judge"}
+SINGLE = {"git_commit", "bleu_signature", "chrf_signature", "resamples", "seed", "primary", "file", "sha256", "method"}
 # What means something in Markdown wherever it stands, and what only where a line starts. "&" and "<" become entities.
 SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 LINE_START = re.compile(r"[-+=:#>]|\d+(?=[.)])")
@@ -53,23 +53,19 @@ def write_report(
     `history` of its training.json; None leaves out the loss curves. A section that did not run stands in both files
     with its reason. report.html loads nothing from anywhere and runs no script. Equal arguments make equal files.
     """
-    view = build_view(Evaluation(metrics, rows, losses or {}))
-    for name in FILES:
-        write_whole(folder / name, render(name, view))
-    return folder / FILES[0]
-
-
-def build_view(run: Evaluation) -> dict[str, Any]:
-    """Return what the templates read: metrics.json, and beside it what is computed, once for both files."""
-    return {
-        "metrics": run.metrics,
+    run = Evaluation(metrics, rows, losses or {})
+    view = {
+        "metrics": metrics,
         "run": run,
         "losses": run.training_losses(),
         "spread": run.spread(),
         "groups": example_groups(run),
-        "command": reproduce_command(run.metrics.get("settings")),
-        "settings": list(settings_of(run.metrics)),
+        "command": reproduce_command(metrics["settings"]),
+        "settings": list(settings_of(metrics)),
     }
+    for name in FILES:
+        write_whole(folder / name, render(name, view))
+    return folder / FILES[0]
 
 
 def render(name: str, view: Mapping[str, Any]) -> str:
@@ -97,10 +93,39 @@ def _environment(name: str) -> Environment:
     )
     environment.filters |= {"markdown": escape, "line": escape_line, "quotation": _quotation, "fenced": _fenced}
     environment.filters |= {"summary": _summary, "lines": _lines, "capital": fmt.capital}
-    environment.globals |= {function.__name__: function for function in FUNCTIONS}
-    environment.globals |= {"charts": charts, "missing": _missing, "partial": partial}
-    environment.globals |= {"VERDICTS": VERDICTS, "NO_VERDICT": NO_VERDICT}
+    environment.globals |= {name: found for name, found in vars(fmt).items() if not name.startswith("_")}
+    environment.globals |= {"charts": charts, "missing": _missing, "partial": partial, "VERDICTS": VERDICTS}
     return environment
+
+
+def reproduce_command(settings: Mapping[str, Any]) -> str:
+    """Return the command line that `settings` (name -> value, as `EvaluateSettings.as_json`) came from.
+
+    Defaults and empty values are left out, and `resume`, which belongs to an interrupted run.
+    """
+    defaults = {option.name: option.default for option in fields(EvaluateSettings)}
+    words = ["python", "evaluate.py"]
+    for name, value in settings.items():
+        option = name.replace("_", "-")
+        if name == "resume" or value in (None, "", [], defaults.get(name)):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def settings_of(found: Any, *path: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each setting, hash and version in metrics.json: see `WHOLE` and `SINGLE`."""
+    items = found.items() if isinstance(found, Mapping) else [(entry.get("name", ""), entry) for entry in found]
+    for key, value in items:
+        if isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+            yield from settings_of(value, *path, str(key))
+        elif value is not None and (key in SINGLE or WHOLE & set(path)):
+            text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+            text = ", ".join(map(str, value)) if isinstance(value, list) else text
+            yield ": ".join((*path, str(key))), text or "none"
 
 
 def _missing(found: Any, reason: str = "This evaluation was not asked for it.") -> str:

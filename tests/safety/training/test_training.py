@@ -188,7 +188,8 @@ def test_bad_input_is_named(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_real_rows_in_real_numbers_train(tmp_path, monkeypatch):
+@pytest.mark.timeout(1800)
+def test_real_rows_in_real_numbers_train(tmp_path):
     """All written rows, with rows of the safety sets in place of the public files."""
     pytest.importorskip("sklearn")
     settings = {name: dict(values) for name, values in SETTINGS_OF.items()}
