@@ -31,7 +31,7 @@ from medical_assistant.library.pages import SECTIONS, Line, Page, Section, read_
 
 MAX_WORDS = 20
 MAX_GRADE = 8.0
-MAX_PAGE_WORDS = 450
+MAX_PAGE_WORDS = 500
 COPIED_WORDS = 8
 WORDS = {
     word: str(number)
