@@ -174,9 +174,7 @@ def outcome(row: Row, found: Found, whole: set[tuple[str, str]]) -> dict[str, An
 
 def describe(row: Row, seen: dict[str, Any]) -> str:
     faults = [
-        name
-        for name, key in (("PAGE", "first_3"), ("SECTION", "section"), ("ABSTAINED", "answered"))
-        if not seen[key]
+        name for name, key in (("PAGE", "first_3"), ("SECTION", "section"), ("ABSTAINED", "answered")) if not seen[key]
     ]
     wanted = f"{row['page']} / {row['section']} {row.get('section_also_ok', '')}"
     return (

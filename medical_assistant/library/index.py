@@ -7,18 +7,24 @@ a name BM25 (Robertson & Zaragoza 2009, "The Probabilistic Relevance Framework")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import bm25s
+import Stemmer
 
 from medical_assistant.files import ASSETS
 from medical_assistant.library.coverage import Gate, load_gate
 from medical_assistant.library.pages import Page, Section, read_library
 from medical_assistant.library.passages import Found, Part, Passage
 from medical_assistant.library.understand import (
+    ASKING_WORDS,
+    FUNCTION_WORDS,
     Names,
     QuestionType,
+    Reading,
     Topic,
     load_question_types,
     question_types,
@@ -26,12 +32,27 @@ from medical_assistant.library.understand import (
 )
 
 FOLDER = ASSETS / "library"
-MAX_PARTS = 2
+MAX_PARTS, MAX_SECTIONS = 2, 3
+SEARCHED = 60  # sections
+NAME_K = 3.0  # the weight of a name that counts half
+BM25_SHARE = 0.6  # of the best page by BM25, against a name that is all of the question
+SECOND_FROM = 0.6  # a second topic is named by words that are at least this telling, against the first's
+WORDS_FROM = 3.0  # weight of the words for which a section is shown that no type asks for
+# What is shown where nothing says what is asked.
+DEFAULT_SECTIONS = {
+    "condition": ("In short",),
+    "symptom": ("Causes", "In short"),
+    "medicine": ("How to take it", "In short"),
+    "test": ("Normal values", "What it measures"),
+    "vaccine": ("Who should have it", "In short"),
+    "first-aid": ("What to do", "In short"),
+    "topic": ("What to know", "In short"),
+}
 NEAREST = 3
-NEAR_FROM = 0.5  # share of the telling words of the question that stand in the best page
+NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
 # A page's name and the names it is also known by count this often against once for each word of a section.
 TITLE_REPEATS, NAME_REPEATS = 3, 1
-FOLLOWS_UP_WORDS = 8  # a shorter question without a topic of its own is read with the topic of the conversation
+FOLLOWS_UP_WORDS = 12  # a shorter question without a topic of its own is read with the topic of the conversation
 
 
 class EmbeddedLibrary:
@@ -41,41 +62,47 @@ class EmbeddedLibrary:
         self.pages = list(pages)
         self._types = list(types)
         self._gate = gate
-        self._names = Names(self.pages)
         self._sections = [(page, section) for page in self.pages for section in page.sections]
-        documents = [self._names.stems(words_of(_document(page, section))) for page, section in self._sections]
+        stem_of, tokens = _stemmed([_document(page, section) for page, section in self._sections])
+        self._stems_of: dict[str, set[str]] = {page.id: set() for page in self.pages}
+        for (page, _), stems in zip(self._sections, tokens, strict=True):
+            self._stems_of[page.id].update(stems)
+        pages_with = Counter(stem for stems in self._stems_of.values() for stem in stems)
+        weights = {stem: math.log(1 + len(self.pages) / count) for stem, count in pages_with.items()}
+        self._names = Names(self.pages, stem_of, weights)
+        self._known = frozenset(weights)
         self._index = bm25s.BM25()
-        self._index.index(documents, show_progress=False)
-        self._known = {stem for document in documents for stem in document}
-        self._stems_of = {
-            page.id: frozenset(
-                self._names.stems(words_of(" ".join(_document(page, section) for section in page.sections)))
-            )
-            for page in self.pages
-        }
+        self._index.index(tokens, show_progress=False)
+        texts = [(page.id, section.heading) for page, section in self._sections]
+        _, bodies = _stemmed([_body(section) for _, section in self._sections])
+        self._body_stems = dict(zip(texts, map(frozenset, bodies), strict=True))
 
     def find(self, question: str, earlier: Sequence[str] = ()) -> Found:
         """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first."""
-        query, topics = question, self._names.topics(question, self._known)
+        reading = self._names.read(question)
+        topics = self._names.topics(reading)
         if not topics and len(words_of(question)) <= FOLLOWS_UP_WORDS:
             for before in reversed(earlier):
-                topics = self._names.topics(before, self._known)
+                topics = self._names.topics(self._names.read(before))
                 if topics:
-                    query = f"{topics[0].page.title}: {question}"
+                    reading = self._names.read(f"{topics[0].page.title}: {question}")
+                    topics = topics[:1]
                     break
-        ranked = self._ranked(query)
-        chosen = self._choose(topics, ranked)
-        if not chosen and ranked:
-            page, _ = ranked[0]
-            chosen = [Topic(page, "", frozenset(), 0.0, True)]
-        parts = tuple(self._part(question, topic) for topic in chosen)
-        signals = self._signals(query, chosen, ranked)
+        ranked = self._ranked(reading)
+        scores = self._scores(reading, topics, ranked)
+        chosen = self._choose(topics, ranked, scores)
+        parts = tuple(self._part(question, reading, topic, chosen) for topic in chosen)
+        signals = self._signals(reading, chosen, ranked, scores)
         probability = self._gate.probability(signals)
-        nearest = list({page.id: page for page in (*(part.topic for part in parts), *(p for p, _ in ranked))}.values())
+        by_id = {page.id: page for page in (*(topic.page for topic in topics), *(page for page, _ in ranked))}
+        order = sorted(by_id, key=lambda name: -scores[name])
+        nearest = list(
+            {page.id: page for page in (*(part.topic for part in parts), *map(by_id.get, order)) if page}.values()
+        )
         if signals["shown"] < NEAR_FROM:
             nearest = []  # what shares no telling word with the question is not near it
         return Found(
-            query,
+            reading.text,
             self._gate.coverage(probability),
             probability,
             parts,
@@ -83,13 +110,12 @@ class EmbeddedLibrary:
             tuple(sorted(signals.items())),
         )
 
-    def _ranked(self, query: str) -> list[tuple[Page, float]]:
+    def _ranked(self, reading: Reading) -> list[tuple[Page, float]]:
         """Return the pages by the BM25 score of their best section."""
-        stems = [stem for stem in self._names.stems(words_of(query)) if stem in self._known]
+        stems = [stem for stem in reading.stems if stem in self._known]
         if not stems:
             return []
-        k = min(20, len(self._sections))
-        numbers, scores = self._index.retrieve([stems], k=k, show_progress=False)
+        numbers, scores = self._index.retrieve([stems], k=min(SEARCHED, len(self._sections)), show_progress=False)
         best: dict[str, tuple[Page, float]] = {}
         for number, score in zip(numbers[0], scores[0], strict=True):
             page = self._sections[int(number)][0]
@@ -97,41 +123,78 @@ class EmbeddedLibrary:
                 best[page.id] = (page, float(score))
         return list(best.values())
 
-    def _choose(self, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]) -> list[Topic]:
-        """Return the topics to answer on: the best, and others that other words of the question name."""
-        scores = {page.id: score for page, score in ranked}
-        best_score = max(scores.values(), default=1.0)
-        order = sorted(topics, key=lambda topic: -(topic.weight + scores.get(topic.page.id, 0.0) / best_score))
-        chosen: list[Topic] = []
-        for topic in order:
-            taken = frozenset[str]().union(*(other.words for other in chosen))
-            if len(chosen) < MAX_PARTS and not topic.words & taken:
-                chosen.append(topic)
-        medicines = [topic for topic in chosen if topic.page.kind == "medicine"]
-        return medicines[:1] + [topic for topic in chosen if topic not in medicines[:1]]
+    def _scores(
+        self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
+    ) -> dict[str, float]:
+        """Return how well each page fits: the share of the question that names it, and its BM25 against the best."""
+        total = sum(self._names.weight(stem) for stem in set(reading.stems)) or 1.0
+        best = max((score for _, score in ranked), default=1.0) or 1.0
+        scores = {page.id: BM25_SHARE * score / best for page, score in ranked}
+        for topic in topics:
+            scores[topic.page.id] = scores.get(topic.page.id, 0.0) + topic.weight / (topic.weight + NAME_K)
+        return scores
 
-    def _part(self, question: str, topic: Topic) -> Part:
+    def _choose(
+        self, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]], scores: Mapping[str, float]
+    ) -> list[Topic]:
+        """Return the topics to answer on: the best, and another that other words of the question name as clearly."""
+        named = {topic.page.id: topic for topic in topics}
+        found = [named.get(page.id) or Topic(page, "", frozenset(), 0.0, True) for page, _ in ranked]
+        found += [topic for topic in topics if topic not in found]
+        order = sorted(found, key=lambda topic: -scores[topic.page.id])
+        chosen = order[:1]
+        for topic in order[1:]:
+            clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight
+            if len(chosen) < MAX_PARTS and chosen[0].words and clear and not topic.words & chosen[0].words:
+                chosen.append(topic)
+        return chosen
+
+    def _part(self, question: str, reading: Reading, topic: Topic, chosen: Sequence[Topic]) -> Part:
         page = topic.page
         types = question_types(question, page.kind, self._types)
-        wanted = [heading for found in types for heading in found.sections[:2]] or [page.sections[0].heading]
-        passages: list[Passage] = []
-        for found in types:
-            section = next((s for s in (page.section(heading) for heading in found.sections) if s is not None), None)
-            if section is not None and section not in [passage.section for passage in passages]:
-                passages.append(Passage(page, section, section.lines, 1.0 if section.heading in wanted else 0.5))
-        if not passages:
-            passages = [Passage(page, page.sections[0], page.sections[0].lines, 0.5 if types else 1.0)]
+        first = [next((name for name in found.sections if page.section(name)), "") for found in types]
+        besides = [name for found in types for name in found.besides]
+        headings = [name for name in dict.fromkeys((*first, *besides)) if page.section(name)]
+        typed = len(headings)
+        headings += [name for name in self._by_words(page, reading, topic) if name not in headings]
+        headings = headings[:MAX_SECTIONS]
+        if not headings:
+            headings = [
+                next((name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)), page.sections[0].heading)
+            ]
+        passages = []
+        for number, heading in enumerate(headings):
+            section = page.section(heading)
+            if section is not None:
+                passages.append(Passage(page, section, section.lines, 1.0 if number < typed else 0.5))
         return Part(page, topic.matched, topic.guessed, tuple(found.name for found in types), tuple(passages))
 
-    def _signals(self, query: str, chosen: Sequence[Topic], ranked: Sequence[tuple[Page, float]]) -> dict[str, float]:
+    def _by_words(self, page: Page, reading: Reading, topic: Topic) -> list[str]:
+        """Return the sections that hold telling words of the question that the page's names do not, the best first."""
+        rest = set(reading.stems) - topic.words
+        by_heading: dict[str, float] = {}
+        for section in page.sections[1:]:
+            hits = rest & self._body_stems[page.id, section.heading]
+            weight = sum(self._names.weight(stem) for stem in hits)
+            if weight >= WORDS_FROM:
+                by_heading[section.heading] = weight
+        return sorted(by_heading, key=lambda heading: -by_heading[heading])
+
+    def _signals(
+        self,
+        reading: Reading,
+        chosen: Sequence[Topic],
+        ranked: Sequence[tuple[Page, float]],
+        scores: Mapping[str, float],
+    ) -> dict[str, float]:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
-        stems = set(self._names.stems(words_of(query)))
+        stems = set(reading.stems)
         weights = {stem: self._names.weight(stem) for stem in stems}
         total = sum(weights.values()) or 1.0
         named = frozenset[str]().union(*(topic.words for topic in chosen))
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
-        scores = [score for _, score in ranked]
-        margin = 1.0 - scores[1] / scores[0] if len(scores) > 1 and scores[0] > 0 else 0.0
+        bm25 = [score for _, score in ranked]
+        margin = 1.0 - bm25[1] / bm25[0] if len(bm25) > 1 and bm25[0] > 0 else 0.0
         top = bool(ranked and chosen and ranked[0][0] is chosen[0].page)
         return {
             "named": sum(weights.get(stem, 0.0) for stem in named & stems) / total,
@@ -142,6 +205,19 @@ class EmbeddedLibrary:
             "guessed": float(any(topic.guessed for topic in chosen)),
             "has_name": float(any(topic.words for topic in chosen)),
         }
+
+
+def _body(section: Section) -> str:
+    return " ".join(line.text for line in section.lines)
+
+
+def _stemmed(texts: Sequence[str]) -> tuple[dict[str, str], list[list[str]]]:
+    """Return the stem of every word, and each text's stems without the words that say nothing of a topic."""
+    tokens = [words_of(text) for text in texts]
+    distinct = sorted({word for words in tokens for word in words})
+    stem_of = dict(zip(distinct, Stemmer.Stemmer("english").stemWords(distinct), strict=True))
+    silent = FUNCTION_WORDS | ASKING_WORDS
+    return stem_of, [[stem_of[word] for word in words if word not in silent] for words in tokens]
 
 
 def _document(page: Page, section: Section) -> str:

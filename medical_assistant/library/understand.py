@@ -6,11 +6,10 @@ corrected towards the words of names alone: towards ordinary words, "COVID" once
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,32 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from rapidfuzz import process
 from rapidfuzz.distance import DamerauLevenshtein
 
-from medical_assistant.library.pages import SECTIONS, Page
+from medical_assistant.library.pages import SECTIONS, Page, Section
 
 MAX_TYPES = 2
-MIN_CORRECTED_LETTERS = 5
+MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 8  # one letter may be wrong from the first, two from the second
+ALIAS_FACTOR = 0.9  # a title says best what a page is about
+OTHER_PERSON_FACTOR = 0.6
 _WORD = re.compile(r"[a-z0-9][a-z0-9']*")
-# Function words, and the words of asking itself, which say nothing of the topic.
-STOP_WORDS = frozenset(STOPWORDS_EN_PLUS) | frozenset(
-    "ask bad best cause caused causes day days difference feel feeling get give given go good happen happens happened "
-    "help hi hello know like long lot make makes many mean means month months much need needs old people person please "
-    "question really right safe say sign signs symptom symptoms take taken taking tell thank thanks thing things treat "
-    "treated treatment use used using want way week weeks well year years".split()
+# The words of asking itself: they belong to a name that holds them, but say nothing of the topic on their own.
+ASKING_WORDS = frozenset(
+    "ask bad best cause caused causes day days difference feel feeling get getting give given go going good happen "
+    "happens happened help hi hello know like long lot make makes many mean means month months much need needs old "
+    "people person please question really right safe say sign signs symptom symptoms take taken taking tell thank "
+    "thanks thing things treat treated treatment use used using want way week weeks well year years".split()
 )
-# How people name whom they ask for; the names of pages say "child" and "baby".
-_AGED = r"\w+[- ](?:{})[- ]old"
+FUNCTION_WORDS = frozenset(STOPWORDS_EN_PLUS) - ASKING_WORDS
+# How people name whom they ask for, the youngest first; the titles of pages say "babies", "children" and "adults".
+_AGE = r"\b{}[- ]?(?:{})[- ]?old\b"
 _PEOPLE = (
-    (
-        re.compile(rf"\b(newborn|infant|{_AGED.format('days?|weeks?|wks?')}|(?:1|2|one|two)[- ]months?[- ]old)\b"),
-        "baby",
-    ),
-    (re.compile(rf"\b(toddler|son|daughter|kids?|children|{_AGED.format('months?|years?|yrs?')})\b"), "child"),
-)
+    ("baby", rf"\b(?:baby|babies|newborns?|infants?)\b|{_AGE.format('[0-9a-z]+', 'days?|weeks?|wks?')}"
+             rf"|{_AGE.format('(?:[1-9]|1[01]|one|two|three|four|five|six)', 'months?|mths?|mos?')}"),
+    ("child", rf"\b(?:toddler|sons?|daughters?|kids?|child|children|lad|boys?|girls?)\b"
+              rf"|{_AGE.format('(?:[1-9]|1[0-5])', 'years?|yrs?|yo')}|{_AGE.format('[0-9a-z]+', 'months?|mths?|mos?')}"),
+    ("adult", r"\b(?:adults?|grown|wife|husband|mum|dad|nan|pregnant)\b"),
+)  # fmt: skip
+_PEOPLE_PATTERNS = tuple((person, re.compile(pattern)) for person, pattern in _PEOPLE)
+PERSON_STEMS = {"baby": "babi", "child": "child", "adult": "adult"}
 
 
 def words_of(text: str) -> list[str]:
@@ -56,18 +60,34 @@ class QuestionType:
     name: str
     pattern: re.Pattern[str]
     sections: tuple[str, ...]
+    besides: tuple[str, ...]
     kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A page that a question names. `weight`: how telling the matched words are. `words`: those words' stems."""
+    """A page that a question names. `words`: the stems of the name. `weight`: how telling they are together."""
 
     page: Page
     matched: str
     words: frozenset[str]
     weight: float
     guessed: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A question as it is searched: its words, misspelt names corrected, and whom it is about.
+
+    `stems`: those that say something of the topic, in order. `all_stems`: also those of asking, which names may hold.
+    `corrected`: the stems that another spelling was corrected to. `person`: "baby", "child", "adult" or empty.
+    """
+
+    text: str
+    stems: tuple[str, ...]
+    all_stems: frozenset[str]
+    corrected: frozenset[str]
+    person: str
 
 
 def load_question_types(path: Path) -> list[QuestionType]:
@@ -78,6 +98,7 @@ def load_question_types(path: Path) -> list[QuestionType]:
             name,
             re.compile("|".join(f"(?:{pattern})" for pattern in entry["patterns"])),
             tuple(entry["sections"]),
+            tuple(entry.get("with", ())),
             tuple(entry.get("kinds", SECTIONS)),
         )
         for name, entry in content.items()
@@ -87,74 +108,106 @@ def load_question_types(path: Path) -> list[QuestionType]:
 class Names:
     """The names of all pages, and which of them a question holds."""
 
-    def __init__(self, pages: Sequence[Page]) -> None:
+    def __init__(self, pages: Sequence[Page], stems: Mapping[str, str], weights: Mapping[str, float]) -> None:
+        """`stems`: of every word of the pages. `weights`: how telling a stem is, by how few pages hold it."""
         self._stemmer = Stemmer.Stemmer("english")
+        self._stem_of = dict(stems)
+        self._weights = weights
+        self._unknown_weight = max(weights.values(), default=1.0)
         self._pages = pages
         self._names: defaultdict[frozenset[str], list[tuple[int, str]]] = defaultdict(list)
+        ordinary = {word for page in pages for section in page.sections for word in _plain_words(section)}
+        name_words = set[str]()
         for number, page in enumerate(pages):
-            for name in {page.title, *page.also_called, page.id.replace("-", " ")}:
-                stems = frozenset(self.stems(words_of(name)))
-                if stems:
-                    self._names[stems].append((number, name))
+            for name in dict.fromkeys((page.title, page.id.replace("-", " "), *page.also_called)):
+                if name.isupper() and name.lower() in ordinary:
+                    continue  # "ADD" is a name, "add" is not
+                words = words_of(name)
+                name_words.update(words)
+                key = frozenset(self.stems(word for word in words if word not in FUNCTION_WORDS))
+                if key and not all(word in ASKING_WORDS for word in words):
+                    self._names[key].append((number, name))
         self._by_word: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
-        for stems in self._names:
-            for stem in stems:
-                self._by_word[stem].append(stems)
-        counts = Counter(stem for page in pages for stem in set(self.stems(words_of(f"{page.title} {page.id}"))))
-        self._counts = counts
-        self._known = set(self._by_word)
-        self._letters = {
-            word
-            for page in pages
-            for name in (page.title, *page.also_called)
-            for word in words_of(name)
-            if len(word) >= MIN_CORRECTED_LETTERS
-        }
+        for key in self._names:
+            for stem in key:
+                self._by_word[stem].append(key)
+        self._letters = sorted(word for word in name_words if len(word) >= MIN_CORRECTED_LETTERS)
+        self._person_of = [_person_in_title(page) for page in pages]
 
     def stems(self, words: Iterable[str]) -> list[str]:
-        """Return the stems of the words that say something."""
-        return [str(stem) for stem in self._stemmer.stemWords([word for word in words if word not in STOP_WORDS])]
+        """Return the stem of each word; those of the pages' words are known already."""
+        return [self._stem_of.get(word) or str(self._stemmer.stemWord(word)) for word in words]
 
     def weight(self, stem: str) -> float:
-        """Return how telling a stem is: few pages have it in their title."""
-        return math.log(1 + len(self._pages) / (1 + self._counts.get(stem, 0)))
+        """Return how telling a stem is: few pages hold it, or none."""
+        return self._weights.get(stem, self._unknown_weight)
 
-    def correct(self, words: Sequence[str], known: set[str]) -> tuple[list[str], set[str]]:
+    def read(self, question: str) -> Reading:
+        """Return the question as it is searched, whatever text it is."""
+        lowered = question.lower()
+        person = next((name for name, pattern in _PEOPLE_PATTERNS if pattern.search(lowered)), "")
+        words, corrected = self._correct(words_of(question))
+        telling = [word for word in words if word not in FUNCTION_WORDS]
+        all_stems = set(self.stems(telling))
+        if person:
+            all_stems.add(PERSON_STEMS[person])
+        return Reading(
+            question,
+            tuple(self.stems(word for word in telling if word not in ASKING_WORDS and not word.isdigit())),
+            frozenset(all_stems),
+            frozenset(corrected),
+            person,
+        )
+
+    def _correct(self, words: Sequence[str]) -> tuple[list[str], set[str]]:
         """Return the words with unknown ones corrected towards a word of a name, and the stems that were corrected."""
-        corrected, changed = [], set[str]()
+        read, changed = [], set[str]()
         for word in words:
             new = word
-            if len(word) >= MIN_CORRECTED_LETTERS and word not in STOP_WORDS and not self._is_known(word, known):
-                allowed = 1 if len(word) < 8 else 2
+            known = word in FUNCTION_WORDS or word in ASKING_WORDS or self.stems([word])[0] in self._weights
+            if len(word) >= MIN_CORRECTED_LETTERS and not known:
+                allowed = 1 if len(word) < LONG_WORD_LETTERS else 2
                 found = process.extractOne(
                     word, self._letters, scorer=DamerauLevenshtein.distance, score_cutoff=allowed
                 )
                 if found:
                     new = found[0]
                     changed.update(self.stems([new]))
-            corrected.append(new)
-        return corrected, changed
+            read.append(new)
+        return read, changed
 
-    def _is_known(self, word: str, known: set[str]) -> bool:
-        stem = self._stemmer.stemWord(word)
-        return word in self._letters or stem in self._known or stem in known
-
-    def topics(self, question: str, known: set[str]) -> list[Topic]:
-        """Return the pages that a question names, the most telling first. `known`: stems of the pages' texts."""
-        lowered = question.lower()
-        words = words_of(question)
-        words += [person for pattern, person in _PEOPLE if pattern.search(lowered)]
-        words, guessed = self.correct(words, known)
-        stems = set(self.stems(words))
-        candidates = {name for stem in stems for name in self._by_word.get(stem, ()) if name <= stems}
+    def topics(self, reading: Reading) -> list[Topic]:
+        """Return the pages that a question names, the most telling name first."""
+        candidates = {
+            name for stem in reading.all_stems for name in self._by_word.get(stem, ()) if name <= reading.all_stems
+        }
         found: dict[int, Topic] = {}
         for name in candidates:
             weight = sum(self.weight(stem) for stem in name)
             for number, text in self._names[name]:
-                topic = Topic(self._pages[number], text, name, weight, bool(name & guessed))
-                if number not in found or found[number].weight < weight:
-                    found[number] = topic
-        return sorted(found.values(), key=lambda topic: -topic.weight)
+                page = self._pages[number]
+                fits = weight * self._person_factor(number, reading.person)
+                fits *= 1.0 if text == page.title else ALIAS_FACTOR
+                if number not in found or found[number].weight < fits:
+                    found[number] = Topic(page, text, name, fits, bool(name & reading.corrected))
+        return sorted(found.values(), key=lambda topic: (-topic.weight, topic.page.id))
+
+    def _person_factor(self, number: int, person: str) -> float:
+        """Return a factor below 1 where the page's title says whom it is about and the question means another."""
+        meant = self._person_of[number]
+        if not meant or meant == person or (meant == "adult" and not person):
+            return 1.0
+        return OTHER_PERSON_FACTOR
+
+
+def _person_in_title(page: Page) -> str:
+    title = page.title.lower()
+    match = re.search(r"\bin (?:a |an |your )?(bab|child|adult)", title)
+    return {"bab": "baby", "child": "child", "adult": "adult"}[match[1]] if match else ""
+
+
+def _plain_words(section: Section) -> set[str]:
+    return {word for line in section.lines for word in re.findall(r"\b[a-z]{2,6}\b", line.text)}
 
 
 def question_types(question: str, kind: str, types: Sequence[QuestionType]) -> list[QuestionType]:
