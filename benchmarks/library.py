@@ -8,8 +8,8 @@ look: nothing is changed or fitted after them. A row whose page the library does
 A section counts as shown where the quoted answer holds all of its lines; whether the gate let it through is counted on
 its own. Beside it stands plain BM25 over the same sections (`bm25s` with its stop words and English stems).
 
---fit fits `assets/library/coverage.json`: the weights on one half of dev (by a hash of the row's id), the thresholds on
-the other half, from the risk-coverage curve that is written with them. Needs scikit-learn.
+--fit fits `assets/library/coverage.json` on dev: the weights, and two thresholds from the risk-coverage curve, in which
+each question is judged by a fit that did not see it. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ QUESTIONS = ROOT / "benchmarks" / "library_questions"
 FIRST = 3
 # The thresholds: a wrong answer may be let through for this share of the questions that the library does not cover.
 MAX_LET_THROUGH = 0.05
+FOLDS, STRENGTH = 5, 10.0  # the inverse of the penalty on the weights
 START_CODE = """
 import resource, sys, time
 def kib(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     library = open_library(arguments.library)
     if arguments.fit:
-        fit(library, arguments.library)
+        fit(library)
         return 0
     report = measure(library, arguments.library, arguments.split, arguments.failures)
     print(render(report))
@@ -121,8 +122,8 @@ def measure(library: EmbeddedLibrary, folder: Path, split: str, failures: bool =
                 topics = ", ".join(f"{part.topic.id} ({part.matched})" for part in found.parts)
                 print(f"LET THROUGH {found.probability:.2f} {row['question']!r}: {topics}")
     report["get_help_now"] = urgent_shares(library.pages)
-    milliseconds = np.percentile(times, [50, 95]) * 1000
-    report["speed_ms"] = {"p50": round(float(milliseconds[0]), 2), "p95": round(float(milliseconds[1]), 2)}
+    milliseconds = np.asarray(np.percentile(times, [50, 95])) * 1000
+    report["speed_ms"] = {"p50": round(float(milliseconds.item(0)), 2), "p95": round(float(milliseconds.item(1)), 2)}
     report["start"] = start_cost(folder)
     return report
 
@@ -253,53 +254,62 @@ def start_cost(folder: Path) -> dict[str, float]:
     return {"cpu_s": round(float(printed[0]), 2), "memory_mb": round(float(printed[1]), 1)}
 
 
-def fit(library: EmbeddedLibrary, folder: Path) -> None:
-    """Fit the gate and write coverage.json into `folder`.
+def fit(library: EmbeddedLibrary) -> None:
+    """Fit the gate on dev and write coverage.json.
 
-    A question counts as covered where its page is among the parts found.
+    A question counts as covered where its page is among the parts found; where another is, the row is left out. The
+    weights come from all of dev, the curve and its thresholds from probabilities that each come from a fit on the
+    other `FOLDS` - 1 parts of dev.
     """
     from sklearn.linear_model import LogisticRegression
 
     by_id = {page.id for page in library.pages}
-    rows = [row for row in read_rows("covered", "dev") if row["page"] in by_id] + read_rows("uncovered", "dev")
-    values, labels, halves = [], [], []
-    for row in rows:
+    signals, labels, folds = [], [], []
+    for row in [row for row in read_rows("covered", "dev") if row["page"] in by_id] + read_rows("uncovered", "dev"):
         found = library.find(row["question"])
-        right = "page" in row and bool(accepted(row)[0] & {part.topic.id for part in found.parts})
-        if "page" in row and not right:
-            continue  # it is covered, but what would be shown is not its answer: neither
-        signals = dict(found.signals)
-        values.append([signals[name] for name in SIGNALS])
-        labels.append(right)
-        halves.append(hashlib.sha256(row["id"].encode()).digest()[0] % 2)
-    x, y, half = np.array(values), np.array(labels), np.array(halves)
-    model = LogisticRegression(C=3.0, class_weight="balanced", max_iter=1000).fit(x[half == 0], y[half == 0])
-    probability = model.predict_proba(x[half == 1])[:, 1]
-    curve = risk_coverage(probability, y[half == 1])
-    partly = next(point for point in curve if point["let_through"] <= MAX_LET_THROUGH)
-    surest = next(point for point in curve if point["let_through"] <= MAX_LET_THROUGH / 2)
+        if "page" in row and not accepted(row)[0] & {part.topic.id for part in found.parts}:
+            continue
+        signals.append([dict(found.signals)[name] for name in SIGNALS])
+        labels.append("page" in row)
+        folds.append(hash_of(row) % FOLDS)
+    x, y, fold = np.array(signals), np.array(labels), np.array(folds)
+    probability = np.zeros(len(y))
+    for held_out in range(FOLDS):
+        rest = fold != held_out
+        model = LogisticRegression(C=STRENGTH, max_iter=2000).fit(x[rest], y[rest])
+        probability[~rest] = model.predict_proba(x[~rest])[:, 1]
+    curve = risk_coverage(probability, y)
+    model = LogisticRegression(C=STRENGTH, max_iter=2000).fit(x, y)
     content = {
         "weights": {name: round(float(weight), 3) for name, weight in zip(SIGNALS, model.coef_[0], strict=True)},
         "bias": round(float(model.intercept_[0]), 3),
-        "covered_from": surest["from"],
-        "partly_from": partly["from"],
-        "fitted_on": {"covered": int(y[half == 0].sum()), "uncovered": int((~y[half == 0]).sum())},
-        "thresholds_from": {"covered": int(y[half == 1].sum()), "uncovered": int((~y[half == 1]).sum())},
+        "covered_from": first_below(curve, MAX_LET_THROUGH / 2),
+        "partly_from": first_below(curve, MAX_LET_THROUGH),
+        "questions": {"covered": int(y.sum()), "not": int((~y).sum())},
         "curve": curve,
     }
-    (folder / "coverage.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / "coverage.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content, indent=1))
 
 
+def first_below(curve: Sequence[dict[str, float]], let_through: float) -> float:
+    """Return the lowest threshold of the curve that lets at most this share of the uncovered questions through."""
+    return next(point["from"] for point in curve if point["let_through"] <= let_through)
+
+
+def hash_of(row: Row) -> int:
+    return hashlib.sha256(row["id"].encode()).digest()[0]
+
+
 def risk_coverage(probability: np.ndarray, covered: np.ndarray) -> list[dict[str, float]]:
-    """Return for thresholds from 0.05 to 0.95 the share of covered questions kept and of uncovered ones let through."""
+    """Return for thresholds from 0.02 to 0.98 the share of covered questions kept and of uncovered ones let through."""
     return [
         {
             "from": round(float(threshold), 2),
             "kept": mean(probability[covered] >= threshold),
             "let_through": mean(probability[~covered] >= threshold),
         }
-        for threshold in np.arange(0.05, 0.96, 0.05)
+        for threshold in np.arange(0.02, 0.99, 0.02)
     ]
 
 

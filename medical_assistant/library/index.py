@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import bm25s
@@ -35,6 +35,7 @@ FOLDER = ASSETS / "library"
 MAX_PARTS, MAX_SECTIONS = 2, 3
 SEARCHED = 60  # sections
 NAME_K = 3.0  # the weight of a name that counts half
+PARTIAL_SHARE = 0.3  # for the share of a name that the question holds
 BM25_SHARE = 0.6  # of the best page by BM25, against a name that is all of the question
 SECOND_FROM = 0.6  # a second topic is named by words that are at least this telling, against the first's
 WORDS_FROM = 3.0  # weight of the words for which a section is shown that no type asks for
@@ -60,8 +61,8 @@ class EmbeddedLibrary:
 
     def __init__(self, pages: Sequence[Page], types: Sequence[QuestionType], gate: Gate) -> None:
         self.pages = list(pages)
-        self._types = list(types)
-        self._gate = gate
+        self.types = list(types)
+        self.gate = gate
         self._sections = [(page, section) for page in self.pages for section in page.sections]
         stem_of, tokens = _stemmed([_document(page, section) for page, section in self._sections])
         self._stems_of: dict[str, set[str]] = {page.id: set() for page in self.pages}
@@ -92,18 +93,17 @@ class EmbeddedLibrary:
         scores = self._scores(reading, topics, ranked)
         chosen = self._choose(topics, ranked, scores)
         parts = tuple(self._part(question, reading, topic, chosen) for topic in chosen)
-        signals = self._signals(reading, chosen, ranked, scores)
-        probability = self._gate.probability(signals)
+        signals = self._signals(reading, chosen, parts, ranked)
+        probability = self.gate.probability(signals)
         by_id = {page.id: page for page in (*(topic.page for topic in topics), *(page for page, _ in ranked))}
-        order = sorted(by_id, key=lambda name: -scores[name])
-        nearest = list(
-            {page.id: page for page in (*(part.topic for part in parts), *map(by_id.get, order)) if page}.values()
-        )
+        best = sorted(by_id, key=lambda name: -scores[name])
+        order = dict.fromkeys([*(part.topic.id for part in parts), *best])
+        nearest = [by_id[name] for name in order]
         if signals["shown"] < NEAR_FROM:
             nearest = []  # what shares no telling word with the question is not near it
         return Found(
             reading.text,
-            self._gate.coverage(probability),
+            self.gate.coverage(probability),
             probability,
             parts,
             tuple(nearest[:NEAREST]),
@@ -127,9 +127,12 @@ class EmbeddedLibrary:
         self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
     ) -> dict[str, float]:
         """Return how well each page fits: the share of the question that names it, and its BM25 against the best."""
-        total = sum(self._names.weight(stem) for stem in set(reading.stems)) or 1.0
         best = max((score for _, score in ranked), default=1.0) or 1.0
-        scores = {page.id: BM25_SHARE * score / best for page, score in ranked}
+        stems = frozenset(reading.stems)
+        scores = {
+            page.id: BM25_SHARE * score / best + PARTIAL_SHARE * self._names.partial(page, stems)
+            for page, score in ranked
+        }
         for topic in topics:
             scores[topic.page.id] = scores.get(topic.page.id, 0.0) + topic.weight / (topic.weight + NAME_K)
         return scores
@@ -151,7 +154,7 @@ class EmbeddedLibrary:
 
     def _part(self, question: str, reading: Reading, topic: Topic, chosen: Sequence[Topic]) -> Part:
         page = topic.page
-        types = question_types(question, page.kind, self._types)
+        types = question_types(question, page.kind, self.types)
         first = [next((name for name in found.sections if page.section(name)), "") for found in types]
         besides = [name for found in types for name in found.besides]
         headings = [name for name in dict.fromkeys((*first, *besides)) if page.section(name)]
@@ -159,9 +162,9 @@ class EmbeddedLibrary:
         headings += [name for name in self._by_words(page, reading, topic) if name not in headings]
         headings = headings[:MAX_SECTIONS]
         if not headings:
-            headings = [
-                next((name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)), page.sections[0].heading)
-            ]
+            headings = [name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)][:1]
+        if not headings:
+            headings = [page.sections[0].heading]
         passages = []
         for number, heading in enumerate(headings):
             section = page.section(heading)
@@ -181,30 +184,43 @@ class EmbeddedLibrary:
         return sorted(by_heading, key=lambda heading: -by_heading[heading])
 
     def _signals(
-        self,
-        reading: Reading,
-        chosen: Sequence[Topic],
-        ranked: Sequence[tuple[Page, float]],
-        scores: Mapping[str, float],
+        self, reading: Reading, chosen: Sequence[Topic], parts: Sequence[Part], ranked: Sequence[tuple[Page, float]]
     ) -> dict[str, float]:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
         stems = set(reading.stems)
         weights = {stem: self._names.weight(stem) for stem in stems}
         total = sum(weights.values()) or 1.0
+
+        def share(some: Collection[str]) -> float:
+            return sum(weight for stem, weight in weights.items() if stem in some) / total
+
         named = frozenset[str]().union(*(topic.words for topic in chosen))
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
         bm25 = [score for _, score in ranked]
-        margin = 1.0 - bm25[1] / bm25[0] if len(bm25) > 1 and bm25[0] > 0 else 0.0
-        top = bool(ranked and chosen and ranked[0][0] is chosen[0].page)
+        first = chosen[0] if chosen else None
         return {
-            "named": sum(weights.get(stem, 0.0) for stem in named & stems) / total,
-            "shown": sum(weights[stem] for stem in stems & shown) / total,
-            "unknown": sum(weights[stem] for stem in stems - self._known) / total,
-            "margin": margin,
-            "agree": float(top),
-            "guessed": float(any(topic.guessed for topic in chosen)),
+            "named": share(named),
+            "shown": share(shown),
+            "unknown": share(stems - self._known),
+            "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
+            "title": float(first is not None and first.matched == first.page.title),
+            "corrected": float(any(topic.guessed and topic.words for topic in chosen)),
             "has_name": float(any(topic.words for topic in chosen)),
+            "partial": self._names.partial(first.page, stems) if first else 0.0,
+            "modified": float(first is not None and self._is_modified(reading, first)),
+            "typed": float(bool(parts) and bool(parts[0].types) and parts[0].passages[0].score == 1.0),
+            "margin": 1.0 - bm25[1] / bm25[0] if len(bm25) > 1 and bm25[0] > 0 else 0.0,
+            "agree": float(bool(ranked) and first is not None and ranked[0][0] is first.page),
+            "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
         }
+
+    def _is_modified(self, reading: Reading, topic: Topic) -> bool:
+        """Return whether a telling word that the topic's page does not hold stands just before its name."""
+        strange = set(reading.stems) - self._stems_of[topic.page.id]
+        return any(
+            before in strange and word in topic.words
+            for before, word in zip(reading.sequence, reading.sequence[1:], strict=False)
+        )
 
 
 def _body(section: Section) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,12 @@ ASKING_WORDS = frozenset(
 FUNCTION_WORDS = frozenset(STOPWORDS_EN_PLUS) - ASKING_WORDS
 # How people name whom they ask for, the youngest first; the titles of pages say "babies", "children" and "adults".
 _AGE = r"\b{}[- ]?(?:{})[- ]?old\b"
+_DAYS, _MONTHS, _YEARS = "days?|weeks?|wks?", "months?|mths?|mos?", "years?|yrs?|yo"
 _PEOPLE = (
-    ("baby", rf"\b(?:baby|babies|newborns?|infants?)\b|{_AGE.format('[0-9a-z]+', 'days?|weeks?|wks?')}"
-             rf"|{_AGE.format('(?:[1-9]|1[01]|one|two|three|four|five|six)', 'months?|mths?|mos?')}"),
+    ("baby", rf"\b(?:baby|babies|newborns?|infants?)\b|{_AGE.format('[0-9a-z]+', _DAYS)}"
+             rf"|{_AGE.format('(?:[1-9]|1[01]|one|two|three|four|five|six)', _MONTHS)}"),
     ("child", rf"\b(?:toddler|sons?|daughters?|kids?|child|children|lad|boys?|girls?)\b"
-              rf"|{_AGE.format('(?:[1-9]|1[0-5])', 'years?|yrs?|yo')}|{_AGE.format('[0-9a-z]+', 'months?|mths?|mos?')}"),
+              rf"|{_AGE.format('(?:[1-9]|1[0-5])', _YEARS)}|{_AGE.format('[0-9a-z]+', _MONTHS)}"),
     ("adult", r"\b(?:adults?|grown|wife|husband|mum|dad|nan|pregnant)\b"),
 )  # fmt: skip
 _PEOPLE_PATTERNS = tuple((person, re.compile(pattern)) for person, pattern in _PEOPLE)
@@ -79,11 +80,12 @@ class Topic:
 class Reading:
     """A question as it is searched: its words, misspelt names corrected, and whom it is about.
 
-    `stems`: those that say something of the topic, in order. `all_stems`: also those of asking, which names may hold.
+    `sequence`: the stem of each word, in order. `stems`: those of them that say something of the topic.
     `corrected`: the stems that another spelling was corrected to. `person`: "baby", "child", "adult" or empty.
     """
 
     text: str
+    sequence: tuple[str, ...]
     stems: tuple[str, ...]
     all_stems: frozenset[str]
     corrected: frozenset[str]
@@ -116,17 +118,23 @@ class Names:
         self._unknown_weight = max(weights.values(), default=1.0)
         self._pages = pages
         self._names: defaultdict[frozenset[str], list[tuple[int, str]]] = defaultdict(list)
+        self._of_page: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
         ordinary = {word for page in pages for section in page.sections for word in _plain_words(section)}
         name_words = set[str]()
         for number, page in enumerate(pages):
+            title_words = set(words_of(page.title))
             for name in dict.fromkeys((page.title, page.id.replace("-", " "), *page.also_called)):
                 if name.isupper() and name.lower() in ordinary:
                     continue  # "ADD" is a name, "add" is not
                 words = words_of(name)
                 name_words.update(words)
-                key = frozenset(self.stems(word for word in words if word not in FUNCTION_WORDS))
-                if key and not all(word in ASKING_WORDS for word in words):
-                    self._names[key].append((number, name))
+                telling = [word for word in words if word not in FUNCTION_WORDS]
+                bare = len(words) > 1 and len(telling) == 1 and telling[0] not in title_words
+                if bare or all(word in ASKING_WORDS for word in telling):
+                    telling = words  # "out of breath" is not named by "breath", nor "feeling down" by "feeling"
+                if len(telling) > 1 or telling[0] not in ASKING_WORDS | FUNCTION_WORDS:
+                    self._names[frozenset(self.stems(telling))].append((number, name))
+                    self._of_page[page.id].append(frozenset(self.stems(telling)))
         self._by_word: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
         for key in self._names:
             for stem in key:
@@ -148,11 +156,12 @@ class Names:
         person = next((name for name, pattern in _PEOPLE_PATTERNS if pattern.search(lowered)), "")
         words, corrected = self._correct(words_of(question))
         telling = [word for word in words if word not in FUNCTION_WORDS]
-        all_stems = set(self.stems(telling))
+        all_stems = set(self.stems(words))
         if person:
             all_stems.add(PERSON_STEMS[person])
         return Reading(
             question,
+            tuple(self.stems(words)),
             tuple(self.stems(word for word in telling if word not in ASKING_WORDS and not word.isdigit())),
             frozenset(all_stems),
             frozenset(corrected),
@@ -170,7 +179,7 @@ class Names:
                 found = process.extractOne(
                     word, self._letters, scorer=DamerauLevenshtein.distance, score_cutoff=allowed
                 )
-                if found:
+                if found and DamerauLevenshtein.distance(_consonants(word), _consonants(found[0])) <= 1:
                     new = found[0]
                     changed.update(self.stems([new]))
             read.append(new)
@@ -178,8 +187,12 @@ class Names:
 
     def topics(self, reading: Reading) -> list[Topic]:
         """Return the pages that a question names, the most telling name first."""
+        telling = frozenset(reading.stems) | {PERSON_STEMS.get(reading.person, "")}
         candidates = {
-            name for stem in reading.all_stems for name in self._by_word.get(stem, ()) if name <= reading.all_stems
+            name
+            for stem in reading.all_stems
+            for name in self._by_word.get(stem, ())
+            if name <= reading.all_stems and name & telling
         }
         found: dict[int, Topic] = {}
         for name in candidates:
@@ -192,12 +205,26 @@ class Names:
                     found[number] = Topic(page, text, name, fits, bool(name & reading.corrected))
         return sorted(found.values(), key=lambda topic: (-topic.weight, topic.page.id))
 
+    def partial(self, page: Page, stems: Set[str]) -> float:
+        """Return how much (0-1) of that name of the page that fits best is among `stems`, by weight."""
+        best = 0.0
+        for name in self._of_page[page.id]:
+            if name & stems:
+                whole = sum(self.weight(stem) for stem in name)
+                best = max(best, sum(self.weight(stem) for stem in name & stems) / whole)
+        return best
+
     def _person_factor(self, number: int, person: str) -> float:
         """Return a factor below 1 where the page's title says whom it is about and the question means another."""
         meant = self._person_of[number]
         if not meant or meant == person or (meant == "adult" and not person):
             return 1.0
         return OTHER_PERSON_FACTOR
+
+
+def _consonants(word: str) -> str:
+    """Return what of a word misspellings keep: its first letter, and its consonants without doubles."""
+    return word[:1] + re.sub(r"(.)\1+", r"\1", re.sub("[aeiouyh]", "", word[1:]))
 
 
 def _person_in_title(page: Page) -> str:
