@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = measure(library, arguments.library, arguments.split, arguments.failures)
     print(render(report))
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        kept = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else {}
+        text = json.dumps({**kept, arguments.split: report}, indent=2, sort_keys=True)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
@@ -77,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", type=Path, default=FOLDER, help="folder of pages")
     parser.add_argument("--split", choices=("dev", "test"), default="dev", help="which questions (default: dev)")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the figures here, beside those of the other split")
     parser.add_argument("--failures", action="store_true", help="print the rows that went wrong")
     parser.add_argument("--fit", action="store_true", help="fit coverage.json anew")
     return parser.parse_args(argv)

@@ -15,13 +15,13 @@ from pathlib import Path
 import bm25s
 import Stemmer
 
+from medical_assistant.errors import UserError
 from medical_assistant.files import ASSETS
 from medical_assistant.library.coverage import Gate, load_gate
 from medical_assistant.library.pages import Page, Section, read_library
 from medical_assistant.library.passages import Found, Part, Passage
 from medical_assistant.library.understand import (
-    ASKING_WORDS,
-    FUNCTION_WORDS,
+    SILENT,
     Names,
     QuestionType,
     Reading,
@@ -64,29 +64,33 @@ class EmbeddedLibrary:
         self.types = list(types)
         self.gate = gate
         self._sections = [(page, section) for page in self.pages for section in page.sections]
-        stem_of, tokens = _stemmed([_document(page, section) for page, section in self._sections])
-        self._stems_of: dict[str, set[str]] = {page.id: set() for page in self.pages}
-        for (page, _), stems in zip(self._sections, tokens, strict=True):
-            self._stems_of[page.id].update(stems)
+        stemmer = _Stemmer()
+        names = {page.id: stemmer.telling(_names(page)) for page in self.pages}
+        bodies = [stemmer.telling(_body(section)) for _, section in self._sections]
+        self._body_stems = {
+            (page.id, section.heading): frozenset(body)
+            for (page, section), body in zip(self._sections, bodies, strict=True)
+        }
+        self._stems_of = {page.id: set(names[page.id]) for page in self.pages}
+        for (page, _), body in zip(self._sections, bodies, strict=True):
+            self._stems_of[page.id].update(body)
         pages_with = Counter(stem for stems in self._stems_of.values() for stem in stems)
         weights = {stem: math.log(1 + len(self.pages) / count) for stem, count in pages_with.items()}
-        self._names = Names(self.pages, stem_of, weights)
+        self.names = Names(self.pages, stemmer.stem_of, weights)
         self._known = frozenset(weights)
         self._index = bm25s.BM25()
-        self._index.index(tokens, show_progress=False)
-        texts = [(page.id, section.heading) for page, section in self._sections]
-        _, bodies = _stemmed([_body(section) for _, section in self._sections])
-        self._body_stems = dict(zip(texts, map(frozenset, bodies), strict=True))
+        documents = [names[page.id] + body for (page, _), body in zip(self._sections, bodies, strict=True)]
+        self._index.index(documents, show_progress=False)
 
     def find(self, question: str, earlier: Sequence[str] = ()) -> Found:
         """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first."""
-        reading = self._names.read(question)
-        topics = self._names.topics(reading)
+        reading = self.names.read(question)
+        topics = self.names.topics(reading)
         if not topics and len(words_of(question)) <= FOLLOWS_UP_WORDS:
             for before in reversed(earlier):
-                topics = self._names.topics(self._names.read(before))
+                topics = self.names.topics(self.names.read(before))
                 if topics:
-                    reading = self._names.read(f"{topics[0].page.title}: {question}")
+                    reading = self.names.read(f"{topics[0].page.title}: {question}")
                     topics = topics[:1]
                     break
         ranked = self._ranked(reading)
@@ -130,7 +134,7 @@ class EmbeddedLibrary:
         best = max((score for _, score in ranked), default=1.0) or 1.0
         stems = frozenset(reading.stems)
         scores = {
-            page.id: BM25_SHARE * score / best + PARTIAL_SHARE * self._names.partial(page, stems)
+            page.id: BM25_SHARE * score / best + PARTIAL_SHARE * self.names.partial(page, stems)
             for page, score in ranked
         }
         for topic in topics:
@@ -178,7 +182,7 @@ class EmbeddedLibrary:
         by_heading: dict[str, float] = {}
         for section in page.sections[1:]:
             hits = rest & self._body_stems[page.id, section.heading]
-            weight = sum(self._names.weight(stem) for stem in hits)
+            weight = sum(self.names.weight(stem) for stem in hits)
             if weight >= WORDS_FROM:
                 by_heading[section.heading] = weight
         return sorted(by_heading, key=lambda heading: -by_heading[heading])
@@ -188,7 +192,7 @@ class EmbeddedLibrary:
     ) -> dict[str, float]:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
         stems = set(reading.stems)
-        weights = {stem: self._names.weight(stem) for stem in stems}
+        weights = {stem: self.names.weight(stem) for stem in stems}
         total = sum(weights.values()) or 1.0
 
         def share(some: Collection[str]) -> float:
@@ -206,7 +210,7 @@ class EmbeddedLibrary:
             "title": float(first is not None and first.matched == first.page.title),
             "corrected": float(any(topic.guessed and topic.words for topic in chosen)),
             "has_name": float(any(topic.words for topic in chosen)),
-            "partial": self._names.partial(first.page, stems) if first else 0.0,
+            "partial": self.names.partial(first.page, stems) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "typed": float(bool(parts) and bool(parts[0].types) and parts[0].passages[0].score == 1.0),
             "margin": 1.0 - bm25[1] / bm25[0] if len(bm25) > 1 and bm25[0] > 0 else 0.0,
@@ -223,26 +227,34 @@ class EmbeddedLibrary:
         )
 
 
+def _names(page: Page) -> str:
+    return " ".join([page.title] * TITLE_REPEATS + list(page.also_called) * NAME_REPEATS)
+
+
 def _body(section: Section) -> str:
-    return " ".join(line.text for line in section.lines)
+    return f"{section.heading} {' '.join(line.text for line in section.lines)}"
 
 
-def _stemmed(texts: Sequence[str]) -> tuple[dict[str, str], list[list[str]]]:
-    """Return the stem of every word, and each text's stems without the words that say nothing of a topic."""
-    tokens = [words_of(text) for text in texts]
-    distinct = sorted({word for words in tokens for word in words})
-    stem_of = dict(zip(distinct, Stemmer.Stemmer("english").stemWords(distinct), strict=True))
-    silent = FUNCTION_WORDS | ASKING_WORDS
-    return stem_of, [[stem_of[word] for word in words if word not in silent] for words in tokens]
+class _Stemmer:
+    """Stems texts, each distinct word once. `stem_of`: what it met."""
 
+    def __init__(self) -> None:
+        self._stemmer = Stemmer.Stemmer("english")
+        self.stem_of: dict[str, str] = {}
 
-def _document(page: Page, section: Section) -> str:
-    names = " ".join([page.title] * TITLE_REPEATS + list(page.also_called) * NAME_REPEATS)
-    return f"{names} {section.heading} {' '.join(line.text for line in section.lines)}"
+    def telling(self, text: str) -> list[str]:
+        """Return the stems of a text's words but for those that say nothing of a topic."""
+        words = words_of(text)
+        new = [word for word in words if word not in self.stem_of]
+        self.stem_of.update(zip(new, self._stemmer.stemWords(new), strict=True))
+        return [self.stem_of[word] for word in words if word not in SILENT]
 
 
 def open_library(folder: Path = FOLDER) -> EmbeddedLibrary:
     """Return the library of a folder of pages. Raises `UserError` as `pages.read_library`."""
+    pages = read_library(folder)
+    if not pages:
+        raise UserError(f"{folder} has no pages: name a folder of Markdown pages in the library's form.")
     return EmbeddedLibrary(
-        read_library(folder), load_question_types(FOLDER / "question_types.yaml"), load_gate(FOLDER / "coverage.json")
+        pages, load_question_types(FOLDER / "question_types.yaml"), load_gate(FOLDER / "coverage.json")
     )

@@ -20,13 +20,14 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from rapidfuzz import process
 from rapidfuzz.distance import DamerauLevenshtein
 
-from medical_assistant.library.pages import SECTIONS, Page, Section
+from medical_assistant.library.pages import LOADER, SECTIONS, Page
 
 MAX_TYPES = 2
 MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 8  # one letter may be wrong from the first, two from the second
 ALIAS_FACTOR = 0.9  # a title says best what a page is about
 OTHER_PERSON_FACTOR = 0.6
 _WORD = re.compile(r"[a-z0-9][a-z0-9']*")
+_POSSESSION = re.compile(r"'s?$")
 # The words of asking itself: they belong to a name that holds them, but say nothing of the topic on their own.
 ASKING_WORDS = frozenset(
     "ask bad best cause caused causes day days difference feel feeling get getting give given go going good happen "
@@ -35,6 +36,7 @@ ASKING_WORDS = frozenset(
     "thanks thing things treat treated treatment use used using want way week weeks well year years".split()
 )
 FUNCTION_WORDS = frozenset(STOPWORDS_EN_PLUS) - ASKING_WORDS
+SILENT = FUNCTION_WORDS | ASKING_WORDS
 # How people name whom they ask for, the youngest first; the titles of pages say "babies", "children" and "adults".
 _AGE = r"\b{}[- ]?(?:{})[- ]?old\b"
 _DAYS, _MONTHS, _YEARS = "days?|weeks?|wks?", "months?|mths?|mos?", "years?|yrs?|yo"
@@ -51,9 +53,11 @@ PERSON_STEMS = {"baby": "babi", "child": "child", "adult": "adult"}
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text, lower case, without accents and apostrophes of possession."""
-    plain = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
-    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
-    return [re.sub(r"'s?$", "", word) for word in _WORD.findall(plain.replace("-", " "))]
+    plain = text.lower().replace("\u2019", "'").replace("-", " ")
+    if not plain.isascii():
+        plain = "".join(letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter))
+    words: list[str] = _WORD.findall(plain)
+    return [_POSSESSION.sub("", word) for word in words] if "'" in plain else words
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Reading:
 
 def load_question_types(path: Path) -> list[QuestionType]:
     """Return the types of `question_types.yaml`, in its order."""
-    content: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: dict[str, dict[str, Any]] = yaml.load(path.read_text(encoding="utf-8"), LOADER)
     return [
         QuestionType(
             name,
@@ -119,7 +123,9 @@ class Names:
         self._pages = pages
         self._names: defaultdict[frozenset[str], list[tuple[int, str]]] = defaultdict(list)
         self._of_page: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
-        ordinary = {word for page in pages for section in page.sections for word in _plain_words(section)}
+        capitals = {name.lower() for page in pages for name in page.also_called if name.isupper()}
+        texts = (line.text for page in pages for section in page.sections for line in section.lines)
+        ordinary = {word for text in texts for word in text.split() if word in capitals}
         name_words = set[str]()
         for number, page in enumerate(pages):
             title_words = set(words_of(page.title))
@@ -231,10 +237,6 @@ def _person_in_title(page: Page) -> str:
     title = page.title.lower()
     match = re.search(r"\bin (?:a |an |your )?(bab|child|adult)", title)
     return {"bab": "baby", "child": "child", "adult": "adult"}[match[1]] if match else ""
-
-
-def _plain_words(section: Section) -> set[str]:
-    return {word for line in section.lines for word in re.findall(r"\b[a-z]{2,6}\b", line.text)}
 
 
 def question_types(question: str, kind: str, types: Sequence[QuestionType]) -> list[QuestionType]:
