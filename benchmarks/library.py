@@ -45,7 +45,7 @@ QUESTIONS = ROOT / "benchmarks" / "library_questions"
 FIRST = 3
 # The thresholds: a wrong answer may be let through for this share of the questions that the library does not cover.
 MAX_LET_THROUGH = 0.05
-FOLDS, STRENGTH = 5, 10.0  # the inverse of the penalty on the weights
+FOLDS, STRENGTH = 10, 10.0  # the inverse of the penalty on the weights
 START_CODE = """
 import resource, sys, time
 def kib(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])

@@ -163,12 +163,10 @@ class EmbeddedLibrary:
         besides = [name for found in types for name in found.besides]
         headings = [name for name in dict.fromkeys((*first, *besides)) if page.section(name)]
         typed = len(headings)
-        headings += [name for name in self._by_words(page, reading, topic) if name not in headings]
-        headings = headings[:MAX_SECTIONS]
         if not headings:
             headings = [name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)][:1]
-        if not headings:
-            headings = [page.sections[0].heading]
+        headings += [name for name in self._by_words(page, reading, topic) if name not in headings]
+        headings = headings[:MAX_SECTIONS] or [page.sections[0].heading]
         passages = []
         for number, heading in enumerate(headings):
             section = page.section(heading)

@@ -26,6 +26,7 @@ MAX_TYPES = 2
 MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 8  # one letter may be wrong from the first, two from the second
 ALIAS_FACTOR = 0.9  # a title says best what a page is about
 OTHER_PERSON_FACTOR = 0.6
+SCATTERED_FACTOR, MAX_BETWEEN = 0.6, 4  # a name whose words stand apart, with more than this many others between
 _WORD = re.compile(r"[a-z0-9][a-z0-9']*")
 _POSSESSION = re.compile(r"'s?$")
 # The words of asking itself: they belong to a name that holds them, but say nothing of the topic on their own.
@@ -203,6 +204,7 @@ class Names:
         found: dict[int, Topic] = {}
         for name in candidates:
             weight = sum(self.weight(stem) for stem in name)
+            weight *= 1.0 if _stand_together(name, reading.sequence) else SCATTERED_FACTOR
             for number, text in self._names[name]:
                 page = self._pages[number]
                 fits = weight * self._person_factor(number, reading.person)
@@ -226,6 +228,17 @@ class Names:
         if not meant or meant == person or (meant == "adult" and not person):
             return 1.0
         return OTHER_PERSON_FACTOR
+
+
+def _stand_together(name: frozenset[str], sequence: Sequence[str]) -> bool:
+    """Return whether the words of a name stand near each other somewhere, as in "pain in my left knee"."""
+    last: dict[str, int] = {}
+    for at, stem in enumerate(sequence):
+        if stem in name:
+            last[stem] = at
+            if len(last) == len(name) and at - min(last.values()) < len(name) + MAX_BETWEEN:
+                return True
+    return len(name) == 1 or not name <= set(sequence)  # the person is not among the words
 
 
 def _consonants(word: str) -> str:

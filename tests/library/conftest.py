@@ -69,7 +69,8 @@ PAGES = {
         "test",
         "resting pulse, heart rate",
         "## What it measures\n\nA pulse counts heart beats. [1]\n\n"
-        "## Normal values\n\nA resting pulse of 60 to 100 is normal. [1]\n\n## High\n\nA fever can raise the pulse. [1]",
+        "## Normal values\n\nA resting pulse of 60 to 100 is normal. [1]\n\n"
+        "## High\n\nA fever can raise the pulse. [1]",
     ),
 }
 
