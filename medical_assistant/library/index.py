@@ -53,6 +53,10 @@ NEAREST = 3
 NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
 # A page's name and the names it is also known by count this often against once for each word of a section.
 TITLE_REPEATS, NAME_REPEATS = 3, 1
+ALWAYS_DEFAULT = ("topic", "first-aid")  # whose pages are one subject in a few sections
+TYPED_SHARE = 0.15  # for a page that has a section of the type asked for
+REFERRING = frozenset(("it", "its", "them", "they", "these", "those"))
+EARLIER_FACTOR = 0.8  # the weight of a name one message earlier
 FOLLOWS_UP_WORDS = 12  # a shorter question without a topic of its own is read with the topic of the conversation
 
 
@@ -86,17 +90,14 @@ class EmbeddedLibrary:
         """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first."""
         reading = self.names.read(question)
         topics = self.names.topics(reading)
-        if not topics and len(words_of(question)) <= FOLLOWS_UP_WORDS:
-            for before in reversed(earlier):
-                topics = self.names.topics(self.names.read(before))
-                if topics:
-                    reading = self.names.read(f"{topics[0].page.title}: {question}")
-                    topics = topics[:1]
-                    break
+        before = self._earlier_topic(question, topics, earlier)
+        if before:
+            topics = [before]
+            reading = self.names.read(f"{before.page.title}: {question}")
         ranked = self._ranked(reading)
         scores = self._scores(reading, topics, ranked)
-        chosen = self._choose(topics, ranked, scores)
-        parts = tuple(self._part(question, reading, topic, chosen) for topic in chosen)
+        chosen = self._choose(question, topics, ranked, scores)
+        parts = tuple(self._part(question, reading, topic) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked)
         probability = self.gate.probability(signals)
         by_id = {page.id: page for page in (*(topic.page for topic in topics), *(page for page, _ in ranked))}
@@ -113,6 +114,18 @@ class EmbeddedLibrary:
             tuple(nearest[:NEAREST]),
             tuple(sorted(signals.items())),
         )
+
+    def _earlier_topic(self, question: str, topics: Sequence[Topic], earlier: Sequence[str]) -> Topic | None:
+        """Return the conversation's topic where the question is short, and names none or says "it" of a symptom."""
+        words = words_of(question)
+        refers = REFERRING & set(words) and all(topic.page.kind == "symptom" for topic in topics)
+        if len(words) > FOLLOWS_UP_WORDS or not (refers or not topics):
+            return None
+        named = [self.names.topics(self.names.read(before))[:1] for before in reversed(earlier)]
+        weighed = [
+            (topic.weight * EARLIER_FACTOR**age, -age, topic) for age, found in enumerate(named) for topic in found
+        ]
+        return max(weighed, key=lambda entry: entry[:2])[2] if weighed else None
 
     def _ranked(self, reading: Reading) -> list[tuple[Page, float]]:
         """Return the pages by the BM25 score of their best section."""
@@ -142,29 +155,42 @@ class EmbeddedLibrary:
         return scores
 
     def _choose(
-        self, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]], scores: Mapping[str, float]
+        self, question: str, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]], scores: Mapping[str, float]
     ) -> list[Topic]:
-        """Return the topics to answer on: the best, and another that other words of the question name as clearly."""
+        """Return the topics to answer on: the best, and another that other words of the question name as clearly.
+
+        A page that has a section of the kind that is asked for goes before one of the same name that has none. Where
+        the question asks what is asked of a medicine, the medicine that it names alone answers, not what it is for.
+        """
         named = {topic.page.id: topic for topic in topics}
         found = [named.get(page.id) or Topic(page, "", frozenset(), 0.0, True) for page, _ in ranked]
         found += [topic for topic in topics if topic not in found]
+        types = {kind: question_types(question, kind, self.types) for kind in {topic.page.kind for topic in found}}
+        for topic in found:
+            wanted = (heading for asked in types[topic.page.kind] for heading in asked.sections[:1])
+            if any(topic.page.section(heading) for heading in wanted):
+                scores = {**scores, topic.page.id: scores[topic.page.id] + TYPED_SHARE}
         order = sorted(found, key=lambda topic: -scores[topic.page.id])
         chosen = order[:1]
         for topic in order[1:]:
             clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight
             if len(chosen) < MAX_PARTS and chosen[0].words and clear and not topic.words & chosen[0].words:
                 chosen.append(topic)
+        medicines = [topic for topic in chosen if topic.words and topic.page.kind == "medicine"]
+        if medicines and any(set(asked.kinds) <= {"medicine", "vaccine"} for asked in types["medicine"]):
+            return medicines
         return chosen
 
-    def _part(self, question: str, reading: Reading, topic: Topic, chosen: Sequence[Topic]) -> Part:
+    def _part(self, question: str, reading: Reading, topic: Topic) -> Part:
         page = topic.page
         types = question_types(question, page.kind, self.types)
         first = [next((name for name in found.sections if page.section(name)), "") for found in types]
         besides = [name for found in types for name in found.besides]
         headings = [name for name in dict.fromkeys((*first, *besides)) if page.section(name)]
         typed = len(headings)
-        if not headings:
-            headings = [name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)][:1]
+        if not headings or page.kind in ALWAYS_DEFAULT:
+            default = [name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)][:1]
+            headings += [name for name in default if name not in headings]
         headings += [name for name in self._by_words(page, reading, topic) if name not in headings]
         headings = headings[:MAX_SECTIONS] or [page.sections[0].heading]
         passages = []
@@ -210,7 +236,7 @@ class EmbeddedLibrary:
             "has_name": float(any(topic.words for topic in chosen)),
             "partial": self.names.partial(first.page, stems) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
-            "typed": float(bool(parts) and bool(parts[0].types) and parts[0].passages[0].score == 1.0),
+            "typed": float(any(part.types and part.passages[0].score == 1.0 for part in parts)),
             "margin": 1.0 - bm25[1] / bm25[0] if len(bm25) > 1 and bm25[0] > 0 else 0.0,
             "agree": float(bool(ranked) and first is not None and ranked[0][0] is first.page),
             "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,

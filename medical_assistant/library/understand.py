@@ -129,14 +129,14 @@ class Names:
         ordinary = {word for text in texts for word in text.split() if word in capitals}
         name_words = set[str]()
         for number, page in enumerate(pages):
-            title_words = set(words_of(page.title))
+            own = {page.title, page.id.replace("-", " ")}
             for name in dict.fromkeys((page.title, page.id.replace("-", " "), *page.also_called)):
                 if name.isupper() and name.lower() in ordinary:
                     continue  # "ADD" is a name, "add" is not
                 words = words_of(name)
                 name_words.update(words)
                 telling = [word for word in words if word not in FUNCTION_WORDS]
-                bare = len(words) > 1 and len(telling) == 1 and telling[0] not in title_words
+                bare = len(words) > 1 and len(telling) == 1 and name not in own
                 if bare or all(word in ASKING_WORDS for word in telling):
                     telling = words  # "out of breath" is not named by "breath", nor "feeling down" by "feeling"
                 if len(telling) > 1 or telling[0] not in ASKING_WORDS | FUNCTION_WORDS:
