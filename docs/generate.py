@@ -211,3 +211,64 @@ def bundled_results() -> str:
     """Return the section of results of the bundled adapter's card."""
     card = (BUNDLED / "README.md").read_text(encoding="utf-8")
     return card.split("## Results\n", 1)[1].split("\n## ", 1)[0].strip()
+
+
+def library_table() -> str:
+    """Return what the search of the library finds, for the questions of both splits, beside plain BM25."""
+    found = read("library")
+    splits = [name for name in ("dev", "test") if name in found]
+
+    def cells(part: str, key: str) -> list[str]:
+        return [f"{found[name][part][key]:.1%}" for name in splits]
+
+    rows = [
+        ("right page first", *cells("covered", "first"), *cells("plain_bm25", "first")),
+        ("right page in the first 3", *cells("covered", "first_3"), *cells("plain_bm25", "first_3")),
+        ("right section shown", *cells("covered", "section"), *cells("plain_bm25", "section")),
+        ("follow-ups: right section shown", *cells("follow_ups", "section"), *["-"] * len(splits)),
+        (
+            "covered, but abstained",
+            *[f"{1 - found[n]['covered']['answered']:.1%}" for n in splits],
+            *["-"] * len(splits),
+        ),
+        ("not covered, but let through", *cells("uncovered", "let_through"), *["-"] * len(splits)),
+    ]
+    return table(("questions", *splits, *(f"plain BM25, {name}" for name in splits)), rows)
+
+
+def library_sentence() -> str:
+    """Return over what the figures of the library were measured, and what it costs."""
+    found = read("library")
+    last = found["test" if "test" in found else "dev"]
+    keys = ("covered", "follow_ups", "uncovered")
+    counts = ", ".join(
+        " + ".join(str(part[key]["rows"] - part[key].get("page_missing", 0)) for key in keys) + f" questions of {name}"
+        for name, part in found.items()
+    )
+    urgent = last["get_help_now"]
+    return (
+        f"Measured over {last['pages']} pages: {counts} (covered, follow-ups, not covered;\n"
+        f"questions whose page was not written yet are left out). Search and answer take "
+        f"{last['speed_ms']['p50']:.1f} ms of CPU (p50) and\n{last['speed_ms']['p95']:.1f} (p95); opening the library "
+        f"{last['start']['cpu_s']:.2f} s and {last['start']['memory_mb']:.0f} MB. Of {urgent['items']} items under\n"
+        f'"Get help now", said as "I have ...", the triage takes {urgent["emergency"]:.0%} for an emergency and '
+        f"{urgent['at_least_urgent']:.0%} for at least urgent."
+    )
+
+
+def question_types_table() -> str:
+    """Return the types of question and the sections that answer each."""
+    from medical_assistant.library.index import FOLDER
+    from medical_assistant.library.understand import load_question_types
+
+    rows = [
+        (found.name.replace("_", " "), ", ".join(found.sections), ", ".join(found.besides) or "-", kinds(found.kinds))
+        for found in load_question_types(FOLDER / "question_types.yaml")
+    ]
+    return table(("asked", "the first of these that the page has", "besides", "kinds of page"), rows)
+
+
+def kinds(names: Sequence[str]) -> str:
+    from medical_assistant.library.pages import SECTIONS
+
+    return "all" if set(names) == set(SECTIONS) else ", ".join(names)

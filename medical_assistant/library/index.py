@@ -7,18 +7,24 @@ a name BM25 (Robertson & Zaragoza 2009, "The Probabilistic Relevance Framework")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import bm25s
+import Stemmer
 
+from medical_assistant.errors import UserError
 from medical_assistant.files import ASSETS
 from medical_assistant.library.coverage import Gate, load_gate
 from medical_assistant.library.pages import Page, Section, read_library
 from medical_assistant.library.passages import Found, Part, Passage
 from medical_assistant.library.understand import (
+    SILENT,
     Names,
     QuestionType,
+    Reading,
     Topic,
     load_question_types,
     question_types,
@@ -26,12 +32,32 @@ from medical_assistant.library.understand import (
 )
 
 FOLDER = ASSETS / "library"
-MAX_PARTS = 2
+MAX_PARTS, MAX_SECTIONS = 2, 3
+SEARCHED = 60  # sections
+NAME_K = 3.0  # the weight of a name that counts half
+PARTIAL_SHARE = 0.3  # for the share of a name that the question holds
+BM25_SHARE = 0.6  # of the best page by BM25, against a name that is all of the question
+SECOND_FROM = 0.6  # a second topic is named by words that are at least this telling, against the first's
+WORDS_FROM = 3.0  # weight of the words for which a section is shown that no type asks for
+# What is shown where nothing says what is asked.
+DEFAULT_SECTIONS = {
+    "condition": ("In short",),
+    "symptom": ("Causes", "In short"),
+    "medicine": ("How to take it", "In short"),
+    "test": ("Normal values", "What it measures"),
+    "vaccine": ("Who should have it", "In short"),
+    "first-aid": ("What to do", "In short"),
+    "topic": ("What to know", "In short"),
+}
 NEAREST = 3
-NEAR_FROM = 0.5  # share of the telling words of the question that stand in the best page
+NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
 # A page's name and the names it is also known by count this often against once for each word of a section.
 TITLE_REPEATS, NAME_REPEATS = 3, 1
-FOLLOWS_UP_WORDS = 8  # a shorter question without a topic of its own is read with the topic of the conversation
+ALWAYS_DEFAULT = ("topic", "first-aid")  # whose pages are one subject in a few sections
+TYPED_SHARE = 0.15  # for a page that has a section of the type asked for
+REFERRING = frozenset(("it", "its", "them", "they", "these", "those"))
+EARLIER_FACTOR = 0.8  # the weight of a name one message earlier
+FOLLOWS_UP_WORDS = 12  # a shorter question without a topic of its own is read with the topic of the conversation
 
 
 class EmbeddedLibrary:
@@ -39,57 +65,74 @@ class EmbeddedLibrary:
 
     def __init__(self, pages: Sequence[Page], types: Sequence[QuestionType], gate: Gate) -> None:
         self.pages = list(pages)
-        self._types = list(types)
-        self._gate = gate
-        self._names = Names(self.pages)
+        self.types = list(types)
+        self.gate = gate
         self._sections = [(page, section) for page in self.pages for section in page.sections]
-        documents = [self._names.stems(words_of(_document(page, section))) for page, section in self._sections]
-        self._index = bm25s.BM25()
-        self._index.index(documents, show_progress=False)
-        self._known = {stem for document in documents for stem in document}
-        self._stems_of = {
-            page.id: frozenset(
-                self._names.stems(words_of(" ".join(_document(page, section) for section in page.sections)))
-            )
-            for page in self.pages
+        stemmer = _Stemmer()
+        names = {page.id: stemmer.telling(_names(page)) for page in self.pages}
+        bodies = [stemmer.telling(_body(section)) for _, section in self._sections]
+        self._body_stems = {
+            (page.id, section.heading): frozenset(body)
+            for (page, section), body in zip(self._sections, bodies, strict=True)
         }
+        self._stems_of = {page.id: set(names[page.id]) for page in self.pages}
+        for (page, _), body in zip(self._sections, bodies, strict=True):
+            self._stems_of[page.id].update(body)
+        pages_with = Counter(stem for stems in self._stems_of.values() for stem in stems)
+        weights = {stem: math.log(1 + len(self.pages) / count) for stem, count in pages_with.items()}
+        self.names = Names(self.pages, stemmer.stem_of, weights)
+        self._known = frozenset(weights)
+        self._index = bm25s.BM25()
+        documents = [names[page.id] + body for (page, _), body in zip(self._sections, bodies, strict=True)]
+        self._index.index(documents, show_progress=False)
 
     def find(self, question: str, earlier: Sequence[str] = ()) -> Found:
         """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first."""
-        query, topics = question, self._names.topics(question, self._known)
-        if not topics and len(words_of(question)) <= FOLLOWS_UP_WORDS:
-            for before in reversed(earlier):
-                topics = self._names.topics(before, self._known)
-                if topics:
-                    query = f"{topics[0].page.title}: {question}"
-                    break
-        ranked = self._ranked(query)
-        chosen = self._choose(topics, ranked)
-        if not chosen and ranked:
-            page, _ = ranked[0]
-            chosen = [Topic(page, "", frozenset(), 0.0, True)]
-        parts = tuple(self._part(question, topic) for topic in chosen)
-        signals = self._signals(query, chosen, ranked)
-        probability = self._gate.probability(signals)
-        nearest = list({page.id: page for page in (*(part.topic for part in parts), *(p for p, _ in ranked))}.values())
+        reading = self.names.read(question)
+        topics = self.names.topics(reading)
+        before = self._earlier_topic(question, topics, earlier)
+        if before:
+            topics = [before]
+            reading = self.names.read(f"{before.page.title}: {question}")
+        ranked = self._ranked(reading)
+        scores = self._scores(reading, topics, ranked)
+        chosen = self._choose(question, topics, ranked, scores)
+        parts = tuple(self._part(question, reading, topic) for topic in chosen)
+        signals = self._signals(reading, chosen, parts, ranked)
+        probability = self.gate.probability(signals)
+        by_id = {page.id: page for page in (*(topic.page for topic in topics), *(page for page, _ in ranked))}
+        best = sorted(by_id, key=lambda name: -scores[name])
+        order = dict.fromkeys([*(part.topic.id for part in parts), *best])
+        nearest = [by_id[name] for name in order]
         if signals["shown"] < NEAR_FROM:
             nearest = []  # what shares no telling word with the question is not near it
         return Found(
-            query,
-            self._gate.coverage(probability),
+            reading.text,
+            self.gate.coverage(probability),
             probability,
             parts,
             tuple(nearest[:NEAREST]),
             tuple(sorted(signals.items())),
         )
 
-    def _ranked(self, query: str) -> list[tuple[Page, float]]:
+    def _earlier_topic(self, question: str, topics: Sequence[Topic], earlier: Sequence[str]) -> Topic | None:
+        """Return the conversation's topic where the question is short, and names none or says "it" of a symptom."""
+        words = words_of(question)
+        refers = REFERRING & set(words) and all(topic.page.kind == "symptom" for topic in topics)
+        if len(words) > FOLLOWS_UP_WORDS or not (refers or not topics):
+            return None
+        named = [self.names.topics(self.names.read(before))[:1] for before in reversed(earlier)]
+        weighed = [
+            (topic.weight * EARLIER_FACTOR**age, -age, topic) for age, found in enumerate(named) for topic in found
+        ]
+        return max(weighed, key=lambda entry: entry[:2])[2] if weighed else None
+
+    def _ranked(self, reading: Reading) -> list[tuple[Page, float]]:
         """Return the pages by the BM25 score of their best section."""
-        stems = [stem for stem in self._names.stems(words_of(query)) if stem in self._known]
+        stems = [stem for stem in reading.stems if stem in self._known]
         if not stems:
             return []
-        k = min(20, len(self._sections))
-        numbers, scores = self._index.retrieve([stems], k=k, show_progress=False)
+        numbers, scores = self._index.retrieve([stems], k=min(SEARCHED, len(self._sections)), show_progress=False)
         best: dict[str, tuple[Page, float]] = {}
         for number, score in zip(numbers[0], scores[0], strict=True):
             page = self._sections[int(number)][0]
@@ -97,60 +140,145 @@ class EmbeddedLibrary:
                 best[page.id] = (page, float(score))
         return list(best.values())
 
-    def _choose(self, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]) -> list[Topic]:
-        """Return the topics to answer on: the best, and others that other words of the question name."""
-        scores = {page.id: score for page, score in ranked}
-        best_score = max(scores.values(), default=1.0)
-        order = sorted(topics, key=lambda topic: -(topic.weight + scores.get(topic.page.id, 0.0) / best_score))
-        chosen: list[Topic] = []
-        for topic in order:
-            taken = frozenset[str]().union(*(other.words for other in chosen))
-            if len(chosen) < MAX_PARTS and not topic.words & taken:
-                chosen.append(topic)
-        medicines = [topic for topic in chosen if topic.page.kind == "medicine"]
-        return medicines[:1] + [topic for topic in chosen if topic not in medicines[:1]]
+    def _scores(
+        self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
+    ) -> dict[str, float]:
+        """Return how well each page fits: the share of the question that names it, and its BM25 against the best."""
+        best = max((score for _, score in ranked), default=1.0) or 1.0
+        stems = frozenset(reading.stems)
+        scores = {
+            page.id: BM25_SHARE * score / best + PARTIAL_SHARE * self.names.partial(page, stems)
+            for page, score in ranked
+        }
+        for topic in topics:
+            scores[topic.page.id] = scores.get(topic.page.id, 0.0) + topic.weight / (topic.weight + NAME_K)
+        return scores
 
-    def _part(self, question: str, topic: Topic) -> Part:
+    def _choose(
+        self, question: str, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]], scores: Mapping[str, float]
+    ) -> list[Topic]:
+        """Return the topics to answer on: the best, and another that other words of the question name as clearly.
+
+        A page that has a section of the kind that is asked for goes before one of the same name that has none. Where
+        the question asks what is asked of a medicine, the medicine that it names alone answers, not what it is for.
+        """
+        named = {topic.page.id: topic for topic in topics}
+        found = [named.get(page.id) or Topic(page, "", frozenset(), 0.0, True) for page, _ in ranked]
+        found += [topic for topic in topics if topic not in found]
+        types = {kind: question_types(question, kind, self.types) for kind in {topic.page.kind for topic in found}}
+        for topic in found:
+            wanted = (heading for asked in types[topic.page.kind] for heading in asked.sections[:1])
+            if any(topic.page.section(heading) for heading in wanted):
+                scores = {**scores, topic.page.id: scores[topic.page.id] + TYPED_SHARE}
+        order = sorted(found, key=lambda topic: -scores[topic.page.id])
+        chosen = order[:1]
+        for topic in order[1:]:
+            clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight
+            if len(chosen) < MAX_PARTS and chosen[0].words and clear and not topic.words & chosen[0].words:
+                chosen.append(topic)
+        medicines = [topic for topic in chosen if topic.words and topic.page.kind == "medicine"]
+        if medicines and any(set(asked.kinds) <= {"medicine", "vaccine"} for asked in types["medicine"]):
+            return medicines
+        return chosen
+
+    def _part(self, question: str, reading: Reading, topic: Topic) -> Part:
         page = topic.page
-        types = question_types(question, page.kind, self._types)
-        wanted = [heading for found in types for heading in found.sections[:2]] or [page.sections[0].heading]
-        passages: list[Passage] = []
-        for found in types:
-            section = next((s for s in (page.section(heading) for heading in found.sections) if s is not None), None)
-            if section is not None and section not in [passage.section for passage in passages]:
-                passages.append(Passage(page, section, section.lines, 1.0 if section.heading in wanted else 0.5))
-        if not passages:
-            passages = [Passage(page, page.sections[0], page.sections[0].lines, 0.5 if types else 1.0)]
+        types = question_types(question, page.kind, self.types)
+        first = [next((name for name in found.sections if page.section(name)), "") for found in types]
+        besides = [name for found in types for name in found.besides]
+        headings = [name for name in dict.fromkeys((*first, *besides)) if page.section(name)]
+        typed = len(headings)
+        if not headings or page.kind in ALWAYS_DEFAULT:
+            default = [name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)][:1]
+            headings += [name for name in default if name not in headings]
+        headings += [name for name in self._by_words(page, reading, topic) if name not in headings]
+        headings = headings[:MAX_SECTIONS] or [page.sections[0].heading]
+        passages = []
+        for number, heading in enumerate(headings):
+            section = page.section(heading)
+            if section is not None:
+                passages.append(Passage(page, section, section.lines, 1.0 if number < typed else 0.5))
         return Part(page, topic.matched, topic.guessed, tuple(found.name for found in types), tuple(passages))
 
-    def _signals(self, query: str, chosen: Sequence[Topic], ranked: Sequence[tuple[Page, float]]) -> dict[str, float]:
+    def _by_words(self, page: Page, reading: Reading, topic: Topic) -> list[str]:
+        """Return the sections that hold telling words of the question that the page's names do not, the best first."""
+        rest = set(reading.stems) - topic.words
+        by_heading: dict[str, float] = {}
+        for section in page.sections[1:]:
+            hits = rest & self._body_stems[page.id, section.heading]
+            weight = sum(self.names.weight(stem) for stem in hits)
+            if weight >= WORDS_FROM:
+                by_heading[section.heading] = weight
+        return sorted(by_heading, key=lambda heading: -by_heading[heading])
+
+    def _signals(
+        self, reading: Reading, chosen: Sequence[Topic], parts: Sequence[Part], ranked: Sequence[tuple[Page, float]]
+    ) -> dict[str, float]:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
-        stems = set(self._names.stems(words_of(query)))
-        weights = {stem: self._names.weight(stem) for stem in stems}
+        stems = set(reading.stems)
+        weights = {stem: self.names.weight(stem) for stem in stems}
         total = sum(weights.values()) or 1.0
+
+        def share(some: Collection[str]) -> float:
+            return sum(weight for stem, weight in weights.items() if stem in some) / total
+
         named = frozenset[str]().union(*(topic.words for topic in chosen))
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
-        scores = [score for _, score in ranked]
-        margin = 1.0 - scores[1] / scores[0] if len(scores) > 1 and scores[0] > 0 else 0.0
-        top = bool(ranked and chosen and ranked[0][0] is chosen[0].page)
+        bm25 = [score for _, score in ranked]
+        first = chosen[0] if chosen else None
         return {
-            "named": sum(weights.get(stem, 0.0) for stem in named & stems) / total,
-            "shown": sum(weights[stem] for stem in stems & shown) / total,
-            "unknown": sum(weights[stem] for stem in stems - self._known) / total,
-            "margin": margin,
-            "agree": float(top),
-            "guessed": float(any(topic.guessed for topic in chosen)),
+            "named": share(named),
+            "shown": share(shown),
+            "unknown": share(stems - self._known),
+            "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
+            "title": float(first is not None and first.matched == first.page.title),
+            "corrected": float(any(topic.guessed and topic.words for topic in chosen)),
             "has_name": float(any(topic.words for topic in chosen)),
+            "partial": self.names.partial(first.page, stems) if first else 0.0,
+            "modified": float(first is not None and self._is_modified(reading, first)),
+            "typed": float(any(part.types and part.passages[0].score == 1.0 for part in parts)),
+            "margin": 1.0 - bm25[1] / bm25[0] if len(bm25) > 1 and bm25[0] > 0 else 0.0,
+            "agree": float(bool(ranked) and first is not None and ranked[0][0] is first.page),
+            "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
         }
 
+    def _is_modified(self, reading: Reading, topic: Topic) -> bool:
+        """Return whether a telling word that the topic's page does not hold stands just before its name."""
+        strange = set(reading.stems) - self._stems_of[topic.page.id]
+        return any(
+            before in strange and word in topic.words
+            for before, word in zip(reading.sequence, reading.sequence[1:], strict=False)
+        )
 
-def _document(page: Page, section: Section) -> str:
-    names = " ".join([page.title] * TITLE_REPEATS + list(page.also_called) * NAME_REPEATS)
-    return f"{names} {section.heading} {' '.join(line.text for line in section.lines)}"
+
+def _names(page: Page) -> str:
+    return " ".join([page.title] * TITLE_REPEATS + list(page.also_called) * NAME_REPEATS)
+
+
+def _body(section: Section) -> str:
+    return f"{section.heading} {' '.join(line.text for line in section.lines)}"
+
+
+class _Stemmer:
+    """Stems texts, each distinct word once. `stem_of`: what it met."""
+
+    def __init__(self) -> None:
+        self._stemmer = Stemmer.Stemmer("english")
+        self.stem_of: dict[str, str] = {}
+
+    def telling(self, text: str) -> list[str]:
+        """Return the stems of a text's words but for those that say nothing of a topic."""
+        words = words_of(text)
+        new = [word for word in words if word not in self.stem_of]
+        self.stem_of.update(zip(new, self._stemmer.stemWords(new), strict=True))
+        return [self.stem_of[word] for word in words if word not in SILENT]
 
 
 def open_library(folder: Path = FOLDER) -> EmbeddedLibrary:
     """Return the library of a folder of pages. Raises `UserError` as `pages.read_library`."""
+    pages = read_library(folder)
+    if not pages:
+        raise UserError(f"{folder} has no pages: name a folder of Markdown pages in the library's form.")
     return EmbeddedLibrary(
-        read_library(folder), load_question_types(FOLDER / "question_types.yaml"), load_gate(FOLDER / "coverage.json")
+        pages, load_question_types(FOLDER / "question_types.yaml"), load_gate(FOLDER / "coverage.json")
     )

@@ -6,11 +6,10 @@ corrected towards the words of names alone: towards ordinary words, "COVID" once
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,34 +20,45 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from rapidfuzz import process
 from rapidfuzz.distance import DamerauLevenshtein
 
-from medical_assistant.library.pages import SECTIONS, Page
+from medical_assistant.library.pages import LOADER, SECTIONS, Page
 
 MAX_TYPES = 2
-MIN_CORRECTED_LETTERS = 5
+MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 8  # one letter may be wrong from the first, two from the second
+ALIAS_FACTOR = 0.9  # a title says best what a page is about
+OTHER_PERSON_FACTOR = 0.6
+SCATTERED_FACTOR, MAX_BETWEEN = 0.6, 4  # a name whose words stand apart, with more than this many others between
 _WORD = re.compile(r"[a-z0-9][a-z0-9']*")
-# Function words, and the words of asking itself, which say nothing of the topic.
-STOP_WORDS = frozenset(STOPWORDS_EN_PLUS) | frozenset(
-    "ask bad best cause caused causes day days difference feel feeling get give given go good happen happens happened "
-    "help hi hello know like long lot make makes many mean means month months much need needs old people person please "
-    "question really right safe say sign signs symptom symptoms take taken taking tell thank thanks thing things treat "
-    "treated treatment use used using want way week weeks well year years".split()
+_POSSESSION = re.compile(r"'s?$")
+# The words of asking itself: they belong to a name that holds them, but say nothing of the topic on their own.
+ASKING_WORDS = frozenset(
+    "ask bad best cause caused causes day days difference feel feeling get getting give given go going good happen "
+    "happens happened help hi hello know like long lot make makes many mean means month months much need needs old "
+    "people person please question really right safe say sign signs symptom symptoms take taken taking tell thank "
+    "thanks thing things treat treated treatment use used using want way week weeks well year years".split()
 )
-# How people name whom they ask for; the names of pages say "child" and "baby".
-_AGED = r"\w+[- ](?:{})[- ]old"
+FUNCTION_WORDS = frozenset(STOPWORDS_EN_PLUS) - ASKING_WORDS
+SILENT = FUNCTION_WORDS | ASKING_WORDS
+# How people name whom they ask for, the youngest first; the titles of pages say "babies", "children" and "adults".
+_AGE = r"\b{}[- ]?(?:{})[- ]?old\b"
+_DAYS, _MONTHS, _YEARS = "days?|weeks?|wks?", "months?|mths?|mos?", "years?|yrs?|yo"
 _PEOPLE = (
-    (
-        re.compile(rf"\b(newborn|infant|{_AGED.format('days?|weeks?|wks?')}|(?:1|2|one|two)[- ]months?[- ]old)\b"),
-        "baby",
-    ),
-    (re.compile(rf"\b(toddler|son|daughter|kids?|children|{_AGED.format('months?|years?|yrs?')})\b"), "child"),
-)
+    ("baby", rf"\b(?:baby|babies|newborns?|infants?)\b|{_AGE.format('[0-9a-z]+', _DAYS)}"
+             rf"|{_AGE.format('(?:[1-9]|1[01]|one|two|three|four|five|six)', _MONTHS)}"),
+    ("child", rf"\b(?:toddler|sons?|daughters?|kids?|child|children|lad|boys?|girls?)\b"
+              rf"|{_AGE.format('(?:[1-9]|1[0-5])', _YEARS)}|{_AGE.format('[0-9a-z]+', _MONTHS)}"),
+    ("adult", r"\b(?:adults?|grown|wife|husband|mum|dad|nan|pregnant)\b"),
+)  # fmt: skip
+_PEOPLE_PATTERNS = tuple((person, re.compile(pattern)) for person, pattern in _PEOPLE)
+PERSON_STEMS = {"baby": "babi", "child": "child", "adult": "adult"}
 
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text, lower case, without accents and apostrophes of possession."""
-    plain = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
-    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
-    return [re.sub(r"'s?$", "", word) for word in _WORD.findall(plain.replace("-", " "))]
+    plain = text.lower().replace("\u2019", "'").replace("-", " ")
+    if not plain.isascii():
+        plain = "".join(letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter))
+    words: list[str] = _WORD.findall(plain)
+    return [_POSSESSION.sub("", word) for word in words] if "'" in plain else words
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,13 @@ class QuestionType:
     name: str
     pattern: re.Pattern[str]
     sections: tuple[str, ...]
+    besides: tuple[str, ...]
     kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A page that a question names. `weight`: how telling the matched words are. `words`: those words' stems."""
+    """A page that a question names. `words`: the stems of the name. `weight`: how telling they are together."""
 
     page: Page
     matched: str
@@ -70,14 +81,31 @@ class Topic:
     guessed: bool
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A question as it is searched: its words, misspelt names corrected, and whom it is about.
+
+    `sequence`: the stem of each word, in order. `stems`: those of them that say something of the topic.
+    `corrected`: the stems that another spelling was corrected to. `person`: "baby", "child", "adult" or empty.
+    """
+
+    text: str
+    sequence: tuple[str, ...]
+    stems: tuple[str, ...]
+    all_stems: frozenset[str]
+    corrected: frozenset[str]
+    person: str
+
+
 def load_question_types(path: Path) -> list[QuestionType]:
     """Return the types of `question_types.yaml`, in its order."""
-    content: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: dict[str, dict[str, Any]] = yaml.load(path.read_text(encoding="utf-8"), LOADER)
     return [
         QuestionType(
             name,
             re.compile("|".join(f"(?:{pattern})" for pattern in entry["patterns"])),
             tuple(entry["sections"]),
+            tuple(entry.get("with", ())),
             tuple(entry.get("kinds", SECTIONS)),
         )
         for name, entry in content.items()
@@ -87,74 +115,141 @@ def load_question_types(path: Path) -> list[QuestionType]:
 class Names:
     """The names of all pages, and which of them a question holds."""
 
-    def __init__(self, pages: Sequence[Page]) -> None:
+    def __init__(self, pages: Sequence[Page], stems: Mapping[str, str], weights: Mapping[str, float]) -> None:
+        """`stems`: of every word of the pages. `weights`: how telling a stem is, by how few pages hold it."""
         self._stemmer = Stemmer.Stemmer("english")
+        self._stem_of = dict(stems)
+        self._weights = weights
+        self._unknown_weight = max(weights.values(), default=1.0)
         self._pages = pages
         self._names: defaultdict[frozenset[str], list[tuple[int, str]]] = defaultdict(list)
+        self._of_page: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
+        capitals = {name.lower() for page in pages for name in page.also_called if name.isupper()}
+        texts = (line.text for page in pages for section in page.sections for line in section.lines)
+        ordinary = {word for text in texts for word in text.split() if word in capitals}
+        name_words = set[str]()
         for number, page in enumerate(pages):
-            for name in {page.title, *page.also_called, page.id.replace("-", " ")}:
-                stems = frozenset(self.stems(words_of(name)))
-                if stems:
-                    self._names[stems].append((number, name))
+            own = {page.title, page.id.replace("-", " ")}
+            for name in dict.fromkeys((page.title, page.id.replace("-", " "), *page.also_called)):
+                if name.isupper() and name.lower() in ordinary:
+                    continue  # "ADD" is a name, "add" is not
+                words = words_of(name)
+                name_words.update(words)
+                telling = [word for word in words if word not in FUNCTION_WORDS]
+                bare = len(words) > 1 and len(telling) == 1 and name not in own
+                if bare or all(word in ASKING_WORDS for word in telling):
+                    telling = words  # "out of breath" is not named by "breath", nor "feeling down" by "feeling"
+                if len(telling) > 1 or telling[0] not in ASKING_WORDS | FUNCTION_WORDS:
+                    self._names[frozenset(self.stems(telling))].append((number, name))
+                    self._of_page[page.id].append(frozenset(self.stems(telling)))
         self._by_word: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
-        for stems in self._names:
-            for stem in stems:
-                self._by_word[stem].append(stems)
-        counts = Counter(stem for page in pages for stem in set(self.stems(words_of(f"{page.title} {page.id}"))))
-        self._counts = counts
-        self._known = set(self._by_word)
-        self._letters = {
-            word
-            for page in pages
-            for name in (page.title, *page.also_called)
-            for word in words_of(name)
-            if len(word) >= MIN_CORRECTED_LETTERS
-        }
+        for key in self._names:
+            for stem in key:
+                self._by_word[stem].append(key)
+        self._letters = sorted(word for word in name_words if len(word) >= MIN_CORRECTED_LETTERS)
+        self._person_of = [_person_in_title(page) for page in pages]
 
     def stems(self, words: Iterable[str]) -> list[str]:
-        """Return the stems of the words that say something."""
-        return [str(stem) for stem in self._stemmer.stemWords([word for word in words if word not in STOP_WORDS])]
+        """Return the stem of each word; those of the pages' words are known already."""
+        return [self._stem_of.get(word) or str(self._stemmer.stemWord(word)) for word in words]
 
     def weight(self, stem: str) -> float:
-        """Return how telling a stem is: few pages have it in their title."""
-        return math.log(1 + len(self._pages) / (1 + self._counts.get(stem, 0)))
+        """Return how telling a stem is: few pages hold it, or none."""
+        return self._weights.get(stem, self._unknown_weight)
 
-    def correct(self, words: Sequence[str], known: set[str]) -> tuple[list[str], set[str]]:
+    def read(self, question: str) -> Reading:
+        """Return the question as it is searched, whatever text it is."""
+        lowered = question.lower()
+        person = next((name for name, pattern in _PEOPLE_PATTERNS if pattern.search(lowered)), "")
+        words, corrected = self._correct(words_of(question))
+        telling = [word for word in words if word not in FUNCTION_WORDS]
+        all_stems = set(self.stems(words))
+        if person:
+            all_stems.add(PERSON_STEMS[person])
+        return Reading(
+            question,
+            tuple(self.stems(words)),
+            tuple(self.stems(word for word in telling if word not in ASKING_WORDS and not word.isdigit())),
+            frozenset(all_stems),
+            frozenset(corrected),
+            person,
+        )
+
+    def _correct(self, words: Sequence[str]) -> tuple[list[str], set[str]]:
         """Return the words with unknown ones corrected towards a word of a name, and the stems that were corrected."""
-        corrected, changed = [], set[str]()
+        read, changed = [], set[str]()
         for word in words:
             new = word
-            if len(word) >= MIN_CORRECTED_LETTERS and word not in STOP_WORDS and not self._is_known(word, known):
-                allowed = 1 if len(word) < 8 else 2
+            known = word in FUNCTION_WORDS or word in ASKING_WORDS or self.stems([word])[0] in self._weights
+            if len(word) >= MIN_CORRECTED_LETTERS and not known:
+                allowed = 1 if len(word) < LONG_WORD_LETTERS else 2
                 found = process.extractOne(
                     word, self._letters, scorer=DamerauLevenshtein.distance, score_cutoff=allowed
                 )
-                if found:
+                if found and DamerauLevenshtein.distance(_consonants(word), _consonants(found[0])) <= 1:
                     new = found[0]
                     changed.update(self.stems([new]))
-            corrected.append(new)
-        return corrected, changed
+            read.append(new)
+        return read, changed
 
-    def _is_known(self, word: str, known: set[str]) -> bool:
-        stem = self._stemmer.stemWord(word)
-        return word in self._letters or stem in self._known or stem in known
-
-    def topics(self, question: str, known: set[str]) -> list[Topic]:
-        """Return the pages that a question names, the most telling first. `known`: stems of the pages' texts."""
-        lowered = question.lower()
-        words = words_of(question)
-        words += [person for pattern, person in _PEOPLE if pattern.search(lowered)]
-        words, guessed = self.correct(words, known)
-        stems = set(self.stems(words))
-        candidates = {name for stem in stems for name in self._by_word.get(stem, ()) if name <= stems}
+    def topics(self, reading: Reading) -> list[Topic]:
+        """Return the pages that a question names, the most telling name first."""
+        telling = frozenset(reading.stems) | {PERSON_STEMS.get(reading.person, "")}
+        candidates = {
+            name
+            for stem in reading.all_stems
+            for name in self._by_word.get(stem, ())
+            if name <= reading.all_stems and name & telling
+        }
         found: dict[int, Topic] = {}
         for name in candidates:
             weight = sum(self.weight(stem) for stem in name)
+            weight *= 1.0 if _stand_together(name, reading.sequence) else SCATTERED_FACTOR
             for number, text in self._names[name]:
-                topic = Topic(self._pages[number], text, name, weight, bool(name & guessed))
-                if number not in found or found[number].weight < weight:
-                    found[number] = topic
-        return sorted(found.values(), key=lambda topic: -topic.weight)
+                page = self._pages[number]
+                fits = weight * self._person_factor(number, reading.person)
+                fits *= 1.0 if text == page.title else ALIAS_FACTOR
+                if number not in found or found[number].weight < fits:
+                    found[number] = Topic(page, text, name, fits, bool(name & reading.corrected))
+        return sorted(found.values(), key=lambda topic: (-topic.weight, topic.page.id))
+
+    def partial(self, page: Page, stems: Set[str]) -> float:
+        """Return how much (0-1) of that name of the page that fits best is among `stems`, by weight."""
+        best = 0.0
+        for name in self._of_page[page.id]:
+            if name & stems:
+                whole = sum(self.weight(stem) for stem in name)
+                best = max(best, sum(self.weight(stem) for stem in name & stems) / whole)
+        return best
+
+    def _person_factor(self, number: int, person: str) -> float:
+        """Return a factor below 1 where the page's title says whom it is about and the question means another."""
+        meant = self._person_of[number]
+        if not meant or meant == person or (meant == "adult" and not person):
+            return 1.0
+        return OTHER_PERSON_FACTOR
+
+
+def _stand_together(name: frozenset[str], sequence: Sequence[str]) -> bool:
+    """Return whether the words of a name stand near each other somewhere, as in "pain in my left knee"."""
+    last: dict[str, int] = {}
+    for at, stem in enumerate(sequence):
+        if stem in name:
+            last[stem] = at
+            if len(last) == len(name) and at - min(last.values()) < len(name) + MAX_BETWEEN:
+                return True
+    return len(name) == 1 or not name <= set(sequence)  # the person is not among the words
+
+
+def _consonants(word: str) -> str:
+    """Return what of a word misspellings keep: its first letter, and its consonants without doubles."""
+    return word[:1] + re.sub(r"(.)\1+", r"\1", re.sub("[aeiouyh]", "", word[1:]))
+
+
+def _person_in_title(page: Page) -> str:
+    title = page.title.lower()
+    match = re.search(r"\bin (?:a |an |your )?(bab|child|adult)", title)
+    return {"bab": "baby", "child": "child", "adult": "adult"}[match[1]] if match else ""
 
 
 def question_types(question: str, kind: str, types: Sequence[QuestionType]) -> list[QuestionType]:

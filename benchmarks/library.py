@@ -1,0 +1,326 @@
+"""How well the library's search finds the page and the section, and whether it knows what it does not have.
+
+    python benchmarks/library.py [--split dev|test] [--json FILE] [--failures]
+    python benchmarks/library.py --fit
+
+The questions (benchmarks/library_questions) were written by somebody who saw no page. Rows of "test" are for the last
+look: nothing is changed or fitted after them. A row whose page the library does not have yet is skipped and counted.
+A section counts as shown where the quoted answer holds all of its lines; whether the gate let it through is counted on
+its own. Beside it stands plain BM25 over the same sections (`bm25s` with its stop words and English stems).
+
+--fit fits `assets/library/coverage.json` on dev: the weights, and two thresholds from the risk-coverage curve, in which
+each question is judged by a fit that did not see it. Needs scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import bm25s
+import numpy as np
+import Stemmer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from medical_assistant.errors import UserError, run_script  # noqa: E402
+from medical_assistant.files import git_commit  # noqa: E402
+from medical_assistant.library.answer import quoted_answer  # noqa: E402
+from medical_assistant.library.coverage import SIGNALS  # noqa: E402
+from medical_assistant.library.index import FOLDER, EmbeddedLibrary, open_library  # noqa: E402
+from medical_assistant.library.pages import Page  # noqa: E402
+from medical_assistant.library.passages import Found  # noqa: E402
+from medical_assistant.safety.screening import screen  # noqa: E402
+
+QUESTIONS = ROOT / "benchmarks" / "library_questions"
+FIRST = 3
+# The thresholds: a wrong answer may be let through for this share of the questions that the library does not cover.
+MAX_LET_THROUGH = 0.05
+FOLDS, STRENGTH = 10, 10.0  # the inverse of the penalty on the weights
+START_CODE = """
+import resource, sys, time
+def kib(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])
+import bm25s, Stemmer, rapidfuzz.process, yaml
+from medical_assistant.library.index import open_library
+from pathlib import Path
+before, start = kib(), time.process_time()
+library = open_library(Path(sys.argv[1]))
+print(time.process_time() - start, (kib() - before) / 1024)
+"""
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    library = open_library(arguments.library)
+    if arguments.fit:
+        fit(library)
+        return 0
+    report = measure(library, arguments.library, arguments.split, arguments.failures)
+    print(render(report))
+    if arguments.json:
+        kept = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else {}
+        text = json.dumps({**kept, arguments.split: report}, indent=2, sort_keys=True)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", type=Path, default=FOLDER, help="folder of pages")
+    parser.add_argument("--split", choices=("dev", "test"), default="dev", help="which questions (default: dev)")
+    parser.add_argument("--json", type=Path, help="write the figures here, beside those of the other split")
+    parser.add_argument("--failures", action="store_true", help="print the rows that went wrong")
+    parser.add_argument("--fit", action="store_true", help="fit coverage.json anew")
+    return parser.parse_args(argv)
+
+
+def read_rows(name: str, split: str) -> list[Row]:
+    """Return the rows of a file of questions that belong to `split`."""
+    path = QUESTIONS / f"{name}.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or broken: restore it.") from error
+    return [row for row in rows if row["split"] == split]
+
+
+def measure(library: EmbeddedLibrary, folder: Path, split: str, failures: bool = False) -> dict[str, Any]:
+    """Return all figures of a split; with `failures` print each row that went wrong."""
+    by_id = {page.id: page for page in library.pages}
+    plain = PlainBm25(library.pages)
+    report: dict[str, Any] = {"git_commit": git_commit(), "split": split, "pages": len(library.pages)}
+    times: list[float] = []
+    for name in ("covered", "follow_ups"):
+        rows = read_rows(name, split)
+        present = [row for row in rows if row["page"] in by_id]
+        outcomes = [outcome(row, *timed(library, row, times)) for row in present]
+        report[name] = {"rows": len(rows), "page_missing": len(rows) - len(present), **shares(outcomes)}
+        report[name]["section_not_in_page"] = sum(not has_section(row, by_id) for row in present)
+        if name == "covered":
+            report["plain_bm25"] = shares([plain.outcome(row) for row in present])
+        if failures:
+            for row, seen in zip(present, outcomes, strict=True):
+                if not all(seen[key] for key in ("first_3", "section", "answered")):
+                    print(describe(row, seen))
+    rows = read_rows("uncovered", split)
+    seen_rows = [timed(library, row, times)[0] for row in rows]
+    through = [found.coverage != "not" for found in seen_rows]
+    report["uncovered"] = {"rows": len(rows), "let_through": mean(through)}
+    report["uncovered"]["covered"] = mean(found.coverage == "covered" for found in seen_rows)
+    if failures:
+        for row, found in zip(rows, seen_rows, strict=True):
+            if found.coverage != "not":
+                topics = ", ".join(f"{part.topic.id} ({part.matched})" for part in found.parts)
+                print(f"LET THROUGH {found.probability:.2f} {row['question']!r}: {topics}")
+    report["get_help_now"] = urgent_shares(library.pages)
+    milliseconds = np.asarray(np.percentile(times, [50, 95])) * 1000
+    report["speed_ms"] = {"p50": round(float(milliseconds.item(0)), 2), "p95": round(float(milliseconds.item(1)), 2)}
+    report["start"] = start_cost(folder)
+    return report
+
+
+def timed(library: EmbeddedLibrary, row: Row, times: list[float]) -> tuple[Found, set[tuple[str, str]]]:
+    """Return what was found and the (page, section)s that its answer shows whole; its CPU seconds go to `times`."""
+    start = time.process_time()
+    found = library.find(row["question"], row.get("earlier", ()))
+    quoted_answer(found)
+    times.append(time.process_time() - start)
+    shown = quoted_answer(dataclasses.replace(found, coverage="covered")).lines
+    lines = {(page.id, line) for page, line in shown}
+    whole = {
+        (part.topic.id, section.heading)
+        for part in found.parts
+        for section in part.topic.sections
+        if all((part.topic.id, line) in lines for line in section.lines)
+    }
+    return found, whole
+
+
+def accepted(row: Row) -> tuple[set[str], set[str]]:
+    """Return the ids of the pages and the headings of the sections that answer a row."""
+    return {row["page"], *row.get("also_ok", ())}, {row["section"], *row.get("section_also_ok", ())}
+
+
+def has_section(row: Row, by_id: dict[str, Page]) -> bool:
+    pages, headings = accepted(row)
+    return any(by_id[name].section(heading) for name in pages & set(by_id) for heading in headings)
+
+
+def outcome(row: Row, found: Found, whole: set[tuple[str, str]]) -> dict[str, Any]:
+    """Return what went right: page `first` and in the `first_3`, `section` shown, `answered` (not abstained)."""
+    pages, headings = accepted(row)
+    order = list(dict.fromkeys([part.topic.id for part in found.parts] + [page.id for page in found.nearest]))
+    return {
+        "first": bool(order) and order[0] in pages,
+        "first_3": bool(pages & set(order[:FIRST])),
+        "section": any((page, heading) in whole for page in pages for heading in headings),
+        "answered": found.coverage != "not",
+        "order": order[:FIRST],
+        "parts": [
+            (part.topic.id, part.matched, part.types, [passage.section.heading for passage in part.passages])
+            for part in found.parts
+        ],
+        "probability": found.probability,
+    }
+
+
+def describe(row: Row, seen: dict[str, Any]) -> str:
+    faults = [
+        name for name, key in (("PAGE", "first_3"), ("SECTION", "section"), ("ABSTAINED", "answered")) if not seen[key]
+    ]
+    wanted = f"{row['page']} / {row['section']} {row.get('section_also_ok', '')}"
+    return (
+        f"{' '.join(faults)} {seen['probability']:.2f} {row.get('earlier', '')} {row['question']!r}\n"
+        f"    wanted {wanted}; {seen['order']} {seen['parts']}"
+    )
+
+
+def shares(outcomes: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the share (0-1) of the rows for each thing that went right."""
+    return {
+        key: mean(seen[key] for seen in outcomes)
+        for key in ("first", "first_3", "section", "answered")
+        if all(key in seen for seen in outcomes)
+    }
+
+
+def mean(values: Iterable[bool]) -> float:
+    found = list(values)
+    return round(sum(found) / max(1, len(found)), 4)
+
+
+class PlainBm25:
+    """What `bm25s` finds without this project's search: BM25 over titles, other names and text of every section."""
+
+    def __init__(self, pages: Sequence[Page]) -> None:
+        self._sections = [(page.id, section.heading) for page in pages for section in page.sections]
+        texts = [
+            f"{page.title} {' '.join(page.also_called)} {section.heading} "
+            + " ".join(line.text for line in section.lines)
+            for page in pages
+            for section in page.sections
+        ]
+        self._stemmer = Stemmer.Stemmer("english")
+        self._index = bm25s.BM25()
+        self._index.index(self._tokens(texts), show_progress=False)
+
+    def _tokens(self, texts: list[str]) -> Any:
+        return bm25s.tokenize(texts, stopwords="en_plus", stemmer=self._stemmer, show_progress=False)
+
+    def outcome(self, row: Row) -> dict[str, Any]:
+        """Return what went right, as `outcome`; its best section counts as shown."""
+        pages, headings = accepted(row)
+        numbers, _ = self._index.retrieve(
+            self._tokens([row["question"]]), k=min(60, len(self._sections)), show_progress=False
+        )
+        best = [self._sections[int(number)] for number in numbers[0]]
+        order = list(dict.fromkeys(page for page, _ in best))
+        return {
+            "first": order[0] in pages,
+            "first_3": bool(pages & set(order[:FIRST])),
+            "section": best[0][0] in pages and best[0][1] in headings,
+        }
+
+
+def urgent_shares(pages: Sequence[Page]) -> dict[str, Any]:
+    """Return the share of the items under "Get help now" that triage takes for an emergency, or at least urgent.
+
+    Each is said as "I have ITEM"; the sentences of that section that are no items are for the reader, not from one.
+    """
+    sections = (page.section("Get help now") for page in pages)
+    items = sorted({line.text for section in sections if section for line in section.lines if line.item})
+    levels = [screen(f"I have {item}").triage.level for item in items]
+    return {
+        "items": len(items),
+        "emergency": mean(level == "emergency" for level in levels),
+        "at_least_urgent": mean(level in ("emergency", "urgent") for level in levels),
+    }
+
+
+def start_cost(folder: Path) -> dict[str, float]:
+    """Return the CPU seconds and the MB of memory that opening the library costs a process with its imports done."""
+    printed = subprocess.run(
+        [sys.executable, "-c", START_CODE, str(folder)], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    return {"cpu_s": round(float(printed[0]), 2), "memory_mb": round(float(printed[1]), 1)}
+
+
+def fit(library: EmbeddedLibrary) -> None:
+    """Fit the gate on dev and write coverage.json.
+
+    A question counts as covered where its page is among the parts found; where another is, the row is left out. The
+    weights come from all of dev, the curve and its thresholds from probabilities that each come from a fit on the
+    other `FOLDS` - 1 parts of dev.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    by_id = {page.id for page in library.pages}
+    signals, labels, folds = [], [], []
+    for row in [row for row in read_rows("covered", "dev") if row["page"] in by_id] + read_rows("uncovered", "dev"):
+        found = library.find(row["question"])
+        if "page" in row and not accepted(row)[0] & {part.topic.id for part in found.parts}:
+            continue
+        signals.append([dict(found.signals)[name] for name in SIGNALS])
+        labels.append("page" in row)
+        folds.append(hash_of(row) % FOLDS)
+    x, y, fold = np.array(signals), np.array(labels), np.array(folds)
+    probability = np.zeros(len(y))
+    for held_out in range(FOLDS):
+        rest = fold != held_out
+        model = LogisticRegression(C=STRENGTH, max_iter=2000).fit(x[rest], y[rest])
+        probability[~rest] = model.predict_proba(x[~rest])[:, 1]
+    curve = risk_coverage(probability, y)
+    model = LogisticRegression(C=STRENGTH, max_iter=2000).fit(x, y)
+    content = {
+        "weights": {name: round(float(weight), 3) for name, weight in zip(SIGNALS, model.coef_[0], strict=True)},
+        "bias": round(float(model.intercept_[0]), 3),
+        "covered_from": first_below(curve, MAX_LET_THROUGH / 2),
+        "partly_from": first_below(curve, MAX_LET_THROUGH),
+        "questions": {"covered": int(y.sum()), "not": int((~y).sum())},
+        "curve": curve,
+    }
+    (FOLDER / "coverage.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(content, indent=1))
+
+
+def first_below(curve: Sequence[dict[str, float]], let_through: float) -> float:
+    """Return the lowest threshold of the curve that lets at most this share of the uncovered questions through."""
+    return next(point["from"] for point in curve if point["let_through"] <= let_through)
+
+
+def hash_of(row: Row) -> int:
+    return hashlib.sha256(row["id"].encode()).digest()[0]
+
+
+def risk_coverage(probability: np.ndarray, covered: np.ndarray) -> list[dict[str, float]]:
+    """Return for thresholds from 0.02 to 0.98 the share of covered questions kept and of uncovered ones let through."""
+    return [
+        {
+            "from": round(float(threshold), 2),
+            "kept": mean(probability[covered] >= threshold),
+            "let_through": mean(probability[~covered] >= threshold),
+        }
+        for threshold in np.arange(0.02, 0.99, 0.02)
+    ]
+
+
+def render(report: dict[str, Any]) -> str:
+    lines = [f"{report['pages']} pages, {report['split']} questions"]
+    for name in ("covered", "follow_ups", "plain_bm25", "uncovered", "get_help_now", "speed_ms", "start"):
+        lines.append(f"{name:>12}  " + "  ".join(f"{key} {value}" for key, value in report[name].items()))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,53 @@
+"""The gate: its arithmetic, its file, and what it does on the shipped questions of dev."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medical_assistant.errors import UserError
+from medical_assistant.library.coverage import SIGNALS, Gate, load_gate
+from medical_assistant.library.index import FOLDER
+
+GATE = Gate(dict.fromkeys(SIGNALS, 1.0), -2.0, 0.6, 0.4)
+
+
+@given(st.fixed_dictionaries({name: st.floats(-1e6, 1e6) for name in SIGNALS}))
+def test_a_probability_whatever_the_signals(signals):
+    assert 0 <= GATE.probability(signals) <= 1
+
+
+@pytest.mark.parametrize(("probability", "coverage"), [(0.6, "covered"), (0.59, "partly"), (0.4, "partly"), (0, "not")])
+def test_thresholds(probability, coverage):
+    assert GATE.coverage(probability) == coverage
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"weights": {}}', '{"weights": 3}'])
+def test_a_broken_file_is_said(tmp_path, text):
+    path = tmp_path / "coverage.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="missing or broken"):
+        load_gate(path)
+    with pytest.raises(UserError, match="missing or broken"):
+        load_gate(tmp_path / "none.json")
+
+
+def test_the_thresholds_are_those_of_the_curve():
+    content = json.loads((FOLDER / "coverage.json").read_text(encoding="utf-8"))
+    assert set(content["weights"]) == set(SIGNALS)
+    at = {point["from"]: point for point in content["curve"]}
+    assert at[content["partly_from"]]["let_through"] <= 0.05
+    assert content["covered_from"] >= content["partly_from"]
+    for before, after in zip(content["curve"], content["curve"][1:], strict=False):
+        assert after["kept"] <= before["kept"] and after["let_through"] <= before["let_through"]
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["how do i bleed a radiator", "what is stiff person syndrome", "metforvir with alcohol", "python says memory leak"],
+)
+def test_what_the_library_does_not_have_is_not_answered(shipped, question):
+    assert shipped.find(question).coverage == "not"
