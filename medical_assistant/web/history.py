@@ -187,9 +187,8 @@ def _shown_reply(reply: Reply) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = [{"role": "assistant", "content": parts}]
     if reply.searched is not None:
         title = {"title": SEARCHED_TITLE, "status": "done"}
-        messages.append(
-            {"role": "assistant", "content": shown_search(reply.searched, reply.sources), "metadata": title}
-        )
+        searched = shown_search(reply.searched, reply.sources)
+        messages.append({"role": "assistant", "content": searched, "metadata": title})
     return messages
 
 
@@ -204,5 +203,5 @@ def shown_search(searched: Searched, sources: Sequence[NumberedSource] = ()) -> 
         "Signals": signals,
     }
     lines = [f"- {name}: {' '.join(text.split())}" for name, text in rows.items() if text]
-    lines += [f"- Source {entry.number} for: {' \u00b7 '.join(entry.quoted)}" for entry in sources]
+    lines += [f"- Source {entry.number} for: {' | '.join(entry.quoted)}" for entry in sources]
     return safe_markdown("\n".join(lines))

@@ -105,10 +105,10 @@ class RequestTracker:
         """Yield `updates`, the generator of `Assistant.answer` or `answer_all`; count and log how it ends.
 
         `request` is a `gradio.Request` or None. Closing this closes `updates`. What the safety rules answer is
-        never limited, and neither that nor the library's answer waits for the model: waiting begins with the first update that is the model's, which the assistant gives
-        before the model works. While it waits in the queue, that update comes again with the place in `waiting`.
-        Raises `LimitError` as `ClientLimits.enter`, `QueueFull`, `UserError` when the app is ending, and what `updates`
-        raises.
+        never limited; neither that nor the library's answer waits for the model. Waiting begins with the first update
+        of a model's answer, which the assistant gives before the model works: in the queue that update comes again
+        with the place in `waiting`. Raises `LimitError` as `ClientLimits.enter`, `QueueFull`, `UserError` when the app
+        is ending, and what `updates` raises.
         """
         outcome, tokens, first_text_s, started_s = "failed", 0, None, self._clock()
         by_rules = admitted = failed = False

@@ -54,6 +54,7 @@ def load_library(folders: str) -> Library | None:
     from medical_assistant.library.pages import read_library
     from medical_assistant.library.understand import load_question_types
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index that it builds
     names = [name.strip() for name in folders.split(",") if name.strip()]
     if names == ["none"]:
         return None
