@@ -255,7 +255,7 @@ class Assistant:
             return ""
         return describe(self.calibration.confidence(values))
 
-    def answer_all(self, question: Question, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
+    def answer_each(self, question: Question, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
         """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops all.
 
         The first update comes before any work, as that of `answer`.

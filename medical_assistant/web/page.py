@@ -186,7 +186,7 @@ def _build_compare(
     panel = Panel(box, chats, emergency, refusal, country, tracker)
 
     def ask(question: Question, *values: Any) -> Iterator[tuple[Reply, ...]]:
-        return assistant.answer_all(question, read_options(*values))
+        return assistant.answer_each(question, read_options(*values))
 
     def start(message: str, _history: Any, *values: Any) -> tuple[Any, ...]:
         return panel.begin(message, [], *values)  # each comparison is a conversation of its own

@@ -102,7 +102,7 @@ class RequestTracker:
         return self.queue.running + self.queue.waiting
 
     def watch(self, updates: Iterator[Update], request: Any) -> Generator[Update, None, None]:
-        """Yield `updates`, the generator of `Assistant.answer` or `answer_all`; count and log how it ends.
+        """Yield `updates`, the generator of `Assistant.answer` or `answer_each`; count and log how it ends.
 
         `request` is a `gradio.Request` or None. Closing this closes `updates`. What the safety rules answer is
         never limited; neither that nor the library's answer waits for the model. Waiting begins with the first update

@@ -122,7 +122,7 @@ def test_4000_characters_of_markdown_are_accepted_shown_and_answered(compare):
     assert tab.asked() == [prepare(SPECIALS).clean]
     for chat in tab.shown:
         assert chat[0]["content"].startswith("is *this* < b>or [that] (x)")
-        assert "answer to: is *this*" in chat[1]["content"][0]
+        assert "answer to: is *this*" in chat[1]["content"][1]
     if not compare:
         tab.event("retry", 0)
         assert tab.asked() == [prepare(SPECIALS).clean]
@@ -228,13 +228,13 @@ def test_a_stopped_answer_keeps_its_text(compare):
     tab = Tab(StubEngine(endless, delay_s=0.001), compare=compare)
     tab.step_one("Tell me everything")
     updates = tab.updates()
-    while not all(len(chat) > 1 and "word3" in chat[1]["content"][0] for chat in tab.shown):
+    while not all(len(chat) > 1 and "word3" in chat[1]["content"][1] for chat in tab.shown):
         tab.take(next(updates), tab.conversation)
     updates.close()
     assert (tab.engine.running, tab.engine.closed) == (0, len(tab.shown))
     tab.take(tab.fn("stop")(tab.history), tab.conversation)
     for chat in tab.shown:
-        assert "word3" in chat[1]["content"][0] and chat[1]["content"][-1].startswith("*Stopped.*")
+        assert "word3" in chat[1]["content"][1] and chat[1]["content"][-1].startswith("*Stopped.*")
     if not compare:
         tab.engine.script = default_script
         tab.ask("Short?")
@@ -314,7 +314,7 @@ def test_step_two_gets_what_the_toggle_and_the_settings_say():
     page = build_page(Assistant(StubEngine()))
     settings = ["Longest answer (tokens)", "Temperature", "Top-p", "Seed"]
     ask, compare = labels(page, "respond")[::2][0], labels(page, "respond")[-1]
-    assert ask[2:] == ["Model", *settings] and compare[2:] == settings
+    assert ask[2:] == ["Who answers", *settings] and compare[2:] == settings
 
 
 def test_what_cancels_an_answer():
