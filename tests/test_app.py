@@ -248,6 +248,34 @@ def test_the_bundled_adapter_goes_with_its_own_model_only(app):
     assert app.choose_adapter(app.AppSettings(adapter="user/name@abc")) == "user/name@abc"
 
 
+def page_file(folder, name="blorptitis"):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.md").write_text(
+        "---\ntitle: Blorptitis\nkind: condition\nalso_called: [blorp]\nsources:\n- publisher: P\n  title: T\n"
+        "  address: https://p.example/t\nwritten: me\nchecked: you\n---\n## In short\n\nBlorptitis is rare. [1]\n",
+        encoding="utf-8",
+    )
+
+
+def test_libraries_are_chosen_by_folder(app, tmp_path):
+    assert app.AppSettings().library == "shipped" and app.load_library("none") is None
+    page_file(tmp_path / "own")
+    assert [page.id for page in app.load_library(str(tmp_path / "own")).pages] == ["blorptitis"]
+    both = app.load_library(f"shipped,{tmp_path / 'own'}")
+    assert len(both.pages) > 100 and both.find("What is blorptitis?").parts[0].topic.title == "Blorptitis"
+
+
+def test_a_wrong_library_is_one_clear_line(app, tmp_path):
+    page_file(tmp_path / "one"), page_file(tmp_path / "two"), (tmp_path / "empty").mkdir()
+    for folders, words in (
+        (f"{tmp_path}/missing", "is not a folder"),
+        (f"{tmp_path}/empty", "holds no pages"),
+        (f"{tmp_path}/one,{tmp_path}/two", "have the same name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            app.load_library(folders)
+
+
 def write_calibration(folder, revision="0123456789abcdef", **changes):
     content = {
         "schema_version": 1, "signals": ["mean_logprob"], "means": [-0.1], "scales": [0.1], "coefficients": [2.0],

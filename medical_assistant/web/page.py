@@ -44,7 +44,7 @@ def build_page(assistant: Assistant, tracker: RequestTracker | None = None) -> g
         return country_of(request.headers.get("accept-language", ""))
 
     with gr.Blocks(title="Medical Assistant", analytics_enabled=False, fill_height=True) as page:
-        _html("header", elem_id="top")
+        _html("header", elem_id="top", js_on_load=_asset("scroll.js"))
         _html("first_use", elem_id="first-use", js_on_load=_asset("first_use.js"))
         if assistant.problem:
             title = OTHER_ADAPTER if FINE_TUNED in assistant.models else BASE_ALONE
