@@ -32,8 +32,8 @@ JSON = st.recursive(
         | st.dictionaries(
             st.sampled_from(
                 (
-                    "question replies stopped text footer advice notes confidence warning library sources searched number "
-                    "source address quoted query topics types coverage probability signals"
+                    "question replies stopped text footer advice notes confidence warning library sources searched "
+                    "number source address quoted query topics types coverage probability signals"
                 ).split()
             )
             | st.text(max_size=3),
