@@ -3,14 +3,17 @@
     python app.py                                         # the embedded model and the bundled adapter
     python app.py --adapter user/name@revision            # an adapter from the Hub
     python app.py --model tinyllama-1.1b --adapter none   # another base model alone
+    python app.py --library shipped,my_pages              # the library that comes with it, and a folder of pages
 
 Serves the page on http://127.0.0.1:7860, and the same answers to programs:
 
-    gradio_client.Client("http://127.0.0.1:7860").predict("What is anaemia?", "Fine-tuned", api_name="/chat")
+    gradio_client.Client("http://127.0.0.1:7860").predict("What is anaemia?", "Library", api_name="/chat")
+
+"Library" is the default, "Fine-tuned" and "Base" are the models; /library gives the sources as data.
 
 GET /healthz says whether the model answers; with --metrics, GET /metrics counts answers for Prometheus.
-A Space sets MODEL, ADAPTER, ENGINE, METRICS, AUTH (or AUTH_FILE), GRADIO_SERVER_NAME and GRADIO_SERVER_PORT in its
-environment; the command line wins.
+A Space sets MODEL, ADAPTER, ENGINE, LIBRARY, METRICS, AUTH (or AUTH_FILE), GRADIO_SERVER_NAME and GRADIO_SERVER_PORT
+in its environment; the command line wins.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from medical_assistant.errors import UserError, run_script
 from medical_assistant.settings import parse_settings, setting
 from medical_assistant.web.limits import ClientKeys, ClientLimits
 from medical_assistant.web.login import load_login
-from medical_assistant.web.startup import bundled_folder, load_model
+from medical_assistant.web.startup import bundled_folder, load_library, load_model
 
 if TYPE_CHECKING:
     from medical_assistant.chat.confidence import Calibration
@@ -53,6 +56,10 @@ class AppSettings:
     )
     engine: str = setting(
         os.environ.get("ENGINE") or "auto", "what runs the model", ["auto", "llama_cpp", "transformers"]
+    )
+    library: str = setting(
+        os.environ.get("LIBRARY") or "shipped",
+        "folders of library pages, with commas between; 'shipped' is the one that comes with the app, 'none' is none",
     )
     host: str = setting(os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", "address to listen on")
     port: str = setting(os.environ.get("GRADIO_SERVER_PORT") or "7860", "port to listen on")
@@ -80,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("medical_assistant").setLevel(logging.INFO)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # its own counts of 10,000 calls, kept in memory
-    with ThreadPoolExecutor(1) as pool:
-        # The model loads in its own process while gradio is imported here (3 s).
+    with ThreadPoolExecutor(2) as pool:
+        # The model loads in its own process, and the library is read, while gradio is imported here (3 s).
+        opening = pool.submit(load_library, settings.library)
         loading = pool.submit(load_model, settings.model, choose_adapter(settings), settings.engine)
         from medical_assistant.chat.assistant import Assistant
         from medical_assistant.web import page, server
@@ -89,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         engine, problem = loading.result()
     try:
+        library = opening.result()
         tracker = RequestTracker(limits, keys)
-        assistant = Assistant(engine, problem, read_calibration(engine))
+        assistant = Assistant(engine, problem, read_calibration(engine), library)
         demo = page.build_page(assistant, tracker)
         if login:
             login.add_button(demo)

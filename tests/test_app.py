@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 import httpx
 import pytest
 
+from medical_assistant.chat.assistant import MODEL_WARNING
 from medical_assistant.errors import AdapterError, EngineError, UserError
 from medical_assistant.prompts import clean_text
 from medical_assistant.safety.screening import screen
@@ -43,8 +44,8 @@ def ask(client, message, model="Fine-tuned"):
 def test_both_models_answer_and_differ(stub):
     engine, client = stub
     answers = {model: ask(client, "What is anaemia?", model) for model in ("Fine-tuned", "Base")}
-    assert answers["Fine-tuned"] == "This is the fine-tuned answer to: What is anaemia?"
-    assert answers["Base"] == "This is the base answer to: What is anaemia?"
+    assert answers["Fine-tuned"] == f"{MODEL_WARNING}\n\nThis is the fine-tuned answer to: What is anaemia?"
+    assert answers["Base"] == f"{MODEL_WARNING}\n\nThis is the base answer to: What is anaemia?"
     assert [options.adapter for _, options in engine.requests] == [True, False]
 
 
@@ -74,14 +75,15 @@ def test_the_answer_streams(stub):
     engine, client = stub
     engine.script, engine.delay_s = lambda messages, options: [f"{i} " for i in range(30)], 0.02
     job = client.submit("Count", "Base", api_name="/chat")
-    assert job.result(timeout=20) == " ".join(str(i) for i in range(30))
+    numbers = " ".join(str(i) for i in range(30))
+    assert job.result(timeout=20) == f"{MODEL_WARNING}\n\n{numbers}"
     assert 3 <= len(job.outputs()) <= 30
 
 
 @pytest.mark.parametrize("model", ["base", "Fine-Tuned", "", "GPT"])
 def test_an_unknown_model_is_a_clear_error(stub, model):
     engine, client = stub
-    with pytest.raises(Exception, match="use 'Fine-tuned' or 'Base'"):
+    with pytest.raises(Exception, match="use 'Library', 'Fine-tuned' or 'Base'"):
         ask(client, "What is anaemia?", model)
     assert engine.requests == []
 
@@ -246,6 +248,34 @@ def test_the_bundled_adapter_goes_with_its_own_model_only(app):
     assert app.choose_adapter(app.AppSettings(adapter="user/name@abc")) == "user/name@abc"
 
 
+def page_file(folder, name="blorptitis"):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.md").write_text(
+        "---\ntitle: Blorptitis\nkind: condition\nalso_called: [blorp]\nsources:\n- publisher: P\n  title: T\n"
+        "  address: https://p.example/t\nwritten: me\nchecked: you\n---\n## In short\n\nBlorptitis is rare. [1]\n",
+        encoding="utf-8",
+    )
+
+
+def test_libraries_are_chosen_by_folder(app, tmp_path):
+    assert app.AppSettings().library == "shipped" and app.load_library("none") is None
+    page_file(tmp_path / "own")
+    assert [page.id for page in app.load_library(str(tmp_path / "own")).pages] == ["blorptitis"]
+    both = app.load_library(f"shipped,{tmp_path / 'own'}")
+    assert len(both.pages) > 100 and both.find("What is blorptitis?").parts[0].topic.title == "Blorptitis"
+
+
+def test_a_wrong_library_is_one_clear_line(app, tmp_path):
+    page_file(tmp_path / "one"), page_file(tmp_path / "two"), (tmp_path / "empty").mkdir()
+    for folders, words in (
+        (f"{tmp_path}/missing", "is not a folder"),
+        (f"{tmp_path}/empty", "holds no pages"),
+        (f"{tmp_path}/one,{tmp_path}/two", "have the same name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            app.load_library(folders)
+
+
 def write_calibration(folder, revision="0123456789abcdef", **changes):
     content = {
         "schema_version": 1, "signals": ["mean_logprob"], "means": [-0.1], "scales": [0.1], "coefficients": [2.0],
@@ -288,7 +318,7 @@ def test_the_about_tab_explains_confidence(app, tmp_path):
 def test_the_api_answers_without_the_confidence(stub, served_app, app, tmp_path):
     write_calibration(tmp_path)
     served_app.assistant.calibration = app.read_calibration(StubEngine(adapter=str(tmp_path)))
-    assert ask(stub[1], "What is anaemia?") == "This is the fine-tuned answer to: What is anaemia?"
+    assert ask(stub[1], "What is anaemia?") == f"{MODEL_WARNING}\n\nThis is the fine-tuned answer to: What is anaemia?"
 
 
 # With the real engine

@@ -1,7 +1,8 @@
 """What happens between a question and its answer, without the page.
 
 `Assistant.answer` takes a `Question`, which only `prepare` makes: the safety rules have read it before any model can.
-What the model writes passes the output filter and the repetition detector before it is shown.
+The library answers with quoted lines of its pages and needs no model. What a model writes passes the output filter and
+the repetition detector before it is shown, and stands below what the library has on the same question.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from medical_assistant.chat.confidence import Calibration, Signals, describe
 from medical_assistant.chat.question import Question, prepare
 from medical_assistant.chat.repetition import RepetitionDetector, without_repetition
+from medical_assistant.chat.small_talk import small_talk
 from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
+from medical_assistant.library.answer import FROM_LIBRARY, NumberedSource, QuotedAnswer, quoted_answer, source_list
+from medical_assistant.library.passages import Found, Library
 from medical_assistant.prompts import build_messages, trim_history
 from medical_assistant.safety.output_filter import OutputFilter
 from medical_assistant.safety.screening import Screening
 
 logger = logging.getLogger(__name__)
 
-FINE_TUNED, BASE = "Fine-tuned", "Base"
-MODELS = (FINE_TUNED, BASE)
+LIBRARY, FINE_TUNED, BASE = "Library", "Fine-tuned", "Base"
+WHO_ANSWERS = (LIBRARY, FINE_TUNED, BASE)
 
 MAX_ANSWER_TOKENS = 1024
 
@@ -36,12 +41,32 @@ MAX_ANSWER_TOKENS = 1024
 UPDATE_INTERVAL_S = 0.07
 BLOCKED_NOTE = "Part of this answer was left out because it could do harm. Ask a doctor, a nurse or a pharmacist."
 REPETITION_NOTE = "The model began to repeat itself: the answer ends here."
+MODEL_WARNING = "This model answers from memory and is often wrong."
+LIBRARY_FAILED_NOTE = "The library failed on this question: ask in other words."
 RULES_LABEL = "Safety rules \u00b7 no model was used"
+SMALL_TALK_LABEL = "Fixed reply \u00b7 no model was used"
+COVERAGE_LINES = {"covered": "In the sources", "partly": "Partly in the sources", "not": "Not in the sources"}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the library searched for a question, for "Show what was searched" and the API.
+
+    `query`: the question with the topic of the conversation. `topics`: titles of pages. `types`: names of
+    assets/library/question_types.yaml. `coverage`, `probability` and `signals` as those of `Found`.
+    """
+
+    query: str
+    topics: tuple[str, ...]
+    types: tuple[str, ...]
+    coverage: str
+    probability: float
+    signals: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer so far. Only `text` is the model's; only `text` goes back to it as history."""
+    """An answer so far. `text` is what `origin` says; only `text` goes to a model as history."""
 
     text: str
     footer: str  # which model, adapter and engine answered
@@ -52,20 +77,36 @@ class Reply:
     tokens: int = 0  # that the model has made
     emergency: bool = False  # the rules answered an emergency
     waiting: str = ""  # the place in the queue, while others are answered; for the page alone
+    origin: Literal["model", "library", "rules"] = "model"  # only a model's answer waits for a free slot
+    warning: str = ""  # stands above what a model says
+    library: str = ""  # what the library has on the question, above a model's answer
+    sources: tuple[NumberedSource, ...] = ()  # of the quoted lines, in `text` or `library`
+    searched: Searched | None = None  # where the library was asked
 
     def plain_text(self) -> str:
-        """Return advice, answer and notes as one text, for the API."""
-        return "\n\n".join(part for part in (self.advice, self.text, *self.notes) if part)
+        """Return everything that the reader must see as one text, for the API. The quoted lines end with sources."""
+        sources = f"Sources:\n\n{source_list(self.sources)}" if self.sources else ""
+        quoted = [f"{FROM_LIBRARY}:", self.library, sources] if self.library else []
+        own = [self.warning, self.text, *self.notes, "" if quoted else sources]
+        return "\n\n".join(part for part in (self.advice, *quoted, *own) if part)
 
 
 class Assistant:
-    """A model behind the safety rules. `problem` says why there is no fine-tuned model, if there is none.
+    """A library and a model behind the safety rules. `problem` says why there is no fine-tuned model, if so.
 
-    `calibration` is the adapter's, for the confidence under its answers; None shows none.
+    `calibration` is the adapter's, for the confidence under its answers; None shows none. `library` None: the models
+    alone answer.
     """
 
-    def __init__(self, engine: Engine, problem: str | None = None, calibration: Calibration | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        problem: str | None = None,
+        calibration: Calibration | None = None,
+        library: Library | None = None,
+    ) -> None:
         self.engine = engine
+        self.library = library
         self.problem = problem
         self.calibration = calibration
         prepare("")  # reads the rules now: a broken rules file must stop the start, not the first message
@@ -73,8 +114,10 @@ class Assistant:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names that can answer: both, or the base alone where no adapter is loaded."""
-        return MODELS if self.engine.info.adapter is not None else (BASE,)
+        """The names that can answer, the default first: all, without those for which nothing is loaded."""
+        missing = {FINE_TUNED} if self.engine.info.adapter is None else set()
+        missing |= {LIBRARY} if self.library is None else set()
+        return tuple(name for name in WHO_ANSWERS if name not in missing)
 
     @property
     def longest_answer(self) -> int:
@@ -83,6 +126,8 @@ class Assistant:
 
     def footer(self, model: str) -> str:
         """Return what is shown with each answer of `model`, such as `Base · smollm2-135m · llama_cpp`."""
+        if model == LIBRARY:
+            return FROM_LIBRARY
         info = self.engine.info
         parts = [model, Path(info.model).name if "/" in info.model else info.model]
         if model == FINE_TUNED:
@@ -90,21 +135,25 @@ class Assistant:
         return " \u00b7 ".join([*parts, info.engine])
 
     def check_model(self, model: str) -> None:
-        """Raise `UserError` for an unknown name, `AdapterError` when the fine-tuned model is not loaded."""
-        if model not in MODELS:
-            raise UserError(f"Unknown model {str(model)[:40]!r}: use {FINE_TUNED!r} or {BASE!r}.")
+        """Raise `UserError` for an unknown name or a missing library, `AdapterError` for a missing adapter."""
+        if model not in WHO_ANSWERS:
+            raise UserError(f"Unknown model {str(model)[:40]!r}: use {LIBRARY!r}, {FINE_TUNED!r} or {BASE!r}.")
+        if model == LIBRARY and self.library is None:
+            raise UserError(f"No library is loaded. Choose {BASE!r}, or start the app with --library shipped.")
         if model not in self.models:
             reason = self.problem or "No adapter is loaded."
             raise AdapterError(f"The fine-tuned model is not available ({reason}) Choose {BASE!r}.")
 
-    def answer(self, question: Question, model: str, options: Options | None = None) -> Generator[Reply, None, None]:
-        """Yield the answer as it grows, at most one update per `UPDATE_INTERVAL_S`.
+    def answer(
+        self, question: Question, model: str, options: Options | None = None, with_library: bool = True
+    ) -> Generator[Reply, None, None]:
+        """Yield the answer as it grows, at most one update per `UPDATE_INTERVAL_S`; the library's comes whole.
 
-        `options.adapter` is set from `model`. Closing the generator stops the model. A question that the rules call an
-        emergency, or a request for harm, gets their answer, and the model is not called.
+        `options.adapter` is set from `model`. `with_library`: what the library has on the question stands above a
+        model's answer; False only where it is shown beside it. Closing the generator stops the model. A question that
+        the rules call an emergency, or a request for harm, gets their answer, and neither library nor model is asked.
         The generator raises `TypeError` for what is no `Question`, `UserError` for one that cannot be answered and
-        `AdapterError` as `check_model`. An engine that fails on the way does not raise: the text so far stays, with a
-        note.
+        as `check_model`. An engine that fails on the way does not raise: the text so far stays, with a note.
         """
         if not isinstance(question, Question):
             raise TypeError(f"An answer needs a Question of chat.question.prepare, not {type(question).__name__}.")
@@ -114,12 +163,17 @@ class Assistant:
         if question.refusal:
             raise UserError(question.refusal)
         self.check_model(model)
+        if model == LIBRARY:
+            yield self._library_reply(question)
+            return
         options = replace(options or Options(), adapter=model == FINE_TUNED)
         if not 1 <= options.max_new_tokens <= MAX_ANSWER_TOKENS:
             raise UserError(f"An answer cannot have {options.max_new_tokens} tokens: use 1 to {MAX_ANSWER_TOKENS}.")
         triage = question.screening.triage
-        reply = Reply("", self.footer(model), triage.notice)
-        # The first update before any work: Gradio can only close a generator that has yielded.
+        reply = Reply("", self.footer(model), triage.notice, warning=MODEL_WARNING)
+        if with_library:
+            reply = self._above_a_model(reply, question)
+        # The first update before the model works: Gradio can only close a generator that has yielded.
         yield reply
         try:
             messages, dropped = trim_history(
@@ -128,7 +182,7 @@ class Assistant:
                 self.engine.context_tokens - options.max_new_tokens,
             )
             if dropped:
-                reply = replace(reply, notes=(_trimmed_note(dropped),))
+                reply = replace(reply, notes=(*reply.notes, _trimmed_note(dropped)))
             signals = Signals()
             output_filter = OutputFilter(question.clean, triage.reasons)
             for grown in _grow(reply, self.engine.stream(messages, options), signals, output_filter):
@@ -146,6 +200,48 @@ class Assistant:
             note = "This answer is not complete. The model failed: ask again."
             yield replace(reply, notes=(*reply.notes, note), failed=True)
 
+    def _library_reply(self, question: Question) -> Reply:
+        """Return the library's answer, or the fixed reply to small talk."""
+        advice = question.screening.triage.notice
+        fixed = small_talk(question.clean)
+        if fixed:
+            return Reply(fixed, SMALL_TALK_LABEL, advice, origin="library")
+        found = self._find(question)
+        if found is None:
+            return Reply("", FROM_LIBRARY, advice, (LIBRARY_FAILED_NOTE,), failed=True, origin="library")
+        answer = quoted_answer(found)
+        return Reply(
+            answer.text,
+            _library_footer(answer),
+            advice,
+            confidence=COVERAGE_LINES[found.coverage],
+            origin="library",
+            sources=answer.sources,
+            searched=_searched(found),
+        )
+
+    def _above_a_model(self, reply: Reply, question: Question) -> Reply:
+        """Return `reply` with what the library has on the question, where it covers it."""
+        if self.library is None:
+            return reply
+        found = self._find(question)
+        if found is None:
+            return replace(reply, notes=(*reply.notes, LIBRARY_FAILED_NOTE))
+        if found.coverage != "covered":
+            return replace(reply, searched=_searched(found))
+        answer = quoted_answer(found)
+        return replace(reply, library=answer.text, sources=answer.sources, searched=_searched(found))
+
+    def _find(self, question: Question) -> Found | None:
+        """Return what the library has on the question, None where it fails."""
+        assert self.library is not None
+        earlier = [message["content"] for message in question.history if message["role"] == "user"]
+        try:
+            return self.library.find(question.clean, earlier)
+        except Exception as error:  # a fault of ours must not end the conversation
+            logger.error("%s", without_text(error))
+            return None
+
     def _confidence(self, reply: Reply, options: Options, signals: Signals) -> str:
         """Return the line for an answer that has ended, empty where nothing was measured on answers like it.
 
@@ -159,12 +255,12 @@ class Assistant:
             return ""
         return describe(self.calibration.confidence(values))
 
-    def answer_both(self, question: Question, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
-        """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops both.
+    def answer_each(self, question: Question, options: Options | None = None) -> Iterator[tuple[Reply, ...]]:
+        """Yield the answers of all `models` to one question side by side, as `answer` each. Closing stops all.
 
         The first update comes before any work, as that of `answer`.
         """
-        sides = [self.answer(question, model, options) for model in self.models]
+        sides = [self.answer(question, model, options, with_library=False) for model in self.models]
         updates: queue.SimpleQueue[tuple[int, Reply | None]] = queue.SimpleQueue()
         stopped = threading.Event()
 
@@ -214,7 +310,26 @@ def refused(error: UserError) -> Reply:
 
 def rules_reply(screening: Screening) -> Reply:
     """Return the rules' answer to a message that no model may answer."""
-    return Reply(screening.answer, RULES_LABEL, emergency=screening.triage.level == "emergency")
+    return Reply(screening.answer, RULES_LABEL, emergency=screening.triage.level == "emergency", origin="rules")
+
+
+def _library_footer(answer: QuotedAnswer) -> str:
+    """Return `From the library` with the number of pages that the answer quotes."""
+    n_pages = len({page.id for page, _ in answer.lines})
+    if not n_pages:
+        return FROM_LIBRARY
+    return f"{FROM_LIBRARY} \u00b7 {n_pages} page{'s' if n_pages > 1 else ''}"
+
+
+def _searched(found: Found) -> Searched:
+    return Searched(
+        found.query,
+        tuple(part.topic.title for part in found.parts),
+        tuple(dict.fromkeys(name for part in found.parts for name in part.types)),
+        found.coverage,
+        round(found.probability, 3),
+        tuple((name, round(value, 3)) for name, value in found.signals),
+    )
 
 
 def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, output_filter: OutputFilter) -> Iterator[Reply]:

@@ -6,6 +6,7 @@ page's order, then "Get help now" where the topic has it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ WHOM_TO_ASK = (
     "Ask a doctor, a nurse or a pharmacist. If it is urgent, call your local emergency number or go to the nearest "
     "emergency department."
 )
+_NO_ADDRESS = re.compile(r"[\s()<>\\\[\]]")  # would end a Markdown link, CommonMark 0.31 section 6.3
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,15 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def source_list(sources: Sequence[NumberedSource]) -> str:
-    """Return the sources as a Markdown list: number, publisher, linked title, date."""
+    """Return the sources as a Markdown list: number, publisher, linked title, date. Page texts cannot end the link."""
     lines = []
     for entry in sources:
         source = entry.source
         date = f", {source.date}" if source.date else ""
-        lines.append(f"{entry.number}. {source.publisher}: [{source.title}]({source.address}){date}")
+        address = _NO_ADDRESS.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), source.address)
+        lines.append(f"{entry.number}. {_plain(source.publisher)}: [{_plain(source.title)}]({address}){_plain(date)}")
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("[", "(").replace("]", ")").split())

@@ -6,11 +6,15 @@ A chatbot only shows it: nothing is read back from what is shown.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from medical_assistant.chat.assistant import Reply
+from medical_assistant.chat.assistant import FROM_LIBRARY, Reply, Searched
+from medical_assistant.library.answer import NumberedSource, source_list
+from medical_assistant.library.pages import Source
 from medical_assistant.markdown import safe_markdown
 from medical_assistant.prompts import MAX_QUESTION_CHARACTERS, Message
 
@@ -19,7 +23,8 @@ SHOWN_CHARACTERS = MAX_QUESTION_CHARACTERS  # of a message of any length, which 
 KEPT_CHARACTERS = 2 * MAX_QUESTION_CHARACTERS
 EMPTY_ANSWER = "\u2026"  # shown until the first words arrive
 STOPPED_NOTE = "Stopped."
-_KEPT_FIELDS = ("text", "footer", "advice", "notes", "confidence")
+SEARCHED_TITLE = "Show what was searched"
+_TEXT_FIELDS = ("text", "footer", "advice", "confidence", "warning", "library")
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Exchange:
         """Return the Gradio messages of the exchange in the chatbot number `chat`."""
         asked = {"role": "user", "content": shown_question(self.question)}
         answers = self.replies[chat : chat + 1]
-        return [asked, *({"role": "assistant", "content": _shown_reply(reply)} for reply in answers)]
+        return [asked, *(message for reply in answers for message in _shown_reply(reply))]
 
     def stop(self, chats: int = 1) -> Exchange:
         """Return the exchange as the user stopped it: half an answer has no confidence."""
@@ -58,8 +63,51 @@ def read_history(value: Any) -> list[Exchange]:
 
 def _read_reply(fields: dict[str, Any]) -> Reply:
     notes = tuple(note for note in _list(fields.get("notes")) if isinstance(note, str))
-    text, footer, advice, confidence = (_text(fields.get(name)) for name in ("text", "footer", "advice", "confidence"))
-    return Reply(text, footer, advice, notes, confidence=confidence)
+    sources = tuple(
+        source
+        for entry in _list(fields.get("sources"))
+        if isinstance(entry, dict) and (source := _read_source(entry)) is not None
+    )
+    searched = fields.get("searched")
+    return Reply(
+        notes=notes,
+        sources=sources,
+        searched=_read_searched(searched) if isinstance(searched, dict) else None,
+        **{name: _text(fields.get(name)) for name in _TEXT_FIELDS},  # type: ignore[arg-type]
+    )
+
+
+def _read_source(fields: dict[str, Any]) -> NumberedSource | None:
+    """Return a source as `as_json` writes it, None without a number or a web address."""
+    number, source = fields.get("number"), fields.get("source")
+    if type(number) is not int or not isinstance(source, dict):
+        return None
+    publisher, title, address, date = (_text(source.get(name)) for name in ("publisher", "title", "address", "date"))
+    if not re.match("https?://", address):
+        return None
+    return NumberedSource(
+        number, Source(publisher, title, address, date), _text(fields.get("page")), _texts(fields.get("quoted"))
+    )
+
+
+def _read_searched(fields: dict[str, Any]) -> Searched:
+    signals = [pair for pair in _list(fields.get("signals")) if isinstance(pair, list) and len(pair) == 2]
+    return Searched(
+        _text(fields.get("query")),
+        _texts(fields.get("topics")),
+        _texts(fields.get("types")),
+        _text(fields.get("coverage")),
+        _number(fields.get("probability")),
+        tuple((_text(name), _number(value)) for name, value in signals),
+    )
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(item for item in _list(value) if isinstance(item, str))
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, float) and math.isfinite(value) else 0.0
 
 
 def _text(value: Any) -> str:
@@ -75,10 +123,19 @@ def as_json(history: Sequence[Exchange]) -> list[dict[str, Any]]:
     return [
         {
             "question": exchange.question[:KEPT_CHARACTERS],
-            "replies": [{name: getattr(reply, name) for name in _KEPT_FIELDS} for reply in exchange.replies],
+            "replies": [_reply_as_json(reply) for reply in exchange.replies],
         }
         for exchange in history
     ]
+
+
+def _reply_as_json(reply: Reply) -> dict[str, Any]:
+    return {
+        **{name: getattr(reply, name) for name in _TEXT_FIELDS},
+        "notes": list(reply.notes),
+        "sources": [asdict(source) for source in reply.sources],
+        "searched": None if reply.searched is None else asdict(reply.searched),
+    }
 
 
 def shown(history: Sequence[Exchange], chat: int = 0) -> list[dict[str, Any]]:
@@ -89,7 +146,7 @@ def shown(history: Sequence[Exchange], chat: int = 0) -> list[dict[str, Any]]:
 def messages(history: Sequence[Exchange]) -> list[Message]:
     """Return the questions and the answers to them, oldest first, for `prepare`.
 
-    Footers, advice, notes, and questions that never got an answer stay behind.
+    Footers, advice, notes, what stands above a model's answer, and questions that never got an answer stay behind.
     """
     found = []
     for exchange in history:
@@ -111,10 +168,40 @@ def shown_question(question: str) -> str:
     return safe_markdown(question[:SHOWN_CHARACTERS]) or EMPTY_ANSWER
 
 
-def _shown_reply(reply: Reply) -> list[str]:
-    """Return the parts of a chatbot message: advice where there is some, the answer, and the lines below it."""
+def _shown_reply(reply: Reply) -> list[dict[str, Any]]:
+    """Return the chatbot's messages: the answer in parts, and what was searched, which opens with a click.
+
+    The parts are the advice, the library's lines with their sources, a model's warning and words, and the lines below.
+    """
     lines = [*reply.notes, reply.waiting, reply.footer, reply.confidence]
     # The model's name and the words of an error come from whoever made the model.
     below = "\n\n".join(f"*{safe_markdown(' '.join(line.split()))}*" for line in lines if line)
-    advice = [f"**{safe_markdown(reply.advice)}**"] if reply.advice else []
-    return [*advice, safe_markdown(reply.text) or EMPTY_ANSWER, below]
+    parts = [f"**{safe_markdown(reply.advice)}**"] if reply.advice else []
+    sources = [safe_markdown(f"**Sources**\n\n{source_list(reply.sources)}")] if reply.sources else []
+    if reply.library:
+        parts += [safe_markdown(f"**{FROM_LIBRARY}**\n\n{reply.library}"), *sources]
+        sources = []
+    if reply.warning:
+        parts.append(f"**{safe_markdown(reply.warning)}**")
+    parts += [safe_markdown(reply.text) or EMPTY_ANSWER, *sources, below]
+    messages: list[dict[str, Any]] = [{"role": "assistant", "content": parts}]
+    if reply.searched is not None:
+        title = {"title": SEARCHED_TITLE, "status": "done"}
+        searched = shown_search(reply.searched, reply.sources)
+        messages.append({"role": "assistant", "content": searched, "metadata": title})
+    return messages
+
+
+def shown_search(searched: Searched, sources: Sequence[NumberedSource] = ()) -> str:
+    """Return as Markdown what was searched, how well it fits, and the lines that each source stands for."""
+    signals = ", ".join(f"{name} {value:g}" for name, value in searched.signals)
+    rows = {
+        "Searched for": searched.query,
+        "Topics": ", ".join(searched.topics) or "none",
+        "Asked about": ", ".join(name.replace("_", " ") for name in searched.types) or "what it is",
+        "Coverage": f"{searched.coverage} (probability {searched.probability:.2f})",
+        "Signals": signals,
+    }
+    lines = [f"- {name}: {' '.join(text.split())}" for name, text in rows.items() if text]
+    lines += [f"- Source {entry.number} for: {' | '.join(entry.quoted)}" for entry in sources]
+    return safe_markdown("\n".join(lines))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any, Literal
 
 import gradio as gr
 import yaml
 
-from medical_assistant.chat.assistant import BASE, FINE_TUNED, MODELS, Assistant, Reply
+from medical_assistant.chat.assistant import FINE_TUNED, LIBRARY, WHO_ANSWERS, Assistant, Reply
 from medical_assistant.chat.confidence import WORDS, Calibration
 from medical_assistant.chat.question import Question, prepare
 from medical_assistant.engines.base import Options
@@ -43,7 +44,7 @@ def build_page(assistant: Assistant, tracker: RequestTracker | None = None) -> g
         return country_of(request.headers.get("accept-language", ""))
 
     with gr.Blocks(title="Medical Assistant", analytics_enabled=False, fill_height=True) as page:
-        _html("header", elem_id="top")
+        _html("header", elem_id="top", js_on_load=_asset("scroll.js"))
         _html("first_use", elem_id="first-use", js_on_load=_asset("first_use.js"))
         if assistant.problem:
             title = OTHER_ADAPTER if FINE_TUNED in assistant.models else BASE_ALONE
@@ -65,6 +66,13 @@ def build_page(assistant: Assistant, tracker: RequestTracker | None = None) -> g
             api_description="Answer a health question. The last value is the whole answer.",
             concurrency_limit=None,
         )
+        if assistant.library is not None:
+            gr.api(
+                _library_endpoint(assistant, tracker),
+                api_name="library",
+                api_description="Answer a health question from the library, with its sources as data.",
+                concurrency_limit=None,
+            )
     page.queue(max_size=MAX_THREADS, default_concurrency_limit=None, api_open=False)
     return page
 
@@ -110,9 +118,9 @@ def load_examples() -> list[dict[str, str]]:
 def _build_ask(assistant: Assistant, emergency: gr.HTML, tracker: RequestTracker) -> tuple[list[Any], gr.Dropdown]:
     """Build the tab; return the settings' inputs, and the country of the emergency numbers."""
     model = gr.Radio(
-        MODELS,
+        WHO_ANSWERS if assistant.library is not None else WHO_ANSWERS[1:],
         value=assistant.models[0],
-        label="Model",
+        label="Who answers",
         interactive=len(assistant.models) > 1,
         container=False,
         elem_id="model",
@@ -131,7 +139,7 @@ def _build_ask(assistant: Assistant, emergency: gr.HTML, tracker: RequestTracker
         choices = [("Not set", ""), *((known["name"], code) for code, known in countries().items())]
         country = gr.Dropdown(choices, value="", label="Country", info="For the emergency numbers", elem_id="country")
 
-    panel = Panel(box, [chat], emergency, refusal, country, tracker)
+    panel = Panel(box, [chat], emergency, refusal, country, tracker, model)
 
     def ask(question: Question, model: str, *values: Any) -> Iterator[Reply]:
         return assistant.answer(question, model, read_options(*values))
@@ -166,16 +174,19 @@ def _build_ask(assistant: Assistant, emergency: gr.HTML, tracker: RequestTracker
 def _build_compare(
     assistant: Assistant, emergency: gr.HTML, settings: list[Any], country: gr.Dropdown, tracker: RequestTracker
 ) -> None:
-    """One question, both models side by side, one Stop."""
+    """One question, all that can answer side by side, one Stop."""
     with gr.Row(elem_id="pair"):
-        chats = [_chatbot(f"{name} model", show_label=True, elem_id=f"compare-{i}") for i, name in enumerate(MODELS)]
+        chats = [
+            _chatbot(name if name == LIBRARY else f"{name} model", show_label=True, elem_id=f"compare-{i}")
+            for i, name in enumerate(assistant.models)
+        ]
     refusal = _html("refusal", elem_id="compare-refusal", elem_classes="refusal")
-    box = _question_box("Ask both models the same question", elem_id="compare-question")
+    box = _question_box("Ask all the same question", elem_id="compare-question")
 
     panel = Panel(box, chats, emergency, refusal, country, tracker)
 
     def ask(question: Question, *values: Any) -> Iterator[tuple[Reply, ...]]:
-        return assistant.answer_both(question, read_options(*values))
+        return assistant.answer_each(question, read_options(*values))
 
     def start(message: str, _history: Any, *values: Any) -> tuple[Any, ...]:
         return panel.begin(message, [], *values)  # each comparison is a conversation of its own
@@ -224,10 +235,12 @@ def _settings(assistant: Assistant) -> list[Any]:
 
 
 def _api_endpoint(assistant: Assistant, tracker: RequestTracker) -> Callable[..., Iterator[str]]:
+    default = LIBRARY if assistant.library is not None else FINE_TUNED
+
     def chat(
         request: gr.Request,
         message: str,
-        model: Literal["Fine-tuned", "Base"] = "Fine-tuned",
+        model: Literal["Library", "Fine-tuned", "Base"] = default,  # type: ignore[assignment]
         country: str = "",
         max_new_tokens: int = Options().max_new_tokens,
     ) -> Iterator[str]:
@@ -246,10 +259,46 @@ def _api_endpoint(assistant: Assistant, tracker: RequestTracker) -> Callable[...
     return chat
 
 
+def _library_endpoint(assistant: Assistant, tracker: RequestTracker) -> Callable[..., dict[str, Any]]:
+    def library(request: gr.Request, message: str, country: str = "") -> dict[str, Any]:
+        try:
+            if not isinstance(message, str):
+                raise UserError("The message is not a text: send a string.")
+            *_, reply = tracker.watch(assistant.answer(prepare(message, country=country), LIBRARY), request)
+            if reply.failed:
+                raise UserError(reply.notes[-1])
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return library_json(reply)
+
+    return library
+
+
+def library_json(reply: Reply) -> dict[str, Any]:
+    """Return a library's reply as data: `text`, `answered_by`, `advice`, `coverage`, `sources` and `searched`.
+
+    `answered_by` is "library", or "rules" for an emergency or a request for harm. `coverage` is "covered", "partly" or
+    "not"; empty, and `searched` null, where nothing was searched.
+    """
+    searched = reply.searched
+    return {
+        "text": reply.text,
+        "answered_by": reply.origin,
+        "advice": reply.advice,
+        "coverage": searched.coverage if searched else "",
+        "sources": [
+            {"number": entry.number, **asdict(entry.source), "page": entry.page, "quoted": list(entry.quoted)}
+            for entry in reply.sources
+        ],
+        "searched": {**asdict(searched), "signals": dict(searched.signals)} if searched else None,
+    }
+
+
 def _about(assistant: Assistant) -> str:
     """Return the About text with what is loaded."""
-    loaded = "\n".join(f"- {safe_markdown(' '.join(assistant.footer(model).split()))}" for model in assistant.models)
-    missing = "" if FINE_TUNED in assistant.models else f"\n\n{FINE_TUNED}: not available. {BASE} only."
+    footers = [assistant.footer(model) if model != LIBRARY else LIBRARY for model in assistant.models]
+    loaded = "\n".join(f"- {safe_markdown(' '.join(footer.split()))}" for footer in footers)
+    missing = "" if FINE_TUNED in assistant.models else f"\n\n{FINE_TUNED}: not available."
     text = _asset("about.md").replace("{{confidence}}", _about_confidence(assistant.calibration))
     return text.replace("{{loaded}}", loaded + missing)
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from medical_assistant.chat.assistant import RULES_LABEL, Reply
+from medical_assistant.chat.assistant import Reply
 from medical_assistant.errors import UserError
 from medical_assistant.web.limits import ClientKeys, ClientLimits, LimitError
 from medical_assistant.web.queue import AnswerQueue, QueueFull, Ticket
@@ -102,13 +102,13 @@ class RequestTracker:
         return self.queue.running + self.queue.waiting
 
     def watch(self, updates: Iterator[Update], request: Any) -> Generator[Update, None, None]:
-        """Yield `updates`, the generator of `Assistant.answer` or `answer_both`; count and log how it ends.
+        """Yield `updates`, the generator of `Assistant.answer` or `answer_each`; count and log how it ends.
 
         `request` is a `gradio.Request` or None. Closing this closes `updates`. What the safety rules answer is
-        never limited and never waits: that begins with the first update that is the model's, which the assistant gives
-        before the model works. While it waits in the queue, that update comes again with the place in `waiting`.
-        Raises `LimitError` as `ClientLimits.enter`, `QueueFull`, `UserError` when the app is ending, and what `updates`
-        raises.
+        never limited; neither that nor the library's answer waits for the model. Waiting begins with the first update
+        of a model's answer, which the assistant gives before the model works: in the queue that update comes again
+        with the place in `waiting`. Raises `LimitError` as `ClientLimits.enter`, `QueueFull`, `UserError` when the app
+        is ending, and what `updates` raises.
         """
         outcome, tokens, first_text_s, started_s = "failed", 0, None, self._clock()
         by_rules = admitted = failed = False
@@ -117,7 +117,7 @@ class RequestTracker:
                 for update in updates:
                     replies = update if isinstance(update, tuple) else (update,)
                     for reply in replies:
-                        if reply.footer == RULES_LABEL:
+                        if reply.origin == "rules":
                             by_rules, outcome = True, "emergency" if reply.emergency else "refused"
                     if not admitted and not by_rules:
                         if self.ending:
@@ -125,8 +125,10 @@ class RequestTracker:
                         client = self._keys.of(request)
                         if self._limits is not None:
                             held.enter_context(self._limits.enter(client))
-                        ticket = held.enter_context(self.queue.join(client, len(replies)))
-                        yield from self._wait(ticket, update)
+                        n_slots = sum(reply.origin == "model" for reply in replies)
+                        if n_slots:
+                            ticket = held.enter_context(self.queue.join(client, n_slots))
+                            yield from self._wait(ticket, update)
                         admitted = True
                     failed = any(reply.failed for reply in replies)
                     tokens = sum(reply.tokens for reply in replies)
@@ -165,7 +167,9 @@ class RequestTracker:
                 raise UserError(ENDING)
             text = place.text()
             if isinstance(update, tuple):
-                yield tuple(replace(reply, waiting=text) for reply in update)  # type: ignore[misc]
+                yield tuple(  # type: ignore[misc]
+                    replace(reply, waiting=text) if reply.origin == "model" else reply for reply in update
+                )
             else:
                 yield replace(update, waiting=text)
 

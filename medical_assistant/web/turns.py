@@ -19,7 +19,7 @@ from typing import Any
 
 import gradio as gr
 
-from medical_assistant.chat.assistant import Reply, refused, rules_reply
+from medical_assistant.chat.assistant import LIBRARY, Reply, refused, rules_reply
 from medical_assistant.chat.question import Question, prepare
 from medical_assistant.engines.base import Options
 from medical_assistant.errors import UserError
@@ -62,6 +62,8 @@ def emergency_banner(triage: Triage, country: str = "") -> dict[str, Any] | None
 class Panel:
     """A question box with its chats, the blocks that an answer changes, and what the page keeps out of sight.
 
+    `who_answers` is the control that says it, None where all answer.
+
     `history`: what was asked and answered, see `web.history`. `pending`: the `Question` between the two steps.
     """
 
@@ -73,6 +75,7 @@ class Panel:
         refusal: gr.HTML,
         country: gr.Dropdown,
         tracker: RequestTracker,
+        who_answers: gr.Radio | None = None,
     ) -> None:
         self.box = box
         self.chats = list(chats)
@@ -81,21 +84,23 @@ class Panel:
         self.pending = gr.State(None, time_to_live=PENDING_S)
         slots = [gr.Number(0, visible="hidden", container=False) for _ in range(STREAM_SLOTS)]
         self._slots = slots
-        self.inputs: list[Any] = [self.history, country, *slots]
+        self.inputs: list[Any] = [self.history, country, *slots, *([who_answers] if who_answers else [])]
         self.conversation: list[Any] = [self.box, *self.chats, self.history, self.pending]
         self.outputs: list[Any] = [*self.conversation, emergency, refusal, *slots]
 
-    def start(self, message: str, history: Any, country: str, *slots: float) -> tuple[Any, ...]:
+    def start(self, message: str, history: Any, country: str, *values: Any) -> tuple[Any, ...]:
         """Step one, with what `inputs` are; return values of `outputs`."""
-        return self.begin(message, read_history(history), country, *slots)
+        return self.begin(message, read_history(history), country, *values)
 
     def begin(
-        self, message: Any, exchanges: list[Exchange], country: str, *slots: float, edited: bool = False
+        self, message: Any, exchanges: list[Exchange], country: str, *values: Any, edited: bool = False
     ) -> tuple[Any, ...]:
-        """Step one for `message` after `exchanges`."""
+        """Step one for `message` after `exchanges`; `values` are those of the slots and of `who_answers`."""
+        slots, who_answers = values[:STREAM_SLOTS], values[STREAM_SLOTS:]
         question = prepare(message if isinstance(message, str) else "", messages(exchanges), country)
         by_rules = bool(question.screening.answer)
-        refusal = question.refusal or (BUSY if not by_rules and self.tracker.queue.is_full else "")
+        needs_model = not by_rules and LIBRARY not in who_answers
+        refusal = question.refusal or (BUSY if needs_model and self.tracker.queue.is_full else "")
         banner = emergency_banner(question.screening.triage, country)
         next_slots = [gr.skip() for _ in slots]
         if by_rules or refusal:

@@ -13,6 +13,7 @@ from medical_assistant.chat.assistant import (
     BASE,
     BLOCKED_NOTE,
     FINE_TUNED,
+    MODEL_WARNING,
     REPETITION_NOTE,
     UPDATE_INTERVAL_S,
     Assistant,
@@ -266,7 +267,7 @@ def test_confidence_comes_with_the_last_update_of_a_fine_tuned_answer():
 
 def test_confidence_stays_out_of_the_api():
     reply = last(Assistant(StubEngine(), calibration=calibration()).answer(prepare("a?"), FINE_TUNED))
-    assert reply.plain_text() == "This is the fine-tuned answer to: a?"
+    assert reply.plain_text() == f"{MODEL_WARNING}\n\nThis is the fine-tuned answer to: a?"
 
 
 @pytest.mark.parametrize(
@@ -316,13 +317,13 @@ def test_confidence_of_a_cut_answer_is_that_of_the_measured_length():
 
 
 def test_side_by_side_only_the_fine_tuned_answer_has_a_confidence():
-    *_, (left, right) = Assistant(StubEngine(), calibration=calibration()).answer_both(prepare("What is anaemia?"))
+    *_, (left, right) = Assistant(StubEngine(), calibration=calibration()).answer_each(prepare("What is anaemia?"))
     assert left.confidence == LOW and not right.confidence
 
 
 def test_both_models_answer_side_by_side():
     engine = StubEngine()
-    *_, (left, right) = Assistant(engine).answer_both(prepare("What is anaemia?"))
+    *_, (left, right) = Assistant(engine).answer_each(prepare("What is anaemia?"))
     assert left.text.startswith("This is the fine-tuned") and left.footer.startswith(FINE_TUNED)
     assert right.text.startswith("This is the base") and right.footer.startswith(BASE)
     assert sorted(options.adapter for _, options in engine.requests) == [False, True]
@@ -330,7 +331,7 @@ def test_both_models_answer_side_by_side():
 
 def test_closing_stops_both_sides():
     engine = StubEngine(endless, delay_s=0.01)
-    answers = Assistant(engine).answer_both(prepare("Go on"))
+    answers = Assistant(engine).answer_each(prepare("Go on"))
     for replies in answers:
         if all(reply.text for reply in replies):
             break
@@ -342,9 +343,9 @@ def test_one_side_that_fails_does_not_stop_the_other():
     def script(messages, options):
         return [EngineError("It died.")] if options.adapter else ["fine"]
 
-    *_, (left, right) = Assistant(StubEngine(script)).answer_both(prepare("What is anaemia?"))
+    *_, (left, right) = Assistant(StubEngine(script)).answer_each(prepare("What is anaemia?"))
     assert left.failed and right.text == "fine"
-    *_, (left, right) = Assistant(StubEngine()).answer_both(prepare("   "))
+    *_, (left, right) = Assistant(StubEngine()).answer_each(prepare("   "))
     assert "empty" in left.notes[0] and "empty" in right.notes[0]
 
 
@@ -359,7 +360,7 @@ def test_what_no_rule_has_read_is_never_answered(message):
     with pytest.raises(TypeError, match="Question"):
         next(Assistant(engine).answer(message, BASE))
     with pytest.raises(TypeError, match="Question"):
-        list(Assistant(engine).answer_both(message))
+        list(Assistant(engine).answer_each(message))
     assert engine.requests == []
 
 
@@ -369,7 +370,7 @@ def test_a_question_is_screened_once_for_both_models(monkeypatch):
     monkeypatch.setattr(
         "medical_assistant.chat.question.screen", lambda *given: screened.append(given[0]) or original(*given)
     )
-    list(assistant.answer_both(prepare("What is anaemia?")))
+    list(assistant.answer_each(prepare("What is anaemia?")))
     list(assistant.answer(prepare("What is gout?"), BASE))
     assert screened == ["What is anaemia?", "What is gout?"]
 

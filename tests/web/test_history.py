@@ -30,7 +30,12 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from("question replies stopped text footer advice notes confidence".split())
+            st.sampled_from(
+                (
+                    "question replies stopped text footer advice notes confidence warning library sources searched "
+                    "number source address quoted query topics types coverage probability signals"
+                ).split()
+            )
             | st.text(max_size=3),
             inner,
             max_size=4,
@@ -127,7 +132,13 @@ def test_what_has_no_form_is_left_out(value):
 
 @given(st.text(alphabet="<>![]()/aA:|?!- \n&;\"'jh", max_size=80))
 def test_what_a_program_gives_as_history_is_shown_without_markup(text):
-    reply = {"text": text, "footer": text, "advice": text, "notes": [text], "confidence": text}
+    source = {"publisher": text, "title": text, "address": f"https://a.example/{text}", "date": text}
+    reply = {name: text for name in ("text", "footer", "advice", "confidence", "warning", "library")}
+    reply |= {
+        "notes": [text],
+        "sources": [{"number": 1, "source": source, "page": text, "quoted": [text]}],
+        "searched": {"query": text, "topics": [text], "types": [text], "coverage": text, "signals": [[text, 0.5]]},
+    }
     for message in shown(read_history([{"question": text, "replies": [reply]}])):
         for part in [message["content"]] if isinstance(message["content"], str) else message["content"]:
             assert not re.search(r"<[A-Za-z/!?|]|!\[|\]\((?!https?://)", part)

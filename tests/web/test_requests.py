@@ -37,8 +37,8 @@ def answer(engine, message=QUESTION):
     return Assistant(engine).answer(prepare(message), "Base")
 
 
-def answer_both(engine, message=QUESTION):
-    return Assistant(engine).answer_both(prepare(message))
+def answer_each(engine, message=QUESTION):
+    return Assistant(engine).answer_each(prepare(message))
 
 
 def ask(tracker, engine, message=QUESTION, client=CLIENT):
@@ -71,7 +71,7 @@ def test_an_emergency_is_answered_past_every_limit():
     engine.reset()
     tracker.ending = True
     assert "emergency number" in ask(tracker, engine, EMERGENCY)[-1].text
-    both = list(tracker.watch(answer_both(engine, EMERGENCY), CLIENT))
+    both = list(tracker.watch(answer_each(engine, EMERGENCY), CLIENT))
     assert all("emergency number" in reply.text for reply in both[-1])
     assert requests(tracker) == {"answered": 1, "emergency": 2} and engine.requests == []
 
@@ -124,7 +124,7 @@ def test_closing_stops_the_model_and_frees_the_clients_place():
 
 
 def test_a_comparison_is_one_answer(tracker):
-    updates = list(tracker.watch(answer_both(StubEngine()), CLIENT))
+    updates = list(tracker.watch(answer_each(StubEngine()), CLIENT))
     assert [reply.text.split()[3] for reply in updates[-1]] in (["fine-tuned", "base"], ["base"])
     assert requests(tracker) == {"answered": 1}
 
@@ -135,7 +135,7 @@ def test_a_question_waits_its_turn_and_is_told_its_place(monkeypatch):
     with ExitStack() as others:
         others.enter_context(tracker.queue.join("another", slots=2))
         single = tracker.watch(answer(engine), CLIENT)
-        both = tracker.watch(answer_both(engine), CLIENT)
+        both = tracker.watch(answer_each(engine), CLIENT)
         assert "You are next" in next(single).waiting
         assert all("One question is before yours" in reply.waiting for reply in next(both))
         assert engine.requests == [] and (tracker.queue.running, tracker.queue.waiting) == (1, 2)
@@ -171,7 +171,7 @@ def test_a_full_queue_is_said_and_counted():
 def test_a_request_for_harm_is_refused_past_the_limits():
     tracker = RequestTracker(ClientLimits(per_minute=1))
     ask(tracker, StubEngine())
-    replies = [Counted("Not this.", RULES_LABEL, emergency=False)]
+    replies = [Counted("Not this.", RULES_LABEL, emergency=False, origin="rules")]
     assert list(tracker.watch((reply for reply in replies), CLIENT)) == replies
     assert requests(tracker) == {"answered": 1, "refused": 1}
     assert value(tracker.metrics.text(), "first_text_seconds_count") == 1

@@ -26,16 +26,17 @@ SPECIALS = "".join(f"is *this* <b>or [that](x) ![y]_z_ `q` #{i}\n" for i in rang
 class Tab:
     """A tab of the page: it holds the values of the components of one panel, and runs the functions of its events."""
 
-    def __init__(self, engine=None, queue=None, compare=False):
+    def __init__(self, engine=None, queue=None, compare=False, library=None, model="Base"):
         self.engine = engine or StubEngine()
         self.tracker = RequestTracker(queue=queue)
-        page = build_page(Assistant(self.engine), self.tracker)
-        self.compare = compare
+        assistant = Assistant(self.engine, library=library)
+        page = build_page(assistant, self.tracker)
+        self.compare, self.model, n_chats = compare, model, len(assistant.models) if compare else 1
         self.functions = {}  # of Ask, then of Compare
         for fn in page.fns.values():
             self.functions.setdefault(fn.name, []).append(fn.fn)
         self.history, self.pending, self.slots = [], None, [0, 0]
-        self.box, self.shown, self.banner, self.refusal = "", [[], []][: 2 if compare else 1], None, None
+        self.box, self.shown, self.banner, self.refusal = "", [[] for _ in range(n_chats)], None, None
 
     def fn(self, name):
         return self.functions[name][-1 if self.compare else 0]
@@ -65,12 +66,15 @@ class Tab:
         return [*self.conversation, "banner", "refusal", "slot0", "slot1"]
 
     def step_one(self, message):
-        self.take(self.fn("start")(message, self.history, "", *self.slots), self.outputs)
+        self.take(self.fn("start")(message, self.history, "", *self.slots, *self.toggle), self.outputs)
 
-    def updates(self, model="Base", settings=SETTINGS):
-        toggle = () if self.compare else (model,)
+    @property
+    def toggle(self):
+        return () if self.compare else (self.model,)
+
+    def updates(self, settings=SETTINGS):
         request = gr.Request(SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"), headers={}), session_hash="s")
-        return self.fn("respond")(self.history, self.pending, request, *toggle, *settings)
+        return self.fn("respond")(self.history, self.pending, request, *self.toggle, *settings)
 
     def step_two(self):
         for values in self.updates():
@@ -84,7 +88,7 @@ class Tab:
 
     def event(self, name, index, value=None):
         data, slots = SimpleNamespace(index=index, value=value), list(self.slots)
-        self.take(self.fn(name)(self.history, data, "", *self.slots), self.outputs)
+        self.take(self.fn(name)(self.history, data, "", *self.slots, *self.toggle), self.outputs)
         if self.slots != slots:
             self.step_two()
 
@@ -122,7 +126,7 @@ def test_4000_characters_of_markdown_are_accepted_shown_and_answered(compare):
     assert tab.asked() == [prepare(SPECIALS).clean]
     for chat in tab.shown:
         assert chat[0]["content"].startswith("is *this* < b>or [that] (x)")
-        assert "answer to: is *this*" in chat[1]["content"][0]
+        assert "answer to: is *this*" in chat[1]["content"][1]
     if not compare:
         tab.event("retry", 0)
         assert tab.asked() == [prepare(SPECIALS).clean]
@@ -228,13 +232,13 @@ def test_a_stopped_answer_keeps_its_text(compare):
     tab = Tab(StubEngine(endless, delay_s=0.001), compare=compare)
     tab.step_one("Tell me everything")
     updates = tab.updates()
-    while not all(len(chat) > 1 and "word3" in chat[1]["content"][0] for chat in tab.shown):
+    while not all(len(chat) > 1 and "word3" in chat[1]["content"][1] for chat in tab.shown):
         tab.take(next(updates), tab.conversation)
     updates.close()
     assert (tab.engine.running, tab.engine.closed) == (0, len(tab.shown))
     tab.take(tab.fn("stop")(tab.history), tab.conversation)
     for chat in tab.shown:
-        assert "word3" in chat[1]["content"][0] and chat[1]["content"][-1].startswith("*Stopped.*")
+        assert "word3" in chat[1]["content"][1] and chat[1]["content"][-1].startswith("*Stopped.*")
     if not compare:
         tab.engine.script = default_script
         tab.ask("Short?")
@@ -269,7 +273,8 @@ def test_each_comparison_is_a_conversation_of_its_own():
 def test_the_settings_reach_the_model():
     tab = Tab()
     tab.step_one("One?")
-    list(tab.updates("Fine-tuned", (64, 0.7, 0.9, 5)))
+    tab.model = "Fine-tuned"
+    list(tab.updates((64, 0.7, 0.9, 5)))
     options = tab.engine.requests[0][1]
     assert (options.adapter, options.max_new_tokens, options.temperature, options.seed) == (True, 64, 0.7, 5)
 
@@ -314,7 +319,7 @@ def test_step_two_gets_what_the_toggle_and_the_settings_say():
     page = build_page(Assistant(StubEngine()))
     settings = ["Longest answer (tokens)", "Temperature", "Top-p", "Seed"]
     ask, compare = labels(page, "respond")[::2][0], labels(page, "respond")[-1]
-    assert ask[2:] == ["Model", *settings] and compare[2:] == settings
+    assert ask[2:] == ["Who answers", *settings] and compare[2:] == settings
 
 
 def test_what_cancels_an_answer():
