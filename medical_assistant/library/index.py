@@ -136,7 +136,7 @@ class EmbeddedLibrary:
         best: dict[str, tuple[Page, float]] = {}
         for number, score in zip(numbers[0], scores[0], strict=True):
             page = self._sections[int(number)][0]
-            if page.id not in best:
+            if score > 0 and page.id not in best:
                 best[page.id] = (page, float(score))
         return list(best.values())
 
@@ -234,7 +234,7 @@ class EmbeddedLibrary:
             "partial": self.names.partial(first.page, stems) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "typed": float(any(part.types and part.passages[0].score == 1.0 for part in parts)),
-            "margin": 1.0 - bm25[1] / bm25[0] if len(bm25) > 1 and bm25[0] > 0 else 0.0,
+            "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
             "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
         }
 
