@@ -44,8 +44,8 @@ from medical_assistant.safety.screening import screen  # noqa: E402
 QUESTIONS = ROOT / "benchmarks" / "library_questions"
 FIRST = 3
 # The thresholds: a wrong answer may be let through for this share of the questions that the library does not cover.
-MAX_LET_THROUGH = 0.05
-FOLDS, STRENGTH = 10, 10.0  # the inverse of the penalty on the weights
+MAX_LET_THROUGH, SURE_LET_THROUGH = 0.05, 0.035  # "partly" or better, "covered"
+FOLDS, STRENGTH = 10, 3.0  # the inverse of the penalty on the weights
 START_CODE = """
 import resource, sys, time
 def kib(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])
@@ -249,11 +249,15 @@ def urgent_shares(pages: Sequence[Page]) -> dict[str, Any]:
 
 
 def start_cost(folder: Path) -> dict[str, float]:
-    """Return the CPU seconds and the MB of memory that opening the library costs a process with its imports done."""
-    printed = subprocess.run(
-        [sys.executable, "-c", START_CODE, str(folder)], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.split()
-    return {"cpu_s": round(float(printed[0]), 2), "memory_mb": round(float(printed[1]), 1)}
+    """Return the CPU seconds (the least of three starts) and the MB that opening the library costs a process."""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", START_CODE, str(folder)], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()
+        for _ in range(3)
+    ]
+    cpu_s, memory_mb = min(float(run[0]) for run in runs), max(float(run[1]) for run in runs)
+    return {"cpu_s": round(cpu_s, 2), "memory_mb": round(memory_mb, 1)}
 
 
 def fit(library: EmbeddedLibrary) -> None:
@@ -285,7 +289,7 @@ def fit(library: EmbeddedLibrary) -> None:
     content = {
         "weights": {name: round(float(weight), 3) for name, weight in zip(SIGNALS, model.coef_[0], strict=True)},
         "bias": round(float(model.intercept_[0]), 3),
-        "covered_from": first_below(curve, MAX_LET_THROUGH / 2),
+        "covered_from": first_below(curve, SURE_LET_THROUGH),
         "partly_from": first_below(curve, MAX_LET_THROUGH),
         "questions": {"covered": int(y.sum()), "not": int((~y).sum())},
         "curve": curve,

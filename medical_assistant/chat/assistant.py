@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
 from medical_assistant.library.answer import FROM_LIBRARY, NumberedSource, QuotedAnswer, quoted_answer, source_list
 from medical_assistant.library.passages import Found, Library
-from medical_assistant.prompts import build_messages, trim_history
+from medical_assistant.prompts import Message, build_messages, trim_history
 from medical_assistant.safety.output_filter import OutputFilter
 from medical_assistant.safety.screening import Screening
 
@@ -177,7 +177,7 @@ class Assistant:
         yield reply
         try:
             messages, dropped = trim_history(
-                build_messages(question.clean, question.history),
+                build_messages(question.clean, _read_by_models(question.history)),
                 self.engine.count_tokens,
                 self.engine.context_tokens - options.max_new_tokens,
             )
@@ -374,6 +374,12 @@ def _grow(reply: Reply, tokens: Iterator[Token], signals: Signals, output_filter
     if not text.strip() and not output_filter.blocked:
         notes += ("The model gave no answer: ask in other words.",)
     yield replace(reply, text=text.rstrip(), notes=notes)
+
+
+def _read_by_models(history: Sequence[Message]) -> list[Message]:
+    """Return the history without questions that no model answered: roles must alternate in a chat template."""
+    answered = {index - 1 for index, message in enumerate(history) if message["role"] == "assistant"}
+    return [message for index, message in enumerate(history) if message["role"] == "assistant" or index in answered]
 
 
 def _trimmed_note(dropped: int) -> str:

@@ -15,16 +15,12 @@ from pathlib import Path
 from medical_assistant.errors import UserError
 from medical_assistant.library.passages import Coverage
 
-# Shares (0-1) of the question's telling words, weighed by how few pages hold them: `named` in the topics' names,
-# `shown` in their pages, `unknown` in no page. `has_name`: the question names a topic; `strength`: how telling the
-# first one's name is; `title`: that name is the page's title; `partial`: how much of its best name is in the question;
-# `corrected`: a name was misspelt; `modified`: a word that the page does not hold stands before its name ("reverse
-# asthma"). `typed`: the page has a section of the type asked for. `margin`: how far the best page by BM25 is ahead;
-# `agree`: it is the first topic; `bm25`: its score a word.
-SIGNALS = (
-    "named", "shown", "unknown", "has_name", "strength", "title", "partial", "corrected", "modified", "typed",
-    "margin", "agree", "bm25",
-)  # fmt: skip
+# Shares (0-1) of the question's telling words, weighed by how few pages hold them: `shown` in the topics' pages,
+# `unknown` in no page. `short`: 1 for no telling word, less for each. `has_name`: the question names a topic;
+# `strength`: how telling the first one's name is; `partial`: how much of its best name is in the question;
+# `modified`: a word that the page does not hold stands before its name ("reverse asthma"). `typed`: a page has a
+# section of the type asked for. `margin`: how far the best page by BM25 is ahead; `bm25`: its score a word.
+SIGNALS = ("shown", "unknown", "short", "has_name", "strength", "partial", "modified", "typed", "margin", "bm25")
 
 
 @dataclass(frozen=True)

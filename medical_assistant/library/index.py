@@ -136,7 +136,7 @@ class EmbeddedLibrary:
         best: dict[str, tuple[Page, float]] = {}
         for number, score in zip(numbers[0], scores[0], strict=True):
             page = self._sections[int(number)][0]
-            if page.id not in best:
+            if score > 0 and page.id not in best:
                 best[page.id] = (page, float(score))
         return list(best.values())
 
@@ -222,23 +222,19 @@ class EmbeddedLibrary:
         def share(some: Collection[str]) -> float:
             return sum(weight for stem, weight in weights.items() if stem in some) / total
 
-        named = frozenset[str]().union(*(topic.words for topic in chosen))
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
         bm25 = [score for _, score in ranked]
         first = chosen[0] if chosen else None
         return {
-            "named": share(named),
             "shown": share(shown),
             "unknown": share(stems - self._known),
+            "short": 1.0 / (1.0 + len(reading.stems)),
             "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
-            "title": float(first is not None and first.matched == first.page.title),
-            "corrected": float(any(topic.guessed and topic.words for topic in chosen)),
             "has_name": float(any(topic.words for topic in chosen)),
             "partial": self.names.partial(first.page, stems) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "typed": float(any(part.types and part.passages[0].score == 1.0 for part in parts)),
-            "margin": 1.0 - bm25[1] / bm25[0] if len(bm25) > 1 and bm25[0] > 0 else 0.0,
-            "agree": float(bool(ranked) and first is not None and ranked[0][0] is first.page),
+            "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
             "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
         }
 

@@ -23,7 +23,7 @@ from rapidfuzz.distance import DamerauLevenshtein
 from medical_assistant.library.pages import LOADER, SECTIONS, Page
 
 MAX_TYPES = 2
-MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 8  # one letter may be wrong from the first, two from the second
+MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 9  # one letter may be wrong from the first, two from the second
 ALIAS_FACTOR = 0.9  # a title says best what a page is about
 OTHER_PERSON_FACTOR = 0.6
 SCATTERED_FACTOR, MAX_BETWEEN = 0.6, 4  # a name whose words stand apart, with more than this many others between

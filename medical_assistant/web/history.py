@@ -70,6 +70,7 @@ def _read_reply(fields: dict[str, Any]) -> Reply:
     )
     searched = fields.get("searched")
     return Reply(
+        origin="library" if fields.get("origin") == "library" else "model",
         notes=notes,
         sources=sources,
         searched=_read_searched(searched) if isinstance(searched, dict) else None,
@@ -132,6 +133,7 @@ def as_json(history: Sequence[Exchange]) -> list[dict[str, Any]]:
 def _reply_as_json(reply: Reply) -> dict[str, Any]:
     return {
         **{name: getattr(reply, name) for name in _TEXT_FIELDS},
+        "origin": reply.origin,
         "notes": list(reply.notes),
         "sources": [asdict(source) for source in reply.sources],
         "searched": None if reply.searched is None else asdict(reply.searched),
@@ -146,13 +148,16 @@ def shown(history: Sequence[Exchange], chat: int = 0) -> list[dict[str, Any]]:
 def messages(history: Sequence[Exchange]) -> list[Message]:
     """Return the questions and the answers to them, oldest first, for `prepare`.
 
-    Footers, advice, notes, what stands above a model's answer, and questions that never got an answer stay behind.
+    Footers, advice, notes, what stands above a model's answer, and questions that never got an answer stay behind. Of
+    what the library answered only the question is there.
     """
     found = []
     for exchange in history:
-        answer = exchange.replies[0].text if exchange.replies else ""
-        if answer.strip():
-            found += [{"role": "user", "content": exchange.question}, {"role": "assistant", "content": answer}]
+        reply = exchange.replies[0] if exchange.replies else Reply("", "")
+        if reply.text.strip():
+            found.append({"role": "user", "content": exchange.question})
+            if reply.origin != "library":  # a model would repeat its lines, with their source numbers, as its own
+                found.append({"role": "assistant", "content": reply.text})
     return found
 
 

@@ -74,6 +74,14 @@ def test_a_model_stands_below_its_warning_and_the_library(library):
     assert "the base answer" in tab.asked()[1] and "[1]" not in tab.asked()[1]  # the model reads its own words only
 
 
+def test_a_model_does_not_read_what_the_library_said(tab):
+    tab.ask("What is malaria?")
+    tab.model = BASE
+    tab.ask("How is it treated?")
+    assert tab.asked() == ["How is it treated?"]
+    assert "kill the parasite" in tab.shown[0][4]["content"][0]  # the topic is still that of the conversation
+
+
 def test_compare_shows_the_library_beside_the_models(library):
     tab = Tab(library=library, compare=True)
     tab.ask("What are the signs of malaria?")

@@ -1,0 +1,54 @@
+"""The library benchmark: its arithmetic on rows whose outcome is known."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+
+from medical_assistant.library.passages import Found
+from tests.library.conftest import small  # noqa: F401 - a fixture
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_library", ROOT / "benchmarks" / "library.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+ROW = {"question": "how is gout treated", "page": "gout", "section": "Treatment", "also_ok": ["malaria"]}
+
+
+def test_what_counts_as_right(benchmark, small):  # noqa: F811
+    times: list[float] = []
+    seen = benchmark.outcome(ROW, *benchmark.timed(small, ROW, times))
+    assert seen["first"] and seen["first_3"] and seen["section"] and len(times) == 1
+    wrong = benchmark.outcome({**ROW, "page": "pulse-rate", "also_ok": []}, *benchmark.timed(small, ROW, times))
+    assert not wrong["first"] and not wrong["first_3"] and not wrong["section"]
+    nothing = benchmark.outcome(ROW, Found("x", "not", 0.0), set())
+    assert not any(nothing[key] for key in ("first", "first_3", "section", "answered"))
+
+
+def test_plain_bm25_is_measured_alike(benchmark, small):  # noqa: F811
+    assert benchmark.PlainBm25(small.pages).outcome(ROW)["first"]
+
+
+def test_risk_coverage_and_the_first_threshold_below(benchmark):
+    curve = benchmark.risk_coverage(np.array([0.9, 0.7, 0.5, 0.1]), np.array([True, True, False, False]))
+    at = {point["from"]: point for point in curve}
+    assert at[0.4] == {"from": 0.4, "kept": 1.0, "let_through": 0.5}
+    assert at[0.8] == {"from": 0.8, "kept": 0.5, "let_through": 0.0}
+    assert benchmark.first_below(curve, 0.0) == 0.52
+
+
+def test_splits_are_apart(benchmark):
+    for name in ("covered", "uncovered", "follow_ups"):
+        rows = {split: {row["id"] for row in benchmark.read_rows(name, split)} for split in ("dev", "test")}
+        assert rows["dev"] and rows["test"] and not rows["dev"] & rows["test"]
