@@ -44,7 +44,7 @@ from medical_assistant.safety.screening import screen  # noqa: E402
 QUESTIONS = ROOT / "benchmarks" / "library_questions"
 FIRST = 3
 # The thresholds: a wrong answer may be let through for this share of the questions that the library does not cover.
-MAX_LET_THROUGH, SURE_LET_THROUGH = 0.05, 0.015  # "partly" or better, "covered"
+MAX_LET_THROUGH, SURE_LET_THROUGH = 0.07, 0.02  # "partly" or better, "covered"
 FOLDS, STRENGTH = 10, 3.0  # the inverse of the penalty on the weights
 START_CODE = """
 import resource, sys, time

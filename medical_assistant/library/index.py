@@ -176,7 +176,7 @@ class EmbeddedLibrary:
             clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight
             if len(chosen) < MAX_PARTS and chosen[0].words and clear and not topic.words & chosen[0].words:
                 chosen.append(topic)
-        medicines = [topic for topic in chosen if topic.words and topic.page.kind == "medicine"]
+        medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
         if medicines and any(set(asked.kinds) <= {"medicine", "vaccine"} for asked in types["medicine"]):
             return medicines
         return chosen

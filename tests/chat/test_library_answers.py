@@ -56,7 +56,7 @@ def test_the_library_is_the_default_and_calls_no_model(assistant):
     assert "Malaria is" in reply.text and "Get help now" in reply.text
     assert reply.footer == f"{FROM_LIBRARY} · 1 page" and reply.confidence == "In the sources"
     assert (reply.origin, reply.warning, reply.library) == ("library", "", "")
-    assert reply.searched.topics == ("Malaria",) and reply.searched.types == ("symptoms",)
+    assert reply.searched.topics == ("Malaria",) and reply.searched.types[0] == "symptoms"
     assert reply.searched.coverage == "covered" and 0.5 < reply.searched.probability <= 1 and reply.searched.signals
     assert reply.plain_text().endswith(source_list(reply.sources))
 
