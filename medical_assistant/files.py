@@ -16,7 +16,8 @@ from typing import Any
 
 from medical_assistant.errors import UserError
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
+ROOT = Path(__file__).resolve().parents[1]
+ASSETS = ROOT / "assets"
 
 
 def check_new_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import yaml
 
 from medical_assistant.errors import UserError
+from medical_assistant.files import ROOT
 
 Settings = TypeVar("Settings")
 
@@ -166,7 +168,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, option: Option) -> N
         if default is dataclasses.MISSING:
             text += " (required)"
         elif default not in (None, "", ()):
-            text += f" (default: {default})"
+            text += f" (default: {str(default).removeprefix(f'{ROOT}{os.sep}')})"  # the same text on every machine
     # Absent options stay out of the namespace, so that they do not hide what the YAML file says.
     if kind is bool:
         parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
