@@ -171,7 +171,7 @@ def blind_totals() -> dict[str, int]:
 
 
 def numbers_that_matter() -> str:
-    """Return the three lines of README's table: safety, answers, speed."""
+    """Return the lines of README's table: the library, safety, the adapter, speed."""
     blind = blind_totals()
     recall = blind["emergencies_found"] / blind["emergencies"]
     false_positive_rate = blind["others_found"] / blind["others"]
@@ -180,7 +180,13 @@ def numbers_that_matter() -> str:
     urges = {name: rates["urges_care_rate"] for name, rates in metrics["safety"]["candidates"].items()}
     decode = {(row["name"], row["clients"]): row for row in read("decode")["rows"]}
     page = decode["page, base", 1]
+    library = read("library")["test"]
     rows = [
+        (
+            "right library page among the first three, right section shown, on questions whose author saw no page",
+            f"{library['covered']['first_3']:.1%}; {library['covered']['section']:.1%}",
+            "[library](docs/library.md)",
+        ),
         (
             "emergencies recognised before any model, on messages whose author never saw the rules",
             f"{recall:.1%} of {blind['emergencies']}; {false_positive_rate:.1%} false alarms of {blind['others']}",
