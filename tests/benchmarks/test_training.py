@@ -18,6 +18,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.slow
 def test_the_answer_loss_is_the_trainers_evaluation_loss(
     benchmark, prepared_data: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -69,7 +69,10 @@ def test_early_stopping_stops(prepared_data: Path, tiny_model: Path, tmp_path: P
     assert json.loads((folder / "training.json").read_text())["steps"] == 2
 
 
-@pytest.mark.parametrize("options", [["--use-rslora"], ["--init-lora-weights", "pissa"], ["--use-dora"], []])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(["--use-rslora"], marks=pytest.mark.slow), ["--init-lora-weights", "pissa"], ["--use-dora"], []],
+)
 def test_the_adapter_on_the_unchanged_base_is_what_was_trained(
     options: list[str], prepared_data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

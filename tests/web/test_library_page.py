@@ -134,5 +134,5 @@ def test_the_api_gives_text_and_sources_as_data(library, message, answered_by, c
         assert set(source) == {"number", "publisher", "title", "address", "date", "page", "quoted"}
         assert source["address"].startswith("http") and all(line in answer["text"] for line in source["quoted"])
     if coverage == "covered":
-        assert answer["searched"]["topics"] == ["Malaria"] and "named" in answer["searched"]["signals"]
+        assert answer["searched"]["topics"] == ["Malaria"] and "has_name" in answer["searched"]["signals"]
     assert answer["text"] in list(functions["chat"](gr.Request(CLIENT), message))[-1]  # its default is the library

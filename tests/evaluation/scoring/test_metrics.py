@@ -255,6 +255,7 @@ def test_nothing_is_fetched_and_no_answer_is_written(tmp_path: Path, monkeypatch
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_the_package_is_found_beside_the_script_of_the_same_name() -> None:
     assert hasattr(import_evaluate(), "combine")
     code = "import sys; sys.path.insert(0, '.'); import evaluate as ours; assert hasattr(ours, 'EvaluateSettings'); "
