@@ -219,7 +219,7 @@ def test_the_file_round_trips(tmp_path):
     assert found.isotonic == ((0.1, 0.2), (0.7, 1 / 3)) and (found.n, found.max_new_tokens) == (77, 256)
 
 
-@pytest.mark.parametrize(("isotonic", "expected"), [(True, 0.631578947368421), (False, 0.4722143588419905)])
+@pytest.mark.parametrize(("isotonic", "expected"), [(True, 0.6111111111111112), (False, 0.45774664600482506)])
 def test_the_bundled_file_gives_what_it_gave_when_it_was_measured(isotonic, expected):
     bundled = json.loads((ROOT / "assets/adapters/smollm2-135m/calibration.json").read_text(encoding="utf-8"))
     found = Calibration.from_json(bundled if isotonic else {**bundled, "isotonic": None})
