@@ -121,6 +121,13 @@ class EmbeddedLibrary:
         refers = REFERRING & set(words) and all(topic.page.kind == "symptom" for topic in topics)
         if len(words) > FOLLOWS_UP_WORDS or not (refers or not topics):
             return None
+        stems = self.names.read(question).stems
+        types = {found.name for found in question_types(question, "medicine", self.types)} | {
+            found.name for found in question_types(question, "condition", self.types)
+        }
+        # Words of its own that no page is named by ("stiff person syndrome") are a new topic, not a follow-up.
+        if not refers and len(stems) > (2 if types - {"what_is"} else 1):
+            return None
         named = [self.names.topics(self.names.read(before))[:1] for before in reversed(earlier)]
         weighed = [
             (topic.weight * EARLIER_FACTOR**age, -age, topic) for age, found in enumerate(named) for topic in found
