@@ -90,7 +90,7 @@ class EmbeddedLibrary:
         """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first."""
         reading = self.names.read(question)
         topics = self.names.topics(reading)
-        before = self._earlier_topic(question, topics, earlier)
+        before = self._earlier_topic(question, reading, topics, earlier)
         if before:
             topics = [before]
             reading = self.names.read(f"{before.page.title}: {question}")
@@ -115,18 +115,19 @@ class EmbeddedLibrary:
             tuple(sorted(signals.items())),
         )
 
-    def _earlier_topic(self, question: str, topics: Sequence[Topic], earlier: Sequence[str]) -> Topic | None:
+    def _earlier_topic(
+        self, question: str, reading: Reading, topics: Sequence[Topic], earlier: Sequence[str]
+    ) -> Topic | None:
         """Return the conversation's topic where the question is short, and names none or says "it" of a symptom."""
         words = words_of(question)
         refers = REFERRING & set(words) and all(topic.page.kind == "symptom" for topic in topics)
         if len(words) > FOLLOWS_UP_WORDS or not (refers or not topics):
             return None
-        stems = self.names.read(question).stems
-        types = {found.name for found in question_types(question, "medicine", self.types)} | {
-            found.name for found in question_types(question, "condition", self.types)
+        asked = {
+            found.name for kind in ("medicine", "condition") for found in question_types(question, kind, self.types)
         }
         # Words of its own that no page is named by ("stiff person syndrome") are a new topic, not a follow-up.
-        if not refers and len(stems) > (2 if types - {"what_is"} else 1):
+        if not refers and len(reading.stems) > (2 if asked - {"what_is"} else 1):
             return None
         named = [self.names.topics(self.names.read(before))[:1] for before in reversed(earlier)]
         weighed = [
@@ -173,11 +174,12 @@ class EmbeddedLibrary:
         found = [named.get(page.id) or Topic(page, "", frozenset(), 0.0, True) for page, _ in ranked]
         found += [topic for topic in topics if topic not in found]
         types = {kind: question_types(question, kind, self.types) for kind in {topic.page.kind for topic in found}}
-        for topic in found:
+
+        def fit(topic: Topic) -> float:
             wanted = (heading for asked in types[topic.page.kind] for heading in asked.sections[:1])
-            if any(topic.page.section(heading) for heading in wanted):
-                scores = {**scores, topic.page.id: scores[topic.page.id] + TYPED_SHARE}
-        order = sorted(found, key=lambda topic: -scores[topic.page.id])
+            return scores[topic.page.id] + TYPED_SHARE * any(topic.page.section(heading) for heading in wanted)
+
+        order = sorted(found, key=fit, reverse=True)
         chosen = order[:1]
         for topic in order[1:]:
             clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight

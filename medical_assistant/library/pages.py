@@ -143,7 +143,6 @@ class Page:
     sections: tuple[Section, ...]
     written: str = ""
     checked: str = ""
-    license: str = ""
     path: str = field(default="", compare=False)
 
     def section(self, heading: str) -> Section | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from medical_assistant.library.pages import Line, Page, Section, Source
+from medical_assistant.library.pages import Line, Page, Section
 
 Coverage = Literal["covered", "partly", "not"]
 
@@ -22,12 +22,6 @@ class Passage:
     section: Section
     lines: tuple[Line, ...]
     score: float = 0.0
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """The sources that its lines cite, each once, in the order in which they are cited."""
-        numbers = dict.fromkeys(number for line in self.lines for number in line.sources)
-        return tuple(self.page.sources[number] for number in numbers)
 
 
 @dataclass(frozen=True)
