@@ -215,7 +215,7 @@ class EmbeddedLibrary:
         by_heading: dict[str, float] = {}
         for section in page.sections[1:]:
             hits = rest & self._body_stems[page.id, section.heading]
-            weight = sum(self.names.weight(stem) for stem in hits)
+            weight = math.fsum(self.names.weight(stem) for stem in hits)
             if weight >= WORDS_FROM:
                 by_heading[section.heading] = weight
         return sorted(by_heading, key=lambda heading: -by_heading[heading])
@@ -226,10 +226,10 @@ class EmbeddedLibrary:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
         stems = set(reading.stems)
         weights = {stem: self.names.weight(stem) for stem in stems}
-        total = sum(weights.values()) or 1.0
+        total = math.fsum(weights.values()) or 1.0
 
         def share(some: Collection[str]) -> float:
-            return sum(weight for stem, weight in weights.items() if stem in some) / total
+            return math.fsum(weight for stem, weight in weights.items() if stem in some) / total
 
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
         bm25 = [score for _, score in ranked]

@@ -6,6 +6,7 @@ corrected towards the words of names alone: towards ordinary words, "COVID" once
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import defaultdict
@@ -202,8 +203,9 @@ class Names:
             if name <= reading.all_stems and name & telling
         }
         found: dict[int, Topic] = {}
-        for name in candidates:
-            weight = sum(self.weight(stem) for stem in name)
+        # Sorted, and with sums that do not depend on an order: sets come in another order in each process.
+        for name in sorted(candidates, key=sorted):
+            weight = math.fsum(self.weight(stem) for stem in name)
             weight *= 1.0 if _stand_together(name, reading.sequence) else SCATTERED_FACTOR
             for number, text in self._names[name]:
                 page = self._pages[number]
@@ -218,8 +220,8 @@ class Names:
         best = 0.0
         for name in self._of_page[page.id]:
             if name & stems:
-                whole = sum(self.weight(stem) for stem in name)
-                best = max(best, sum(self.weight(stem) for stem in name & stems) / whole)
+                whole = math.fsum(self.weight(stem) for stem in name)
+                best = max(best, math.fsum(self.weight(stem) for stem in name & stems) / whole)
         return best
 
     def _person_factor(self, number: int, person: str) -> float:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +14,7 @@ from medical_assistant.errors import UserError
 from medical_assistant.library.answer import quoted_answer
 from medical_assistant.library.index import MAX_PARTS, MAX_SECTIONS, NEAREST, EmbeddedLibrary, open_library
 from medical_assistant.library.passages import Found
+from tests.support.paths import ROOT
 from tests.support.timing import growth
 
 PIECES = st.sampled_from(
@@ -97,3 +102,26 @@ def test_an_empty_folder_is_said(tmp_path):
 
 def test_the_shipped_library_opens(shipped):
     assert isinstance(shipped, EmbeddedLibrary) and "gout" in sections(shipped.find("what is gout"))
+
+
+@pytest.mark.slow
+def test_answers_are_the_same_in_every_process():
+    """Sets come in another order in each process: neither a sum nor a choice between equals may depend on it."""
+    code = (
+        "from medical_assistant.library.index import open_library; library = open_library()\n"
+        "for question in ('sugar and pressure tablets', 'my child has a fever', 'pain in knee', 'can i take ibuprofen'):\n"
+        "    found = library.find(question)\n"
+        "    print(found.probability, [(part.topic.id, part.matched) for part in found.parts], found.signals)"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "7")
+    }
+    assert len(printed) == 1
