@@ -109,7 +109,7 @@ def test_answers_are_the_same_in_every_process():
     """Sets come in another order in each process: neither a sum nor a choice between equals may depend on it."""
     code = (
         "from medical_assistant.library.index import open_library; library = open_library()\n"
-        "for question in ('sugar and pressure tablets', 'my child has a fever', 'pain in knee', 'can i take ibuprofen'):\n"
+        "for question in ('sugar and pressure tablets', 'my child has a fever', 'pain in knee'):\n"
         "    found = library.find(question)\n"
         "    print(found.probability, [(part.topic.id, part.matched) for part in found.parts], found.signals)"
     )
