@@ -19,6 +19,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = [path for place in given.pages for path in (sorted(place.rglob("*.md")) if place.is_dir() else [place])]
     texts = read_texts(given.sources) if given.sources else {}
     medicines = medicine_names(ROOT / "assets" / "library" / "medicine")
-    rows, faults = [], 0
+    rows, pages, faults = [], list[Page](), 0
     for path in paths:
         if path.name == "README.md":
             continue
         try:
-            row = check_page(read_page(path), texts, medicines)
+            pages.append(read_page(path))
+            row = check_page(pages[-1], texts, medicines)
         except UserError as error:
             row = {"page": path.stem, "form": [str(error)], "support": {}, "unsupported": []}
         rows.append(row)
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         total.update(row["support"])
         statements.update(row.get("statements", {}))
-    faults += print_shared_names(paths)
+    faults += print_shared_names(pages)
     kinds = Counter(row.get("kind", "unreadable") for row in rows)
     print(
         f"{len(rows)} pages ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}), {faults} faults of form"
@@ -109,17 +111,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-def print_shared_names(paths: Sequence[Path]) -> int:
+def print_shared_names(pages: Sequence[Page]) -> int:
     """Print the names that two pages claim, and return how many there are."""
     owners: defaultdict[str, set[str]] = defaultdict(set)
-    for path in paths:
-        if path.name != "README.md" and "\n## " in path.read_text(encoding="utf-8"):
-            page = read_page(path)
-            for name in (page.title, *page.also_called):
-                owners[name.lower()].add(page.id)
-    shared = {name: pages for name, pages in owners.items() if len(pages) > 1}
-    for name, pages in sorted(shared.items()):
-        print(f"{name!r} is the name of {', '.join(sorted(pages))}: leave it to one")
+    for page in pages:
+        for name in (page.title, *page.also_called):
+            owners[name.lower()].add(page.id)
+    shared = {name: ids for name, ids in owners.items() if len(ids) > 1}
+    for name, ids in sorted(shared.items()):
+        print(f"{name!r} is the name of {', '.join(sorted(ids))}: leave it to one")
     return len(shared)
 
 
@@ -137,7 +137,7 @@ def check_page(page: Page, texts: dict[str, str], medicines: set[str]) -> dict[s
             claims = (
                 set[Any]() if line.leads else {*numbers_in(line.text), *(medicines & words_of(line.text) - own_names)}
             )
-            found = {*numbers_in(" ".join(at_hand)), *words_of(" ".join(at_hand))} if at_hand else set()
+            found = claims_of(" ".join(at_hand))
             bare = {number for number, _ in (claim for claim in found if isinstance(claim, tuple))}
             for claim in claims:
                 held = claim in found or (
@@ -171,7 +171,13 @@ def check_page(page: Page, texts: dict[str, str], medicines: set[str]) -> dict[s
     }
 
 
-def is_converted(claim: tuple[str, str], found: set[Any]) -> bool:
+@lru_cache(maxsize=64)  # the lines of a page cite the same few sources
+def claims_of(text: str) -> frozenset[Any]:
+    """Return the numbers with their units, and the words, of the sources of a line."""
+    return frozenset((*numbers_in(text), *words_of(text)))
+
+
+def is_converted(claim: tuple[str, str], found: frozenset[Any]) -> bool:
     """Return whether a source has the number in the other unit: degrees, or mmol/L of glucose or cholesterol."""
     value = float(claim[0])
     others = {
