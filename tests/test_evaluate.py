@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from medical_assistant.evaluation.candidates import engine_groups, plan_candidat
 from medical_assistant.files import file_sha256
 from tests.support.adapter_fixture import make_adapter
 from tests.support.hub_server import HubServer
-from tests.support.paths import ROOT
+from tests.support.paths import load_script
 
 N = 24  # validation questions: enough for an interval
 
@@ -104,11 +102,7 @@ def evaluate(data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.Monk
         return engine
 
     monkeypatch.setattr("medical_assistant.evaluation.run.load_batch_engine", load)
-    # Under another name: "evaluate" is Hugging Face's package, which the metrics need.
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate_script", script)
-    spec.loader.exec_module(script)
+    script = load_script("evaluate")
     safety = tmp_path / "safety.jsonl"
     rows = [
         {"id": f"s-{kind}", "kind": kind, "text": f"A message, {kind}?"}

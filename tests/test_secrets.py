@@ -28,7 +28,7 @@ from medical_assistant.hub.push import push_adapter
 from medical_assistant.publish import space as deploy
 from medical_assistant.publish.adapter import main as publish
 from tests.support.hub_server import HubServer, read_folder
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, load_script
 
 NAME = "alice/adapter"
 PLANTED = {
@@ -194,10 +194,7 @@ def test_what_the_scripts_write_holds_none(
 
     statements = tmp_path / "statements.jsonl"
     statements.write_text(json.dumps({"question": "What helps?", "must_have": ["Rest helps."]}))
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate_script", script)
-    spec.loader.exec_module(script)
+    script = load_script("evaluate")
     monkeypatch.setattr("medical_assistant.evaluation.run.load_batch_engine", lambda *a, **k: ScriptedEngine({}))
     arguments = ["--data", str(data), "--model", str(tiny_model), "--adapter", str(run), "--output", str(report)]
     arguments += "--no-perplexity --safety none --resamples 1000 --update-adapter --push-to-hub".split() + [NAME]

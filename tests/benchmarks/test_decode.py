@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 
 import pytest
 
 from medical_assistant.errors import UserError
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, load_script
 
 PATH = ROOT / "benchmarks" / "decode.py"
 
 
 @pytest.fixture(scope="module")
 def decode():
-    spec = importlib.util.spec_from_file_location("benchmark_decode", PATH)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/decode")
 
 
 def steady(first_s: float, per_s: float, tokens: int = 11) -> list[float]:

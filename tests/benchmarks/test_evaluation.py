@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 
 import pytest
 
 from medical_assistant.errors import UserError
-from tests.support.paths import ROOT
+from tests.support.paths import load_script
 
 
 @pytest.fixture(scope="module")
 def benchmark_module():
-    spec = importlib.util.spec_from_file_location("benchmark_evaluation", ROOT / "benchmarks" / "evaluation.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/evaluation")
 
 
 def run(base: float, adapter: float, answers: list[str], mean_tokens: float = 100.0) -> dict:

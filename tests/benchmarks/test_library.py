@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import numpy as np
 import pytest
 
 from medical_assistant.library.passages import Found
 from tests.library.conftest import small  # noqa: F401 - a fixture
-from tests.support.paths import ROOT
+from tests.support.paths import load_script
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_library", ROOT / "benchmarks" / "library.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/library")
 
 
 ROW = {"question": "how is gout treated", "page": "gout", "section": "Treatment", "also_ok": ["malaria"]}

@@ -11,8 +11,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def load_script(name: str) -> ModuleType:
-    """Return a script as a module of another name: "evaluate" may be Hugging Face's package by now."""
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
+    """Return a script, such as "evaluate" or "benchmarks/load", as a module of another name.
+
+    Of another, because "evaluate" may be Hugging Face's package by now.
+    """
+    spec = importlib.util.spec_from_file_location(f"script_{name.replace('/', '_')}", ROOT / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
