@@ -1,22 +1,18 @@
 """How well the library's search finds the page and the section, and whether it knows what it does not have.
 
     python benchmarks/library.py [--split dev|test] [--json FILE] [--failures]
-    python benchmarks/library.py --fit
 
-The questions (benchmarks/library_questions) were written by somebody who saw no page. Rows of "test" are for the last
-look: nothing is changed or fitted after them. A row whose page the library does not have yet is skipped and counted.
-A section counts as shown where the quoted answer holds all of its lines; whether the gate let it through is counted on
-its own. Beside it stands plain BM25 over the same sections (`bm25s` with its stop words and English stems).
-
---fit fits `assets/library/coverage.json` on dev: the weights, and two thresholds from the risk-coverage curve, in which
-each question is judged by a fit that did not see it. Needs scikit-learn.
+The questions (benchmarks/library_questions) were written by people who saw the titles of the pages and the headings of
+each kind, and nothing else; none of them trains anything. Rows of "test" are for the last look: nothing is changed or
+fitted after them. A row whose page the library does not have is skipped and counted. A section counts as shown where
+the quoted answer holds all of its lines; whether the gate let it through is counted on its own. Beside it stands plain
+BM25 over the same sections (`bm25s` with its stop words and English stems).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import subprocess
 import sys
@@ -35,7 +31,6 @@ sys.path.insert(0, str(ROOT))
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.files import git_commit  # noqa: E402
 from medical_assistant.library.answer import quoted_answer  # noqa: E402
-from medical_assistant.library.coverage import SIGNALS  # noqa: E402
 from medical_assistant.library.index import FOLDER, EmbeddedLibrary, open_library  # noqa: E402
 from medical_assistant.library.pages import Page  # noqa: E402
 from medical_assistant.library.passages import Found  # noqa: E402
@@ -43,9 +38,6 @@ from medical_assistant.safety.screening import screen  # noqa: E402
 
 QUESTIONS = ROOT / "benchmarks" / "library_questions"
 FIRST = 3
-# The thresholds: a wrong answer may be let through for this share of the questions that the library does not cover.
-MAX_LET_THROUGH, SURE_LET_THROUGH = 0.07, 0.02  # "partly" or better, "covered"
-FOLDS, STRENGTH = 10, 3.0  # the inverse of the penalty on the weights
 START_CODE = """
 import resource, sys, time
 def kib(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])
@@ -63,9 +55,6 @@ Row = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     library = open_library(arguments.library)
-    if arguments.fit:
-        fit(library)
-        return 0
     report = measure(library, arguments.library, arguments.split, arguments.failures)
     print(render(report))
     if arguments.json:
@@ -81,7 +70,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("dev", "test"), default="dev", help="which questions (default: dev)")
     parser.add_argument("--json", type=Path, help="write the figures here, beside those of the other split")
     parser.add_argument("--failures", action="store_true", help="print the rows that went wrong")
-    parser.add_argument("--fit", action="store_true", help="fit coverage.json anew")
     return parser.parse_args(argv)
 
 
@@ -168,7 +156,7 @@ def outcome(row: Row, found: Found, whole: set[tuple[str, str]]) -> dict[str, An
         "answered": found.coverage != "not",
         "order": order[:FIRST],
         "parts": [
-            (part.topic.id, part.matched, part.types, [passage.section.heading for passage in part.passages])
+            (part.topic.id, part.matched, part.asked, [passage.section.heading for passage in part.passages])
             for part in found.parts
         ],
         "probability": found.probability,
@@ -258,65 +246,6 @@ def start_cost(folder: Path) -> dict[str, float]:
     ]
     cpu_s, memory_mb = min(float(run[0]) for run in runs), max(float(run[1]) for run in runs)
     return {"cpu_s": round(cpu_s, 2), "memory_mb": round(memory_mb, 1)}
-
-
-def fit(library: EmbeddedLibrary) -> None:
-    """Fit the gate on dev and write coverage.json.
-
-    A question counts as covered where its page is among the parts found; where another is, the row is left out. The
-    weights come from all of dev, the curve and its thresholds from probabilities that each come from a fit on the
-    other `FOLDS` - 1 parts of dev.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    by_id = {page.id for page in library.pages}
-    signals, labels, folds = [], [], []
-    for row in [row for row in read_rows("covered", "dev") if row["page"] in by_id] + read_rows("uncovered", "dev"):
-        found = library.find(row["question"])
-        if "page" in row and not accepted(row)[0] & {part.topic.id for part in found.parts}:
-            continue
-        signals.append([dict(found.signals)[name] for name in SIGNALS])
-        labels.append("page" in row)
-        folds.append(hash_of(row) % FOLDS)
-    x, y, fold = np.array(signals), np.array(labels), np.array(folds)
-    probability = np.zeros(len(y))
-    for held_out in range(FOLDS):
-        rest = fold != held_out
-        model = LogisticRegression(C=STRENGTH, max_iter=2000).fit(x[rest], y[rest])
-        probability[~rest] = model.predict_proba(x[~rest])[:, 1]
-    curve = risk_coverage(probability, y)
-    model = LogisticRegression(C=STRENGTH, max_iter=2000).fit(x, y)
-    content = {
-        "weights": {name: round(float(weight), 3) for name, weight in zip(SIGNALS, model.coef_[0], strict=True)},
-        "bias": round(float(model.intercept_[0]), 3),
-        "covered_from": first_below(curve, SURE_LET_THROUGH),
-        "partly_from": first_below(curve, MAX_LET_THROUGH),
-        "questions": {"covered": int(y.sum()), "not": int((~y).sum())},
-        "curve": curve,
-    }
-    (FOLDER / "coverage.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(content, indent=1))
-
-
-def first_below(curve: Sequence[dict[str, float]], let_through: float) -> float:
-    """Return the lowest threshold of the curve that lets at most this share of the uncovered questions through."""
-    return next(point["from"] for point in curve if point["let_through"] <= let_through)
-
-
-def hash_of(row: Row) -> int:
-    return hashlib.sha256(row["id"].encode()).digest()[0]
-
-
-def risk_coverage(probability: np.ndarray, covered: np.ndarray) -> list[dict[str, float]]:
-    """Return for thresholds from 0.02 to 0.98 the share of covered questions kept and of uncovered ones let through."""
-    return [
-        {
-            "from": round(float(threshold), 2),
-            "kept": mean(probability[covered] >= threshold),
-            "let_through": mean(probability[~covered] >= threshold),
-        }
-        for threshold in np.arange(0.02, 0.99, 0.02)
-    ]
 
 
 def render(report: dict[str, Any]) -> str:

@@ -52,13 +52,13 @@ COVERAGE_LINES = {"covered": "In the sources", "partly": "Partly in the sources"
 class Searched:
     """What the library searched for a question, for "Show what was searched" and the API.
 
-    `query`: the question with the topic of the conversation. `topics`: titles of pages. `types`: names of
-    assets/library/question_types.yaml. `coverage`, `probability` and `signals` as those of `Found`.
+    `query`: the question with the topic of the conversation. `topics`: titles of pages. `asked`: headings of
+    sections. `coverage`, `probability` and `signals` as those of `Found`.
     """
 
     query: str
     topics: tuple[str, ...]
-    types: tuple[str, ...]
+    asked: tuple[str, ...]
     coverage: str
     probability: float
     signals: tuple[tuple[str, float], ...] = ()
@@ -325,7 +325,7 @@ def _searched(found: Found) -> Searched:
     return Searched(
         found.query,
         tuple(part.topic.title for part in found.parts),
-        tuple(dict.fromkeys(name for part in found.parts for name in part.types)),
+        tuple(dict.fromkeys(name for part in found.parts for name in part.asked)),
         found.coverage,
         round(found.probability, 3),
         tuple((name, round(value, 3)) for name, value in found.signals),

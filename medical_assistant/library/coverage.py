@@ -18,9 +18,9 @@ from medical_assistant.library.passages import Coverage
 # Shares (0-1) of the question's telling words, weighed by how few pages hold them: `shown` in the topics' pages,
 # `unknown` in no page. `short`: 1 for no telling word, less for each. `has_name`: the question names a topic;
 # `strength`: how telling the first one's name is; `partial`: how much of its best name is in the question;
-# `modified`: a word that the page does not hold stands before its name ("reverse asthma"). `typed`: a page has a
-# section of the type asked for. `margin`: how far the best page by BM25 is ahead; `bm25`: its score a word.
-SIGNALS = ("shown", "unknown", "short", "has_name", "strength", "partial", "modified", "typed", "margin", "bm25")
+# `modified`: a word that the page does not hold stands before its name ("reverse asthma"). `asked`: how probable the
+# section shown first is what is asked; `nothing`: that no section of such a page answers. `margin`: how far the best page by BM25 is ahead; `bm25`: its score a word.
+SIGNALS = ("shown", "unknown", "short", "has_name", "strength", "partial", "modified", "asked", "nothing", "margin", "bm25")
 
 
 @dataclass(frozen=True)

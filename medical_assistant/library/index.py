@@ -1,7 +1,6 @@
 """The embedded library: all pages in memory, found by their names first, by BM25 over sections where no name fits.
 
-The names a question holds are its topics; what it asks of them (`question_types.yaml`) finds the section. Without
-a name BM25 (Robertson & Zaragoza 2009, "The Probabilistic Relevance Framework") over the sections proposes a page, and
+The names a question holds are its topics; a trained classifier (`sections`) says what it asks of them. Without a name BM25 (Robertson & Zaragoza 2009, "The Probabilistic Relevance Framework") over the sections proposes a page, and
 `coverage` says whether that is close enough to be shown. Measured in benchmarks/library.py.
 """
 
@@ -18,18 +17,16 @@ import Stemmer
 from medical_assistant.errors import UserError
 from medical_assistant.files import ASSETS
 from medical_assistant.library.coverage import Gate, load_gate
-from medical_assistant.library.pages import Page, Section, read_library
+from medical_assistant.library.pages import SECTIONS, Page, Section, read_library
 from medical_assistant.library.passages import Found, Part, Passage
-from medical_assistant.library.understand import (
-    SILENT,
-    Names,
-    QuestionType,
-    Reading,
-    Topic,
-    load_question_types,
-    question_types,
-    words_of,
+from medical_assistant.library.sections import (
+    NOTHING,
+    SectionClassifier,
+    features,
+    load_section_classifier,
+    softmax,
 )
+from medical_assistant.library.understand import SILENT, Names, Reading, Topic, words_of
 
 FOLDER = ASSETS / "library"
 MAX_PARTS, MAX_SECTIONS = 2, 3
@@ -38,23 +35,19 @@ NAME_K = 3.0  # the weight of a name that counts half
 PARTIAL_SHARE = 0.3  # for the share of a name that the question holds
 BM25_SHARE = 0.6  # of the best page by BM25, against a name that is all of the question
 SECOND_FROM = 0.6  # a second topic is named by words that are at least this telling, against the first's
-WORDS_FROM = 3.0  # weight of the words for which a section is shown that no type asks for
-# What is shown where nothing says what is asked.
-DEFAULT_SECTIONS = {
-    "condition": ("In short",),
-    "symptom": ("Causes", "In short"),
-    "medicine": ("How to take it", "In short"),
-    "test": ("Normal values", "What it measures"),
-    "vaccine": ("Who should have it", "In short"),
-    "first-aid": ("What to do", "In short"),
-    "topic": ("What to know", "In short"),
-}
+MAX_OVERLAP = 12.0  # weight of the words that a section shares with the question
+URGENCY = ("Get help now", "See a doctor today", "See someone soon")
+SHOWN_TOGETHER = {**dict.fromkeys(URGENCY, URGENCY), "High": ("Normal values",), "Low": ("Normal values",)}
+ALWAYS_SHOWN = {"first-aid": ("What to do",)}
 NEAREST = 3
 NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
 # A page's name and the names it is also known by count this often against once for each word of a section.
 TITLE_REPEATS, NAME_REPEATS = 3, 1
-ALWAYS_DEFAULT = ("topic", "first-aid")  # whose pages are one subject in a few sections
-TYPED_SHARE = 0.15  # for a page that has a section of the type asked for
+ASKED_SHARE = 0.15  # for a page that has the sections that are asked for
+COMPARED = 8  # pages, the best by their names and BM25, whose sections are compared with what is asked
+# Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
+OF_MEDICINES = frozenset(SECTIONS["medicine"]) - {"In short", "Used for", "Get help now"}
+MEDICINE_FROM = 0.5  # probability that one of them is asked for
 REFERRING = frozenset(("it", "its", "them", "they", "these", "those"))
 EARLIER_FACTOR = 0.8  # the weight of a name one message earlier
 FOLLOWS_UP_WORDS = 12  # a shorter question without a topic of its own is read with the topic of the conversation
@@ -63,9 +56,9 @@ FOLLOWS_UP_WORDS = 12  # a shorter question without a topic of its own is read w
 class EmbeddedLibrary:
     """Pages in memory. Safe for concurrent calls: nothing changes after the start."""
 
-    def __init__(self, pages: Sequence[Page], types: Sequence[QuestionType], gate: Gate) -> None:
+    def __init__(self, pages: Sequence[Page], sections: SectionClassifier, gate: Gate) -> None:
         self.pages = list(pages)
-        self.types = list(types)
+        self.sections = sections
         self.gate = gate
         self._sections = [(page, section) for page in self.pages for section in page.sections]
         stemmer = _Stemmer()
@@ -96,8 +89,8 @@ class EmbeddedLibrary:
             reading = self.names.read(f"{before.page.title}: {question}")
         ranked = self._ranked(reading)
         scores = self._scores(reading, topics, ranked)
-        chosen = self._choose(question, topics, ranked, scores)
-        parts = tuple(self._part(question, reading, topic) for topic in chosen)
+        chosen = self._choose(reading, topics, ranked, scores)
+        parts = tuple(self._part(reading, topic) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked)
         probability = self.gate.probability(signals)
         by_id = {page.id: page for page in (*(topic.page for topic in topics), *(page for page, _ in ranked))}
@@ -123,11 +116,8 @@ class EmbeddedLibrary:
         refers = REFERRING & set(words) and all(topic.page.kind == "symptom" for topic in topics)
         if len(words) > FOLLOWS_UP_WORDS or not (refers or not topics):
             return None
-        asked = {
-            found.name for kind in ("medicine", "condition") for found in question_types(question, kind, self.types)
-        }
         # Words of its own that no page is named by ("stiff person syndrome") are a new topic, not a follow-up.
-        if not refers and len(reading.stems) > (2 if asked - {"what_is"} else 1):
+        if not refers and len(reading.stems) > 1:
             return None
         named = [self.names.topics(self.names.read(before))[:1] for before in reversed(earlier)]
         weighed = [
@@ -163,62 +153,65 @@ class EmbeddedLibrary:
         return scores
 
     def _choose(
-        self, question: str, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]], scores: Mapping[str, float]
+        self,
+        reading: Reading,
+        topics: Sequence[Topic],
+        ranked: Sequence[tuple[Page, float]],
+        scores: Mapping[str, float],
     ) -> list[Topic]:
         """Return the topics to answer on: the best, and another that other words of the question name as clearly.
 
-        A page that has a section of the kind that is asked for goes before one of the same name that has none. Where
-        the question asks what is asked of a medicine, the medicine that it names alone answers, not what it is for.
+        A page that has the sections that are asked for goes before one of the same name that has none. Where the
+        question asks what is asked of a medicine, the medicine that it names alone answers, not what it is for.
         """
         named = {topic.page.id: topic for topic in topics}
         found = [named.get(page.id) or Topic(page, "", frozenset(), 0.0, True) for page, _ in ranked]
         found += [topic for topic in topics if topic not in found]
-        types = {kind: question_types(question, kind, self.types) for kind in {topic.page.kind for topic in found}}
+        best = sorted(found, key=lambda topic: -scores[topic.page.id])[:COMPARED]
 
         def fit(topic: Topic) -> float:
-            wanted = (heading for asked in types[topic.page.kind] for heading in asked.sections[:1])
-            return scores[topic.page.id] + TYPED_SHARE * any(topic.page.section(heading) for heading in wanted)
+            asked = self._asked(reading, topic)
+            return scores[topic.page.id] + ASKED_SHARE * math.fsum(
+                probability for heading, probability in asked.items() if topic.page.section(heading)
+            )
 
-        order = sorted(found, key=fit, reverse=True)
+        order = sorted(best, key=fit, reverse=True)
         chosen = order[:1]
         for topic in order[1:]:
             clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight
             if len(chosen) < MAX_PARTS and chosen[0].words and clear and not topic.words & chosen[0].words:
                 chosen.append(topic)
         medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
-        if medicines and any(set(asked.kinds) <= {"medicine", "vaccine"} for asked in types["medicine"]):
-            return medicines
+        if medicines:
+            asked = self._asked(reading, medicines[0])
+            if math.fsum(asked[heading] for heading in OF_MEDICINES) >= MEDICINE_FROM:
+                return medicines
         return chosen
 
-    def _part(self, question: str, reading: Reading, topic: Topic) -> Part:
+    def _asked(self, reading: Reading, topic: Topic) -> dict[str, float]:
+        """Return how probable it is that each section which a page of this kind may have is asked for, or nothing."""
+        return self.sections.probabilities(features(reading.sequence, topic.words, topic.page.kind), topic.page.kind)
+
+    def _part(self, reading: Reading, topic: Topic) -> Part:
         page = topic.page
-        types = question_types(question, page.kind, self.types)
-        first = [next((name for name in found.sections if page.section(name)), "") for found in types]
-        besides = [name for found in types for name in found.besides]
-        headings = [name for name in dict.fromkeys((*first, *besides)) if page.section(name)]
-        typed = len(headings)
-        if not headings or page.kind in ALWAYS_DEFAULT:
-            default = [name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)][:1]
-            headings += [name for name in default if name not in headings]
-        headings += [name for name in self._by_words(page, reading, topic) if name not in headings]
-        headings = headings[:MAX_SECTIONS] or [page.sections[0].heading]
+        scores = self.sections.scores(features(reading.sequence, topic.words, page.kind))
+        rest = set(reading.stems) - topic.words
+        for section in page.sections:
+            shared = rest & self._body_stems[page.id, section.heading]
+            overlap = min(MAX_OVERLAP, math.fsum(self.names.weight(stem) for stem in shared))
+            scores[section.heading] += self.sections.overlap_weight * overlap
+        probable = softmax({section.heading: scores[section.heading] for section in page.sections})
+        best = max(probable.values())
+        asked = [name for name in probable if probable[name] >= self.sections.show_from * best]
+        asked = sorted(asked, key=lambda name: -probable[name])[:MAX_SECTIONS]
+        together = [name for heading in asked for name in SHOWN_TOGETHER.get(heading, ())]
+        headings = dict.fromkeys([*asked, *together, *ALWAYS_SHOWN.get(page.kind, ())])
         passages = []
-        for number, heading in enumerate(headings):
+        for heading in headings:
             section = page.section(heading)
             if section is not None:
-                passages.append(Passage(page, section, section.lines, 1.0 if number < typed else 0.5))
-        return Part(page, topic.matched, topic.guessed, tuple(found.name for found in types), tuple(passages))
-
-    def _by_words(self, page: Page, reading: Reading, topic: Topic) -> list[str]:
-        """Return the sections that hold telling words of the question that the page's names do not, the best first."""
-        rest = set(reading.stems) - topic.words
-        by_heading: dict[str, float] = {}
-        for section in page.sections[1:]:
-            hits = rest & self._body_stems[page.id, section.heading]
-            weight = math.fsum(self.names.weight(stem) for stem in hits)
-            if weight >= WORDS_FROM:
-                by_heading[section.heading] = weight
-        return sorted(by_heading, key=lambda heading: -by_heading[heading])
+                passages.append(Passage(page, section, section.lines, probable[heading]))
+        return Part(page, topic.matched, topic.guessed, tuple(asked), tuple(passages))
 
     def _signals(
         self, reading: Reading, chosen: Sequence[Topic], parts: Sequence[Part], ranked: Sequence[tuple[Page, float]]
@@ -242,7 +235,8 @@ class EmbeddedLibrary:
             "has_name": float(any(topic.words for topic in chosen)),
             "partial": self.names.partial(first.page, stems) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
-            "typed": float(any(part.types and part.passages[0].score == 1.0 for part in parts)),
+            "asked": max((part.passages[0].score for part in parts), default=0.0),
+            "nothing": self._asked(reading, first)[NOTHING] if first else 1.0,
             "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
             "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
         }
@@ -285,5 +279,5 @@ def open_library(folder: Path = FOLDER) -> EmbeddedLibrary:
     if not pages:
         raise UserError(f"{folder} has no pages: name a folder of Markdown pages in the library's form.")
     return EmbeddedLibrary(
-        pages, load_question_types(FOLDER / "question_types.yaml"), load_gate(FOLDER / "coverage.json")
+        pages, load_section_classifier(FOLDER / "section_classifier.json"), load_gate(FOLDER / "coverage.json")
     )

@@ -16,7 +16,7 @@ Coverage = Literal["covered", "partly", "not"]
 
 @dataclass(frozen=True)
 class Passage:
-    """Contiguous lines of one section. `score`: how well it fits what was asked, 0 to 1."""
+    """Contiguous lines of one section. `score`: how probable it is that this is asked of the page, 0 to 1."""
 
     page: Page
     section: Section
@@ -29,13 +29,13 @@ class Part:
     """One thing that was asked: a topic, what is asked of it, and the passages that say it, the best first.
 
     `matched`: the words of the question that named the topic. `guessed`: the name was misspelt, or only close.
-    `types`: names of assets/library/question_types.yaml, such as "treatment"; empty for "what is ...".
+    `asked`: the headings of the sections that are asked for, the most probable first.
     """
 
     topic: Page
     matched: str
     guessed: bool
-    types: tuple[str, ...]
+    asked: tuple[str, ...]
     passages: tuple[Passage, ...]
 
 

@@ -1,4 +1,4 @@
-"""What a question is about: the pages it names, and what it asks of them.
+"""What a question is about: the pages it names, and whom it is asked for.
 
 Names are found word by word on stems, in any order ("pain in my knee" is "knee pain"). A word that is in no page is
 corrected towards the words of names alone: towards ordinary words, "COVID" once became "CVID" and "sprained" "stained".
@@ -12,18 +12,14 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import Stemmer
-import yaml
 from bm25s.stopwords import STOPWORDS_EN_PLUS
 from rapidfuzz import process
 from rapidfuzz.distance import DamerauLevenshtein
 
-from medical_assistant.library.pages import LOADER, SECTIONS, Page
+from medical_assistant.library.pages import Page
 
-MAX_TYPES = 2
 MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 9  # one letter may be wrong from the first, two from the second
 ALIAS_FACTOR = 0.9  # a title says best what a page is about
 OTHER_PERSON_FACTOR = 0.6
@@ -63,15 +59,6 @@ def words_of(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class QuestionType:
-    name: str
-    pattern: re.Pattern[str]
-    sections: tuple[str, ...]
-    besides: tuple[str, ...]
-    kinds: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Topic:
     """A page that a question names. `words`: the stems of the name. `weight`: how telling they are together."""
 
@@ -96,21 +83,6 @@ class Reading:
     all_stems: frozenset[str]
     corrected: frozenset[str]
     person: str
-
-
-def load_question_types(path: Path) -> list[QuestionType]:
-    """Return the types of `question_types.yaml`, in its order."""
-    content: dict[str, dict[str, Any]] = yaml.load(path.read_text(encoding="utf-8"), LOADER)
-    return [
-        QuestionType(
-            name,
-            re.compile("|".join(f"(?:{pattern})" for pattern in entry["patterns"])),
-            tuple(entry["sections"]),
-            tuple(entry.get("with", ())),
-            tuple(entry.get("kinds", SECTIONS)),
-        )
-        for name, entry in content.items()
-    ]
 
 
 class Names:
@@ -253,8 +225,3 @@ def _person_in_title(page: Page) -> str:
     match = re.search(r"\bin (?:a |an |your )?(bab|child|adult)", title)
     return {"bab": "baby", "child": "child", "adult": "adult"}[match[1]] if match else ""
 
-
-def question_types(question: str, kind: str, types: Sequence[QuestionType]) -> list[QuestionType]:
-    """Return what a question asks of a topic of `kind`: at most `MAX_TYPES`, in the order of the file."""
-    lowered = question.lower()
-    return [found for found in types if kind in found.kinds and found.pattern.search(lowered)][:MAX_TYPES]

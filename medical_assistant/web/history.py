@@ -96,7 +96,7 @@ def _read_searched(fields: dict[str, Any]) -> Searched:
     return Searched(
         _text(fields.get("query")),
         _texts(fields.get("topics")),
-        _texts(fields.get("types")),
+        _texts(fields.get("asked")),
         _text(fields.get("coverage")),
         _number(fields.get("probability")),
         tuple((_text(name), _number(value)) for name, value in signals),
@@ -203,7 +203,7 @@ def shown_search(searched: Searched, sources: Sequence[NumberedSource] = ()) -> 
     rows = {
         "Searched for": searched.query,
         "Topics": ", ".join(searched.topics) or "none",
-        "Asked about": ", ".join(name.replace("_", " ") for name in searched.types) or "what it is",
+        "Asked about": ", ".join(searched.asked) or "what it is",
         "Coverage": f"{searched.coverage} (probability {searched.probability:.2f})",
         "Signals": signals,
     }

@@ -52,7 +52,7 @@ def load_library(folders: str) -> Library | None:
     from medical_assistant.library.coverage import load_gate
     from medical_assistant.library.index import FOLDER, EmbeddedLibrary, open_library
     from medical_assistant.library.pages import read_library
-    from medical_assistant.library.understand import load_question_types
+    from medical_assistant.library.sections import load_section_classifier
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index that it builds
     names = [name.strip() for name in folders.split(",") if name.strip()]
@@ -71,8 +71,8 @@ def load_library(folders: str) -> Library | None:
     for page in pages:
         if seen.setdefault(page.id, page.path) != page.path:
             raise UserError(f"{page.path} and {seen[page.id]} have the same name: rename one.")
-    types, gate = load_question_types(FOLDER / "question_types.yaml"), load_gate(FOLDER / "coverage.json")
-    return EmbeddedLibrary(pages, types, gate)
+    sections = load_section_classifier(FOLDER / "section_classifier.json")
+    return EmbeddedLibrary(pages, sections, load_gate(FOLDER / "coverage.json"))
 
 
 def load_model(

@@ -1,0 +1,107 @@
+"""Which section of a page a question asks for: a multinomial logistic regression over the question's words.
+
+The words of the page's name are one sign for all names, so that "gout treatment" and "flu treatment" are one question.
+Fitted by `python -m medical_assistant.library.training` on questions whose authors saw no page; section_classifier.json
+holds the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from medical_assistant.errors import UserError
+from medical_assistant.library.pages import SECTIONS
+
+NOTHING = ""  # the heading of what no section answers
+NAME, NUMBER, START, END = "@", "#", "^", "$"
+WORD_GRAMS, LETTER_GRAMS = (1, 2, 3), (4, 5)
+MAX_GAP = 2  # words left out between the two of a pair
+WEIGHT_SCALE = 100  # a weight is stored as a whole number of hundredths
+
+
+def features(sequence: Sequence[str], name: Set[str], kind: str) -> set[str]:
+    """Return what a question is classified by: runs of words, pairs of words, and letters against misspellings.
+
+    `sequence`: the stem of each word; `name`: stems of the page's name in it; `kind`: of the page. Word features stand
+    once for all kinds and once for this one.
+    """
+    words: list[str] = []
+    for stem in sequence:
+        word = NAME if stem in name else NUMBER if stem[0].isdigit() else stem
+        if word != NAME or words[-1:] != [NAME]:
+            words.append(word)
+    ended = [START, *words, END]
+    found = {" ".join(ended[at : at + n]) for n in WORD_GRAMS for at in range(len(ended) - n + 1)}
+    found |= {f"{a} _ {b}" for at, a in enumerate(words) for b in words[at + 2 : at + 2 + MAX_GAP]}
+    found |= {f"{kind}|{feature}" for feature in found}
+    found.add(f"{kind}|")
+    for word in words:
+        if word.isalpha():
+            spelt = f"<{word}>"
+            found |= {f"~{spelt[at : at + n]}" for n in LETTER_GRAMS for at in range(len(spelt) - n + 1)}
+    return found
+
+
+@dataclass(frozen=True)
+class SectionClassifier:
+    """`weights`: of each feature, by number of a heading of `headings`. `overlap_weight`: for a word of the question
+    that a section holds, by how telling it is. `show_from`: a section is shown that is at least this probable against
+    the best one.
+    """
+
+    headings: tuple[str, ...]
+    bias: tuple[float, ...]
+    weights: Mapping[str, Sequence[tuple[int, float]]]
+    overlap_weight: float
+    show_from: float
+
+    def scores(self, found: Iterable[str]) -> dict[str, float]:
+        """Return the log odds of each heading for a question with these features."""
+        known = [self.weights[feature] for feature in sorted(found) if feature in self.weights]
+        scale = 1.0 / math.sqrt(max(1, len(known)))
+        totals = [0.0] * len(self.headings)
+        for pairs in known:
+            for number, weight in pairs:
+                totals[number] += weight
+        return {
+            heading: bias + total * scale
+            for heading, bias, total in zip(self.headings, self.bias, totals, strict=True)
+        }
+
+    def probabilities(self, found: Iterable[str], kind: str) -> dict[str, float]:
+        """Return how probable (0-1) it is that each section of a page of `kind` is asked for, or `NOTHING` in it."""
+        scores = self.scores(found)
+        return softmax({heading: scores[heading] for heading in (*SECTIONS[kind], NOTHING)})
+
+
+def softmax(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores as shares of 1, by their exponentials."""
+    highest = max(scores.values())
+    powers = {name: math.exp(score - highest) for name, score in scores.items()}
+    total = math.fsum(powers.values())
+    return {name: power / total for name, power in powers.items()}
+
+
+def load_section_classifier(path: Path) -> SectionClassifier:
+    """Return the classifier of section_classifier.json. Raises `UserError` when the file is missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        weights = {
+            feature: [(pairs[at], pairs[at + 1] / WEIGHT_SCALE) for at in range(0, len(pairs), 2)]
+            for feature, pairs in content["weights"].items()
+        }
+        return SectionClassifier(
+            tuple(content["headings"]),
+            tuple(float(value) for value in content["bias"]),
+            weights,
+            float(content["overlap_weight"]),
+            float(content["show_from"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path} is missing or broken: restore it, or fit it with python -m medical_assistant.library.training."
+        ) from error
