@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 
 import bm25s
@@ -18,9 +18,11 @@ import Stemmer
 from medical_assistant.errors import UserError
 from medical_assistant.files import ASSETS
 from medical_assistant.library.coverage import Gate, load_gate
-from medical_assistant.library.pages import Page, Section, read_library
-from medical_assistant.library.passages import Found, Part, Passage
+from medical_assistant.library.pages import DOCUMENT, Line, Page, Section, read_library
+from medical_assistant.library.passages import Found, Part, Passage, excerpt
 from medical_assistant.library.understand import (
+    FUNCTION_WORDS,
+    MAX_TYPES,
     SILENT,
     Names,
     QuestionType,
@@ -48,6 +50,7 @@ DEFAULT_SECTIONS = {
     "vaccine": ("Who should have it", "In short"),
     "first-aid": ("What to do", "In short"),
     "topic": ("What to know", "In short"),
+    DOCUMENT: ("In short",),
 }
 NEAREST = 3
 NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
@@ -60,31 +63,36 @@ EARLIER_FACTOR = 0.8  # the weight of a name one message earlier
 FOLLOWS_UP_WORDS = 12  # a shorter question without a topic of its own is read with the topic of the conversation
 
 
-class EmbeddedLibrary:
-    """Pages in memory. Safe for concurrent calls: nothing changes after the start."""
+class Decision:
+    """Decides which pages, and which of their sections, answer a question. A subclass knows the pages.
 
-    def __init__(self, pages: Sequence[Page], types: Sequence[QuestionType], gate: Gate) -> None:
-        self.pages = list(pages)
+    Safe for concurrent calls: nothing changes after the start.
+    """
+
+    def __init__(
+        self,
+        types: Sequence[QuestionType],
+        gate: Gate,
+        names: Names,
+        known: Container[str],
+        stems_of: Mapping[str, Collection[str]],
+        body_stems: Mapping[tuple[str, str], Collection[str]],
+    ) -> None:
+        """`known`: all stems of the library. `stems_of`: those of a page; `body_stems`: of (page id, heading)."""
         self.types = list(types)
         self.gate = gate
-        self._sections = [(page, section) for page in self.pages for section in page.sections]
-        stemmer = _Stemmer()
-        names = {page.id: stemmer.telling(_names(page)) for page in self.pages}
-        bodies = [stemmer.telling(_body(section)) for _, section in self._sections]
-        self._body_stems = {
-            (page.id, section.heading): frozenset(body)
-            for (page, section), body in zip(self._sections, bodies, strict=True)
-        }
-        self._stems_of = {page.id: set(names[page.id]) for page in self.pages}
-        for (page, _), body in zip(self._sections, bodies, strict=True):
-            self._stems_of[page.id].update(body)
-        pages_with = Counter(stem for stems in self._stems_of.values() for stem in stems)
-        weights = {stem: math.log(1 + len(self.pages) / count) for stem, count in pages_with.items()}
-        self.names = Names(self.pages, stemmer.stem_of, weights)
-        self._known = frozenset(weights)
-        self._index = bm25s.BM25()
-        documents = [names[page.id] + body for (page, _), body in zip(self._sections, bodies, strict=True)]
-        self._index.index(documents, show_progress=False)
+        self.names = names
+        self._known = known
+        self._stems_of = stems_of
+        self._body_stems = body_stems
+
+    def _ranked(self, reading: Reading) -> list[tuple[Page, float]]:
+        """Return the pages by the BM25 score of their best section."""
+        raise NotImplementedError
+
+    def _topics(self, text: str) -> list[Topic]:
+        """Return the pages that another message of the conversation names."""
+        return self.names.topics(self.names.read(text))
 
     def find(self, question: str, earlier: Sequence[str] = ()) -> Found:
         """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first."""
@@ -129,24 +137,11 @@ class EmbeddedLibrary:
         # Words of its own that no page is named by ("stiff person syndrome") are a new topic, not a follow-up.
         if not refers and len(reading.stems) > (2 if asked - {"what_is"} else 1):
             return None
-        named = [self.names.topics(self.names.read(before))[:1] for before in reversed(earlier)]
+        named = [self._topics(before)[:1] for before in reversed(earlier)]
         weighed = [
             (topic.weight * EARLIER_FACTOR**age, -age, topic) for age, found in enumerate(named) for topic in found
         ]
         return max(weighed, key=lambda entry: entry[:2])[2] if weighed else None
-
-    def _ranked(self, reading: Reading) -> list[tuple[Page, float]]:
-        """Return the pages by the BM25 score of their best section."""
-        stems = [stem for stem in reading.stems if stem in self._known]
-        if not stems:
-            return []
-        numbers, scores = self._index.retrieve([stems], k=min(SEARCHED, len(self._sections)), show_progress=False)
-        best: dict[str, tuple[Page, float]] = {}
-        for number, score in zip(numbers[0], scores[0], strict=True):
-            page = self._sections[int(number)][0]
-            if score > 0 and page.id not in best:
-                best[page.id] = (page, float(score))
-        return list(best.values())
 
     def _scores(
         self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
@@ -192,7 +187,7 @@ class EmbeddedLibrary:
 
     def _part(self, question: str, reading: Reading, topic: Topic) -> Part:
         page = topic.page
-        types = question_types(question, page.kind, self.types)
+        types = self._types(question, page)
         first = [next((name for name in found.sections if page.section(name)), "") for found in types]
         besides = [name for found in types for name in found.besides]
         headings = [name for name in dict.fromkeys((*first, *besides)) if page.section(name)]
@@ -201,20 +196,61 @@ class EmbeddedLibrary:
             default = [name for name in DEFAULT_SECTIONS[page.kind] if page.section(name)][:1]
             headings += [name for name in default if name not in headings]
         headings += [name for name in self._by_words(page, reading, topic) if name not in headings]
+        if page.kind == DOCUMENT:
+            headings, typed = self._own_headings(page, reading, topic, headings, typed)
         headings = headings[:MAX_SECTIONS] or [page.sections[0].heading]
         passages = []
         for number, heading in enumerate(headings):
             section = page.section(heading)
             if section is not None:
-                passages.append(Passage(page, section, section.lines, 1.0 if number < typed else 0.5))
+                lines = self._lines(page, section, reading, topic)
+                passages.append(Passage(page, section, lines, 1.0 if number < typed else 0.5))
         return Part(page, topic.matched, topic.guessed, tuple(found.name for found in types), tuple(passages))
+
+    def _types(self, question: str, page: Page) -> list[QuestionType]:
+        """Return what is asked of a page; of a document, whose kind is not known, what it has a section for."""
+        if page.kind != DOCUMENT:
+            return question_types(question, page.kind, self.types)
+        lowered = question.lower()
+        asked = (found for found in self.types if found.pattern.search(lowered))
+        general = {name for found in self.types if DOCUMENT in found.kinds for name in found.sections}
+        return [
+            found
+            for found in asked
+            if any(page.section(name) for name in found.sections if DOCUMENT in found.kinds or name not in general)
+        ][:MAX_TYPES]
+
+    def _own_headings(
+        self, page: Page, reading: Reading, topic: Topic, headings: Sequence[str], typed: int
+    ) -> tuple[list[str], int]:
+        """Return a document's headings for `headings`, those first whose words the question says, and how many fit."""
+        about = {*topic.words, *self.names.stems(words_of(page.title))}
+        said = []
+        for section in page.sections:
+            stems = {*self.names.stems(word for word in words_of(section.heading) if word not in FUNCTION_WORDS)}
+            if stems - about and stems - about <= reading.all_stems:
+                said.append(section.heading)
+        found = [section.heading for name in headings if (section := page.section(name))]
+        fitting = dict.fromkeys([*said, *found[:typed]])
+        return list(dict.fromkeys([*fitting, *found])), len(fitting)
+
+    def _lines(self, page: Page, section: Section, reading: Reading, topic: Topic) -> tuple[Line, ...]:
+        """Return the lines to quote: all, but of a long section of a document those about the question."""
+        if page.kind != DOCUMENT:
+            return section.lines
+        rest = set(reading.stems) - topic.words
+        return excerpt(
+            section.lines,
+            [math.fsum(self.names.weight(stem) for stem in rest & {*self.names.stems(words_of(line.text))})
+             for line in section.lines],
+        )  # fmt: skip
 
     def _by_words(self, page: Page, reading: Reading, topic: Topic) -> list[str]:
         """Return the sections that hold telling words of the question that the page's names do not, the best first."""
         rest = set(reading.stems) - topic.words
         by_heading: dict[str, float] = {}
         for section in page.sections[1:]:
-            hits = rest & self._body_stems[page.id, section.heading]
+            hits = rest.intersection(self._body_stems[page.id, section.heading])
             weight = math.fsum(self.names.weight(stem) for stem in hits)
             if weight >= WORDS_FROM:
                 by_heading[section.heading] = weight
@@ -236,7 +272,7 @@ class EmbeddedLibrary:
         first = chosen[0] if chosen else None
         return {
             "shown": share(shown),
-            "unknown": share(stems - self._known),
+            "unknown": share([stem for stem in stems if stem not in self._known]),
             "short": 1.0 / (1.0 + len(reading.stems)),
             "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
             "has_name": float(any(topic.words for topic in chosen)),
@@ -249,22 +285,66 @@ class EmbeddedLibrary:
 
     def _is_modified(self, reading: Reading, topic: Topic) -> bool:
         """Return whether a telling word that the topic's page does not hold stands just before its name."""
-        strange = set(reading.stems) - self._stems_of[topic.page.id]
+        strange = set(reading.stems).difference(self._stems_of[topic.page.id])
         return any(
             before in strange and word in topic.words
             for before, word in zip(reading.sequence, reading.sequence[1:], strict=False)
         )
 
 
-def _names(page: Page) -> str:
+class EmbeddedLibrary(Decision):
+    """Pages in memory."""
+
+    def __init__(self, pages: Sequence[Page], types: Sequence[QuestionType], gate: Gate) -> None:
+        self.pages = list(pages)
+        self._sections = [(page, section) for page in self.pages for section in page.sections]
+        stemmer = TextStemmer()
+        names = {page.id: stemmer.telling(names_text(page)) for page in self.pages}
+        bodies = [stemmer.telling(section_text(section)) for _, section in self._sections]
+        body_stems = {
+            (page.id, section.heading): frozenset(body)
+            for (page, section), body in zip(self._sections, bodies, strict=True)
+        }
+        stems_of = {page.id: set(names[page.id]) for page in self.pages}
+        for (page, _), body in zip(self._sections, bodies, strict=True):
+            stems_of[page.id].update(body)
+        weights = word_weights(Counter(stem for stems in stems_of.values() for stem in stems), len(self.pages))
+        named = Names(self.pages, stemmer.stem_of, weights)
+        super().__init__(types, gate, named, frozenset(weights), stems_of, body_stems)
+        self._index = bm25s.BM25()
+        documents = [names[page.id] + body for (page, _), body in zip(self._sections, bodies, strict=True)]
+        self._index.index(documents, show_progress=False)
+
+    def _ranked(self, reading: Reading) -> list[tuple[Page, float]]:
+        """Return the pages by the BM25 score of their best section."""
+        stems = [stem for stem in reading.stems if stem in self._known]
+        if not stems:
+            return []
+        numbers, scores = self._index.retrieve([stems], k=min(SEARCHED, len(self._sections)), show_progress=False)
+        best: dict[str, tuple[Page, float]] = {}
+        for number, score in zip(numbers[0], scores[0], strict=True):
+            page = self._sections[int(number)][0]
+            if score > 0 and page.id not in best:
+                best[page.id] = (page, float(score))
+        return list(best.values())
+
+
+def word_weights(pages_with: Mapping[str, int], n_pages: int) -> dict[str, float]:
+    """Return how telling each stem is, from the number of pages that hold it."""
+    return {stem: math.log(1 + n_pages / count) for stem, count in pages_with.items()}
+
+
+def names_text(page: Page) -> str:
+    """Return the names of a page as they are indexed with each of its sections."""
     return " ".join([page.title] * TITLE_REPEATS + list(page.also_called) * NAME_REPEATS)
 
 
-def _body(section: Section) -> str:
+def section_text(section: Section) -> str:
+    """Return what is indexed of a section."""
     return f"{section.heading} {' '.join(line.text for line in section.lines)}"
 
 
-class _Stemmer:
+class TextStemmer:
     """Stems texts, each distinct word once. `stem_of`: what it met."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from medical_assistant.chat.assistant import FROM_LIBRARY, Reply, Searched
-from medical_assistant.library.answer import NumberedSource, source_list
+from medical_assistant.library.answer import NumberedSource, escaped, source_list
 from medical_assistant.library.pages import Source
 from medical_assistant.markdown import safe_markdown
 from medical_assistant.prompts import MAX_QUESTION_CHARACTERS, Message
@@ -208,5 +208,5 @@ def shown_search(searched: Searched, sources: Sequence[NumberedSource] = ()) -> 
         "Signals": signals,
     }
     lines = [f"- {name}: {' '.join(text.split())}" for name, text in rows.items() if text]
-    lines += [f"- Source {entry.number} for: {' | '.join(entry.quoted)}" for entry in sources]
+    lines += [f"- Source {entry.number} for: {escaped(' | '.join(entry.quoted))}" for entry in sources]
     return safe_markdown("\n".join(lines))
