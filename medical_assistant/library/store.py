@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import islice
@@ -120,8 +120,8 @@ class Store:
         ids = iter(sorted(set(page_ids)))
         while batch := list(islice(ids, 500)):
             rows = _rows_of(self._table, batch)
-            for page, own in _pages(rows).items():
-                self._words.subtract(_page_words(page, own))
+            for own in _by_page(rows):
+                self._words.subtract(_page_words(_page(own), own))
                 self.n_pages -= 1
             self._table.delete(_among(batch))
 
@@ -190,9 +190,10 @@ class StoredLibrary:
         scores = (score / LANCE_SCALE for score in found["_score"].to_pylist())
         return list(zip(found["page"].to_pylist(), scores, strict=True))
 
-    def load(self, page_ids: Collection[str]) -> dict[Page, list[Row]]:
-        """Return the pages with their rows."""
-        return _pages(_rows_of(self._table, page_ids)) if page_ids else {}
+    def load(self, page_ids: Collection[str]) -> Iterator[tuple[Page, list[Row]]]:
+        """Yield the pages, each with its rows in order."""
+        for rows in _by_page(_rows_of(self._table, page_ids)) if page_ids else ():
+            yield _page(rows), rows
 
 
 class StoredDecision(Decision):
@@ -227,7 +228,7 @@ class StoredDecision(Decision):
     def _load(self, page_ids: Iterable[str]) -> None:
         """Add pages, where they are not there yet, to those that are decided among."""
         new = dict.fromkeys(page for page in page_ids if page not in self._pages)
-        for page, rows in self._library.load(new).items():
+        for page, rows in self._library.load(new):
             self._pages[page.id] = page
             n_names = len(rows[0]["names"].split())
             for section, row in zip(page.sections, rows, strict=True):
@@ -272,27 +273,27 @@ def page_rows(page: Page, stemmer: TextStemmer) -> list[Row]:
     ]
 
 
-def _pages(rows: Iterable[Row]) -> dict[Page, list[Row]]:
-    """Return the pages that rows make, each with its own in order."""
-    by_page = defaultdict[str, list[Row]](list)
+def _by_page(rows: Iterable[Row]) -> list[list[Row]]:
+    """Return the rows of each page, in the order of its sections."""
+    found = defaultdict[str, list[Row]](list)
     for row in rows:
-        by_page[row["page"]].append(row)
-    found = {}
-    for own in by_page.values():
-        own.sort(key=lambda row: int(row["place"]))
-        found[_page(json.loads(own[0]["head"]), [json.loads(row["section"]) for row in own])] = own
-    return found
+        found[row["page"]].append(row)
+    return [sorted(own, key=lambda row: int(row["place"])) for own in found.values()]
 
 
-def _page(head: Mapping[str, Any], sections: Sequence[Any]) -> Page:
-    sources = tuple(Source(**source) for source in head["sources"])
+def _page(rows: Sequence[Row]) -> Page:
+    """Return the page that `page_rows` made these rows of. An address that is no web address is left out."""
+    head = json.loads(rows[0]["head"])
+    for source in head["sources"]:
+        source["address"] = source["address"] if _WEB_ADDRESS.match(source["address"]) else ""
+    sections = (json.loads(row["section"]) for row in rows)
     return Page(
         **{
             **head,
             "also_called": tuple(head["also_called"]),
-            "sources": sources,
+            "sources": tuple(Source(**source) for source in head["sources"]),
             "sections": tuple(
-                Section(heading, tuple(Line(text, tuple(numbers), item, leads) for text, numbers, item, leads in lines))
+                Section(heading, tuple(Line(text, tuple(sources), item, leads) for text, sources, item, leads in lines))
                 for heading, lines in sections
             ),
         }
