@@ -8,6 +8,7 @@ sections of paragraphs and lists. A statement (a sentence, or an item of a list)
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ import yaml
 
 from medical_assistant.errors import UserError
 
+DOCUMENT = "document"  # the kind of a page that was imported: its headings are its own
 # The sections that a page of each kind may have, in their order. The first is required.
-SECTIONS = {
+SECTIONS: dict[str, tuple[str, ...]] = {
     "condition": (
         "In short",
         "Signs",
@@ -95,7 +97,41 @@ SECTIONS = {
         "See a doctor today",
         "See someone soon",
     ),
+    DOCUMENT: (),
 }
+# What the headings of documents have in them, by the section that they stand for; one may stand for several.
+_HEADINGS = {
+    "Signs": r"symptom|\bsigns?\b|problems caused",
+    "Causes": r"\bcaus|genetic change|\btriggers?\b|\bspreads?\b|transmi|how (?:do|does|can) .+ (?:get|catch)\b",
+    "Who gets it": r"\brisks?\b|frequen|inherit|susceptib|how common|\bwho (?:gets|is)\b|\baffects\b",
+    "How it is found": r"diagnos|\btests?\b|\bexams?\b|examination|screening|detect",
+    "Treatment": r"\btreat|therap|\bcures?\b|\bmanag|\bsurgery\b|\bmedicines\b|\bmedications?\b",
+    "What you can do": r"self.?care|at home|home remed|living with|life ?style|\bcop(?:e|ing)\b|caring for|\bdiet|"
+    r"what (?:can|should) (?:i|you|we) do\b|how (?:can|do) (?:i|you|we)\b",
+    "Prevention": r"prevent|protect",
+    "How long it lasts": r"outlook|prognosis|how long|recover|expect\b",
+    "Get help now": r"emergency|\burgent|\b(?:911|999|112)\b|get help",
+    "See a doctor today": r"when (?:should .+ |to )?(?:see|call|contact|seek|get|talk)\b",
+    "Used for": r"\bus(?:e|es|ed)\b(?!.*how)|indication",
+    "Ask first if": r"warning|precaution|contraindicat|before (?:tak|us)ing|who should not",
+    "How to take it": r"\bdos(?:e|es|age|ing)\b|how (?:to|should|do) .*(?:take|taken|use|used)\b",
+    "Side effects": r"side.?effect|adverse",
+    "Do not mix with": r"interact|\bmix",
+    "Pregnancy and breastfeeding": r"pregnan|breast.?feed",
+    "Missed dose": r"\bmiss(?:ed)? .*dose|forg[eo]t",
+    "Too much": r"overdos|too much",
+    "What it measures": r"measure|what (?:is|are) .+ used for|why .+ (?:test|done)",
+    "Normal values": r"\bnormal\b|results? mean|reference range",
+    "Getting ready": r"prepar|get(?:ting)? ready|before the test",
+    "What happens": r"what happens|procedure|during the",
+    "Who should have it": r"who should (?:get|have)",
+    "When it is given": r"schedule|when .+ given",
+    "What to do": r"first.?aid|what to do\b",
+}
+_HEADING_PATTERNS = {name: re.compile(pattern) for name, pattern in _HEADINGS.items()}
+_INTRODUCES = re.compile(
+    r"what (?:is|are)\b|overview|summary|\babout\b|introduction|definition|information|background|key (?:facts|points)"
+)
 # Every value is a text; libyaml's loader is eight times as fast as the one in Python.
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _HEADING = re.compile(r"## (.+)")
@@ -106,12 +142,16 @@ _FIELDS = ("title", "kind", "also_called", "sources", "written", "checked")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a statement comes from. `address` is http(s); `date` is that page's own date, empty if it has none."""
+    """Where a statement comes from. `address` is http(s); `date` is that page's own date, empty if it has none.
+
+    A document may have no address, or one that is no web address. `licence`: under which it was published, if known.
+    """
 
     publisher: str
     title: str
     address: str
     date: str = ""
+    licence: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,8 +186,24 @@ class Page:
     path: str = field(default="", compare=False)
 
     def section(self, heading: str) -> Section | None:
-        """Return the section under `heading`, None where the page has none."""
-        return next((section for section in self.sections if section.heading == heading), None)
+        """Return the section under `heading`, None where the page has none.
+
+        In a document, whose headings are its own, else the first whose heading means that one of `SECTIONS`.
+        """
+        for section in self.sections:
+            if section.heading == heading:
+                return section
+        if self.kind != DOCUMENT:
+            return None
+        return next((section for section in self.sections if heading in heading_means(section.heading)), None)
+
+
+@functools.lru_cache(maxsize=8192)
+def heading_means(heading: str) -> frozenset[str]:
+    """Return the sections (names in `SECTIONS`) that a document's heading stands for."""
+    lowered = heading.lower()
+    found = frozenset(name for name, pattern in _HEADING_PATTERNS.items() if pattern.search(lowered))
+    return found or frozenset(("In short",) if _INTRODUCES.search(lowered) else ())
 
 
 def read_library(folder: Path) -> list[Page]:
@@ -202,11 +258,8 @@ def _sources(entries: Any, path: Path) -> tuple[Source, ...]:
             raise UserError(f"{path}: a source needs publisher, title and address.")
         if not re.match(r"https?://", str(entry["address"])):
             raise UserError(f"{path}: {entry['address']!r} is not a web address: use http:// or https://.")
-        found.append(
-            Source(
-                str(entry["publisher"]), str(entry["title"]), str(entry["address"]), str(entry.get("date", "") or "")
-            )
-        )
+        values = (str(entry.get(name, "") or "") for name in ("publisher", "title", "address", "date", "licence"))
+        found.append(Source(*values))
     return tuple(found)
 
 

@@ -5,6 +5,7 @@ The quoted answer, the sources under it, the API and any later check of written 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -12,6 +13,7 @@ from typing import Literal, Protocol
 from medical_assistant.library.pages import Line, Page, Section
 
 Coverage = Literal["covered", "partly", "not"]
+QUOTED_LINES = 12  # of a long section of a document; a list stays whole
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,28 @@ class Found:
     parts: tuple[Part, ...] = ()
     nearest: tuple[Page, ...] = ()
     signals: tuple[tuple[str, float], ...] = ()
+
+
+def excerpt(lines: Sequence[Line], weights: Sequence[float]) -> tuple[Line, ...]:
+    """Return about `QUOTED_LINES` lines that stand together, those with the largest sum of `weights`, else the first.
+
+    A list stays whole, with the line that leads into it.
+    """
+    if len(lines) <= QUOTED_LINES:
+        return tuple(lines)
+    starts = [at for at, line in enumerate(lines) if not at or not (line.item and _in_list(lines[at - 1]))]
+    ends = [*starts[1:], len(lines)]
+    best, best_weight = (0, 0), -1.0
+    for number, start in enumerate(starts):
+        fitting = [end for end in ends[number:] if end - start <= QUOTED_LINES] or [ends[number]]
+        weight = math.fsum(weights[start : fitting[-1]])
+        if weight > best_weight:
+            best, best_weight = (start, fitting[-1]), weight
+    return tuple(lines[slice(*best)])
+
+
+def _in_list(line: Line) -> bool:
+    return line.item or line.leads
 
 
 class Library(Protocol):

@@ -68,8 +68,7 @@ class SectionClassifier:
             for number, weight in pairs:
                 totals[number] += weight
         return {
-            heading: bias + total * scale
-            for heading, bias, total in zip(self.headings, self.bias, totals, strict=True)
+            heading: bias + total * scale for heading, bias, total in zip(self.headings, self.bias, totals, strict=True)
         }
 
     def probabilities(self, found: Iterable[str], kind: str) -> dict[str, float]:

@@ -1,10 +1,11 @@
-"""Fit what decides over the library's answers: which section is asked for, and whether the library covers a question.
+"""Fit what decides over the library's answers: which page, which section, and whether they answer the question.
 
     python -m medical_assistant.library.training
 
 Reads the questions of training_data/library, whose authors saw the titles of the pages and the headings of each kind
-and nothing else, and writes section_classifier.json and coverage.json into assets/library. The signals that fit the
-coverage gate come from classifiers that did not see the question. Needs scikit-learn; the application does not.
+and nothing else, and writes section_classifier.json, ranking.json, coverage.json and ordinary_words.txt into
+assets/library. Each fit is on signals from earlier fits that did not see the question. Needs scikit-learn and
+pyspellchecker (its English word counts, MIT licence); the application does not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,14 @@ from typing import Any
 
 from medical_assistant.errors import UserError, run_script
 from medical_assistant.files import ROOT, write_whole
-from medical_assistant.library.coverage import SIGNALS, Gate
-from medical_assistant.library.index import FOLDER, EmbeddedLibrary
+from medical_assistant.library import coverage, ranking
+from medical_assistant.library.coverage import Gate
+from medical_assistant.library.index import EmbeddedLibrary
 from medical_assistant.library.pages import SECTIONS, read_library
+from medical_assistant.library.ranking import PRIOR, PRIOR_ROWS, AskedFor, Ranking
 from medical_assistant.library.sections import NOTHING, WEIGHT_SCALE, SectionClassifier, features
+from medical_assistant.library.trained import FOLDER, Trained
+from medical_assistant.library.understand import MIN_CORRECTED_LETTERS
 
 QUESTIONS = ROOT / "training_data" / "library"
 PENALTY, GATE_PENALTY = 10.0, 3.0  # the inverse of the L2 penalty on the weights
@@ -42,7 +47,10 @@ NO_SECTIONS = SectionClassifier(
     OVERLAP_WEIGHT,
     SHOW_FROM,
 )
-NO_GATE = Gate(dict.fromkeys(SIGNALS, 0.0), 0.0, 0.0, 0.0)
+NO_GATE = Gate(dict.fromkeys(coverage.SIGNALS, 0.0), 0.0, 0.0, 0.0)
+NO_RANKING = Ranking(dict.fromkeys(ranking.SIGNALS, 1.0), {}, AskedFor({}))
+RANKING_PENALTY = 1.0
+MIN_SHARE = 5e-7  # of a word among all words of English, for an ordinary word that is never corrected
 
 Row = dict[str, Any]
 Example = tuple[set[str], str, float]  # features, heading, weight
@@ -57,16 +65,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=Path, default=QUESTIONS, help="folder of the questions")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the two files")
     arguments = parser.parse_args(argv)
+    words = ordinary_words()
     pages = read_library(FOLDER)
-    library = EmbeddedLibrary(pages, NO_SECTIONS, NO_GATE)
+    library = EmbeddedLibrary(pages, Trained(NO_SECTIONS, NO_RANKING, NO_GATE, frozenset(words)))
     ids = {page.id for page in pages}
     rows = [row for row in read_rows(arguments.questions, "covered") if row["page"] in ids]
     rows += read_rows(arguments.questions, "uncovered")
-    write_sections(arguments.output / "section_classifier.json", fit_sections(library, rows), len(rows))
-    gate = fit_gate(library, rows)
+    gate = cross_fit(library, rows)
+    write_whole(arguments.output / "ordinary_words.txt", "\n".join(words) + "\n")
+    write_sections(arguments.output / "section_classifier.json", library.trained.sections, len(rows))
+    write_ranking(arguments.output / "ranking.json", library, rows)
     write_whole(arguments.output / "coverage.json", json.dumps(gate, indent=1) + "\n")
     sys.stdout.write(json.dumps({**gate, "curve": "..."}, indent=1) + "\n")
     return 0
+
+
+def ordinary_words() -> list[str]:
+    """Return English words that are too common to be a misspelling of a name, sorted."""
+    from spellchecker import SpellChecker
+
+    counts = SpellChecker(language="en").word_frequency
+    return sorted(
+        word
+        for word, count in counts.dictionary.items()
+        if len(word) >= MIN_CORRECTED_LETTERS and word.isalpha() and count >= MIN_SHARE * counts.total_words
+    )
 
 
 def read_rows(folder: Path, name: str) -> list[Row]:
@@ -156,35 +179,109 @@ def write_sections(path: Path, classifier: SectionClassifier, rows: int) -> None
     write_whole(path, json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n")
 
 
-def fit_gate(library: EmbeddedLibrary, rows: Sequence[Row]) -> dict[str, Any]:
+def cross_fit(library: EmbeddedLibrary, rows: Sequence[Row]) -> dict[str, Any]:
+    """Fit sections, ranking and gate, leave the first two in `library.trained`, and return coverage.json's content.
+
+    The signals of the questions of a fold come from a section classifier, and from words in which pages were asked for,
+    that did not see them; the order of pages that the gate sees from a ranking that did not either.
+    """
+    data, parts = [], []
+    for fold in range(FOLDS):
+        others = [row for row in rows if fold_of(row) != fold]
+        learn(library, others)
+        parts.append((library.trained, [row for row in rows if fold_of(row) == fold]))
+        data += [(fold, row, *ranked_pages(library, row)) for row in parts[-1][1] if "page" in row]
+    gate_rows = []
+    for fold, (trained, own) in enumerate(parts):
+        weights = fit_ranking([(row, found) for other, row, found in data if other != fold])
+        library.trained = replace(trained, ranking=replace(trained.ranking, weights=weights))
+        for row in own:
+            found = library.find(row["question"])
+            first = found.parts[0].topic.id if found.parts else ""
+            if "page" in row and first not in pages_of(row):
+                continue
+            gate_rows.append((fold, dict(found.signals), "page" in row))
+    learn(library, rows)
+    weights = fit_ranking([(row, found) for _, row, found in data])
+    library.trained = replace(library.trained, ranking=replace(library.trained.ranking, weights=weights))
+    return fit_gate(gate_rows)
+
+
+def learn(library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
+    """Fit the section classifier, the names' reliability and the words in which pages are asked for, into `library`."""
+    sections = fit_sections(library, rows)
+    meant: defaultdict[str, list[bool]] = defaultdict(list)
+    asked_for: defaultdict[str, list[str]] = defaultdict(list)
+    for row in (row for row in rows if "page" in row):
+        reading = library.names.read(row["question"])
+        asked_for[row["page"]] += reading.stems
+        for topic in library.names.topics(reading):
+            meant[" ".join(sorted(topic.words))].append(topic.page.id in pages_of(row))
+    reliability = {
+        name: round((sum(found) + PRIOR * PRIOR_ROWS) / (len(found) + PRIOR_ROWS), 3) for name, found in meant.items()
+    }
+    learned = Ranking(library.trained.ranking.weights, reliability, AskedFor(asked_for))
+    library.trained = replace(library.trained, sections=sections, ranking=learned)
+
+
+def ranked_pages(library: EmbeddedLibrary, row: Row) -> tuple[dict[str, dict[str, float]]]:
+    """Return the signals of each page that comes into question, by its id."""
+    reading = library.names.read(row["question"])
+    found = library.page_signals(reading, library.names.topics(reading), library.ranked(reading))
+    return ({topic.page.id: signals for topic, signals in found},)
+
+
+def fit_ranking(data: Sequence[tuple[Row, dict[str, dict[str, float]]]]) -> dict[str, float]:
+    """Return the weights by which the page of a row goes before the others that came into question."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    differences = []
+    for row, found in data:
+        right = [found[name] for name in (row["page"], *row.get("also_ok", ())) if name in found][:1]
+        for name, signals in found.items():
+            if right and name not in pages_of(row):
+                differences.append([right[0][key] - signals[key] for key in ranking.SIGNALS])
+    x = np.array(differences)
+    model = LogisticRegression(C=RANKING_PENALTY, fit_intercept=False, max_iter=500)
+    model.fit(np.vstack([x, -x]), np.repeat([1, 0], len(x)))
+    return {name: round(float(weight), 3) for name, weight in zip(ranking.SIGNALS, model.coef_[0], strict=True)}
+
+
+def write_ranking(path: Path, library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
+    learned = library.trained.ranking
+    asked_for: defaultdict[str, list[str]] = defaultdict(list)
+    for row in (row for row in rows if "page" in row):
+        asked_for[row["page"]] += library.names.read(row["question"]).stems
+    content = {
+        "weights": learned.weights,
+        "reliability": dict(sorted(learned.reliability.items())),
+        "asked_for": {name: " ".join(asked_for[name]) for name in sorted(asked_for)},
+    }
+    write_whole(path, json.dumps(content, indent=0) + "\n")
+
+
+def fit_gate(rows: Sequence[tuple[int, dict[str, float], bool]]) -> dict[str, Any]:
     """Return the content of coverage.json: weights, two thresholds and the risk-coverage curve that they come from.
 
-    A question counts as covered where its page is among the parts found; where another is, the row is left out. Each
-    row's signals come from a section classifier, and its probability on the curve from a gate, that did not see it.
+    `rows`: fold, signals, and whether the library covers the question. A question whose page did not come first is
+    left out. Each probability on the curve is from a gate that did not see the question.
     """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
-    signals, labels, folds = [], [], []
-    for fold in range(FOLDS):
-        library.sections = fit_sections(library, [row for row in rows if fold_of(row) != fold])
-        for row in (row for row in rows if fold_of(row) == fold):
-            found = library.find(row["question"])
-            if "page" in row and not pages_of(row) & {part.topic.id for part in found.parts}:
-                continue
-            signals.append([dict(found.signals)[name] for name in SIGNALS])
-            labels.append("page" in row)
-            folds.append(fold)
-    x, y, fold_numbers = np.array(signals), np.array(labels), np.array(folds)
+    x = np.array([[signals[name] for name in coverage.SIGNALS] for _, signals, _ in rows])
+    y, folds = np.array([covered for *_, covered in rows]), np.array([fold for fold, *_ in rows])
     probability = np.zeros(len(y))
     for fold in range(FOLDS):
-        rest = fold_numbers != fold
+        rest = folds != fold
         model = LogisticRegression(C=GATE_PENALTY, max_iter=2000, class_weight="balanced").fit(x[rest], y[rest])
         probability[~rest] = model.predict_proba(x[~rest])[:, 1]
     curve = risk_coverage(probability, y)
     model = LogisticRegression(C=GATE_PENALTY, max_iter=2000, class_weight="balanced").fit(x, y)
+    weights = zip(coverage.SIGNALS, model.coef_[0], strict=True)
     return {
-        "weights": {name: round(float(weight), 3) for name, weight in zip(SIGNALS, model.coef_[0], strict=True)},
+        "weights": {name: round(float(weight), 3) for name, weight in weights},
         "bias": round(float(model.intercept_[0]), 3),
         "covered_from": first_below(curve, SURE_LET_THROUGH),
         "partly_from": first_below(curve, MAX_LET_THROUGH),
@@ -216,8 +313,6 @@ def risk_coverage(probability: Any, covered: Any) -> list[dict[str, float]]:
         }
         for at in range(2, 99, 2)
     ]
-
-
 
 
 if __name__ == "__main__":

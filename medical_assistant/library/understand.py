@@ -6,11 +6,12 @@ corrected towards the words of names alone: towards ordinary words, "COVID" once
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import Stemmer
@@ -18,7 +19,7 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from rapidfuzz import process
 from rapidfuzz.distance import DamerauLevenshtein
 
-from medical_assistant.library.pages import Page
+from medical_assistant.library.pages import DOCUMENT, Page
 
 MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 9  # one letter may be wrong from the first, two from the second
 ALIAS_FACTOR = 0.9  # a title says best what a page is about
@@ -88,23 +89,46 @@ class Reading:
 class Names:
     """The names of all pages, and which of them a question holds."""
 
-    def __init__(self, pages: Sequence[Page], stems: Mapping[str, str], weights: Mapping[str, float]) -> None:
-        """`stems`: of every word of the pages. `weights`: how telling a stem is, by how few pages hold it."""
+    def __init__(
+        self,
+        pages: Sequence[Page],
+        stems: Mapping[str, str],
+        weights: Mapping[str, float],
+        name_words: Collection[str] = (),
+        ordinary: Collection[str] | None = None,
+        uncorrected: Collection[str] = (),
+    ) -> None:
+        """`stems`: of every word of the pages. `weights`: how telling a stem is, by how few pages hold it.
+
+        `uncorrected`: words that are right as they are, though no page has them.
+        Of pages that are elsewhere: `name_words`, the words of their names, and `ordinary`, see `ordinary_words`.
+        """
         self._stemmer = Stemmer.Stemmer("english")
         self._stem_of = dict(stems)
         self._weights = weights
         self._unknown_weight = max(weights.values(), default=1.0)
+        self._uncorrected = uncorrected
+        self._ordinary = ordinary_words(pages) if ordinary is None else ordinary
+        found = self._index(pages)
+        self._letters = sorted(word for word in found.union(name_words) if len(word) >= MIN_CORRECTED_LETTERS)
+
+    def of(self, pages: Sequence[Page]) -> Names:
+        """Return the names of these pages alone, read as before: with the same weights and corrections."""
+        names = copy.copy(self)
+        names._index(pages)
+        return names
+
+    def _index(self, pages: Sequence[Page]) -> set[str]:
+        """Note the names of the pages and return their words."""
         self._pages = pages
         self._names: defaultdict[frozenset[str], list[tuple[int, str]]] = defaultdict(list)
         self._of_page: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
-        capitals = {name.lower() for page in pages for name in page.also_called if name.isupper()}
-        texts = (line.text for page in pages for section in page.sections for line in section.lines)
-        ordinary = {word for text in texts for word in text.split() if word in capitals}
         name_words = set[str]()
         for number, page in enumerate(pages):
-            own = {page.title, page.id.replace("-", " ")}
-            for name in dict.fromkeys((page.title, page.id.replace("-", " "), *page.also_called)):
-                if name.isupper() and name.lower() in ordinary:
+            # A document's id is made by whoever imported it.
+            own = dict.fromkeys((page.title, page.title if page.kind == DOCUMENT else page.id.replace("-", " ")))
+            for name in dict.fromkeys((*own, *page.also_called)):
+                if name.isupper() and name.lower() in self._ordinary:
                     continue  # "ADD" is a name, "add" is not
                 words = words_of(name)
                 name_words.update(words)
@@ -112,15 +136,15 @@ class Names:
                 bare = len(words) > 1 and len(telling) == 1 and name not in own
                 if bare or all(word in ASKING_WORDS for word in telling):
                     telling = words  # "out of breath" is not named by "breath", nor "feeling down" by "feeling"
-                if len(telling) > 1 or telling[0] not in ASKING_WORDS | FUNCTION_WORDS:
+                if len(telling) > 1 or not SILENT.issuperset(telling):
                     self._names[frozenset(self.stems(telling))].append((number, name))
                     self._of_page[page.id].append(frozenset(self.stems(telling)))
         self._by_word: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
         for key in self._names:
             for stem in key:
                 self._by_word[stem].append(key)
-        self._letters = sorted(word for word in name_words if len(word) >= MIN_CORRECTED_LETTERS)
         self._person_of = [_person_in_title(page) for page in pages]
+        return name_words
 
     def stems(self, words: Iterable[str]) -> list[str]:
         """Return the stem of each word; those of the pages' words are known already."""
@@ -154,7 +178,7 @@ class Names:
         for word in words:
             new = word
             known = word in FUNCTION_WORDS or word in ASKING_WORDS or self.stems([word])[0] in self._weights
-            if len(word) >= MIN_CORRECTED_LETTERS and not known:
+            if len(word) >= MIN_CORRECTED_LETTERS and not known and word not in self._uncorrected:
                 allowed = 1 if len(word) < LONG_WORD_LETTERS else 2
                 found = process.extractOne(
                     word, self._letters, scorer=DamerauLevenshtein.distance, score_cutoff=allowed
@@ -204,6 +228,14 @@ class Names:
         return OTHER_PERSON_FACTOR
 
 
+def ordinary_words(pages: Iterable[Page]) -> set[str]:
+    """Return the words of the pages' lines that are, in capitals, another name of a page: "add" is not "ADD"."""
+    pages = list(pages)
+    capitals = {name.lower() for page in pages for name in page.also_called if name.isupper()}
+    texts = (line.text for page in pages for section in page.sections for line in section.lines)
+    return {word for text in texts for word in text.split() if word in capitals}
+
+
 def _stand_together(name: frozenset[str], sequence: Sequence[str]) -> bool:
     """Return whether the words of a name stand near each other somewhere, as in "pain in my left knee"."""
     last: dict[str, int] = {}
@@ -224,4 +256,3 @@ def _person_in_title(page: Page) -> str:
     title = page.title.lower()
     match = re.search(r"\bin (?:a |an |your )?(bab|child|adult)", title)
     return {"bab": "baby", "child": "child", "adult": "adult"}[match[1]] if match else ""
-

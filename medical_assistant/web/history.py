@@ -7,13 +7,12 @@ A chatbot only shows it: nothing is read back from what is shown.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from medical_assistant.chat.assistant import FROM_LIBRARY, Reply, Searched
-from medical_assistant.library.answer import NumberedSource, source_list
+from medical_assistant.library.answer import NumberedSource, escaped, source_list
 from medical_assistant.library.pages import Source
 from medical_assistant.markdown import safe_markdown
 from medical_assistant.prompts import MAX_QUESTION_CHARACTERS, Message
@@ -79,16 +78,12 @@ def _read_reply(fields: dict[str, Any]) -> Reply:
 
 
 def _read_source(fields: dict[str, Any]) -> NumberedSource | None:
-    """Return a source as `as_json` writes it, None without a number or a web address."""
+    """Return a source as `as_json` writes it, None without a number."""
     number, source = fields.get("number"), fields.get("source")
     if type(number) is not int or not isinstance(source, dict):
         return None
-    publisher, title, address, date = (_text(source.get(name)) for name in ("publisher", "title", "address", "date"))
-    if not re.match("https?://", address):
-        return None
-    return NumberedSource(
-        number, Source(publisher, title, address, date), _text(fields.get("page")), _texts(fields.get("quoted"))
-    )
+    read = Source(*(_text(source.get(name)) for name in ("publisher", "title", "address", "date", "licence")))
+    return NumberedSource(number, read, _text(fields.get("page")), _texts(fields.get("quoted")))
 
 
 def _read_searched(fields: dict[str, Any]) -> Searched:
@@ -208,5 +203,5 @@ def shown_search(searched: Searched, sources: Sequence[NumberedSource] = ()) -> 
         "Signals": signals,
     }
     lines = [f"- {name}: {' '.join(text.split())}" for name, text in rows.items() if text]
-    lines += [f"- Source {entry.number} for: {' | '.join(entry.quoted)}" for entry in sources]
+    lines += [f"- Source {entry.number} for: {escaped(' | '.join(entry.quoted))}" for entry in sources]
     return safe_markdown("\n".join(lines))

@@ -1,0 +1,254 @@
+"""Which pages, and which of their sections, answer a question, and whether they do.
+
+The names a question holds, BM25 over the sections and over the words in which people ask for a page propose pages;
+`ranking` puts them in order, `sections` says what is asked of them, `coverage` whether that is close enough to be shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Container, Mapping, Sequence
+
+from medical_assistant.library.pages import DOCUMENT, SECTIONS, Line, Page, Section, heading_means
+from medical_assistant.library.passages import Found, Part, Passage, excerpt
+from medical_assistant.library.ranking import NAME_K
+from medical_assistant.library.sections import NOTHING, features, softmax
+from medical_assistant.library.trained import Trained
+from medical_assistant.library.understand import Names, Reading, Topic, words_of
+
+MAX_PARTS, MAX_SECTIONS = 2, 3
+MAX_OVERLAP = 12.0  # weight of the words that a section shares with the question
+CANDIDATES = 20  # pages by BM25, of each kind
+SECOND_FROM = 0.6  # a second topic is named by words that are at least this telling, against the first's
+# Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
+OF_MEDICINES = frozenset(SECTIONS["medicine"]) - {"In short", "Used for", "Get help now"}
+MEDICINE_FROM = 0.5  # probability that one of them is asked for
+URGENCY = ("Get help now", "See a doctor today", "See someone soon")
+SHOWN_TOGETHER = {**dict.fromkeys(URGENCY, URGENCY), "High": ("Normal values",), "Low": ("Normal values",)}
+ALWAYS_SHOWN = {"first-aid": ("What to do",)}
+NEAREST = 3
+NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
+REFERRING = frozenset(("it", "its", "them", "they", "these", "those"))
+EARLIER_FACTOR = 0.8  # the weight of a name one message earlier
+FOLLOWS_UP_WORDS = 12  # a shorter question without a topic of its own is read with the topic of the conversation
+
+
+class Decision:
+    """Decides over the pages that a subclass knows. Safe for concurrent calls: nothing changes after the start."""
+
+    def __init__(
+        self,
+        trained: Trained,
+        names: Names,
+        known: Container[str],
+        stems_of: Mapping[str, Collection[str]],
+        body_stems: Mapping[tuple[str, str], Collection[str]],
+    ) -> None:
+        """`known`: all stems of the library. `stems_of`: those of a page; `body_stems`: of (page id, heading)."""
+        self.trained = trained
+        self.names = names
+        self._known = known
+        self._stems_of = stems_of
+        self._body_stems = body_stems
+
+    def ranked(self, reading: Reading) -> list[tuple[Page, float]]:
+        """Return the pages by the BM25 score of their best section."""
+        raise NotImplementedError
+
+    def _page(self, name: str) -> Page | None:
+        """Return the page with this id, None where there is none."""
+        raise NotImplementedError
+
+    def _topics(self, text: str) -> list[Topic]:
+        """Return the pages that another message of the conversation names."""
+        return self.names.topics(self.names.read(text))
+
+    def find(self, question: str, earlier: Sequence[str] = ()) -> Found:
+        """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first."""
+        reading = self.names.read(question)
+        topics = self.names.topics(reading)
+        before = self._earlier_topic(question, reading, topics, earlier)
+        if before:
+            topics = [before]
+            reading = self.names.read(f"{before.page.title}: {question}")
+        ranked = self.ranked(reading)
+        ordered = self.ordered(reading, topics, ranked)
+        chosen = self._choose(reading, [topic for topic, _ in ordered])
+        parts = tuple(self._part(reading, topic) for topic in chosen)
+        signals = self._signals(reading, chosen, parts, ranked, [score for _, score in ordered])
+        probability = self.trained.gate.probability(signals)
+        nearest = dict.fromkeys([*(part.topic for part in parts), *(topic.page for topic, _ in ordered)])
+        near = signals["shown"] >= NEAR_FROM  # what shares no telling word with the question is not near it
+        return Found(
+            reading.text,
+            self.trained.gate.coverage(probability),
+            probability,
+            parts,
+            tuple(nearest)[:NEAREST] if near else (),
+            tuple(sorted(signals.items())),
+        )
+
+    def _earlier_topic(
+        self, question: str, reading: Reading, topics: Sequence[Topic], earlier: Sequence[str]
+    ) -> Topic | None:
+        """Return the conversation's topic where the question is short, and names none or says "it" of a symptom."""
+        words = words_of(question)
+        refers = REFERRING & set(words) and all(topic.page.kind == "symptom" for topic in topics)
+        if len(words) > FOLLOWS_UP_WORDS or not (refers or not topics):
+            return None
+        # Words of its own that no page is named by ("stiff person syndrome") are a new topic, not a follow-up.
+        if not refers and len(reading.stems) > 1:
+            return None
+        named = [self._topics(before)[:1] for before in reversed(earlier)]
+        weighed = [
+            (topic.weight * EARLIER_FACTOR**age, -age, topic) for age, found in enumerate(named) for topic in found
+        ]
+        return max(weighed, key=lambda entry: entry[:2])[2] if weighed else None
+
+    def ordered(
+        self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
+    ) -> list[tuple[Topic, float]]:
+        """Return the pages that come into question, each with its score, the best first."""
+        ranking = self.trained.ranking
+        found = self.page_signals(reading, topics, ranked)
+        scored = [(topic, ranking.score(signals)) for topic, signals in found]
+        return sorted(scored, key=lambda entry: (-entry[1], entry[0].page.id))
+
+    def page_signals(
+        self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
+    ) -> list[tuple[Topic, dict[str, float]]]:
+        """Return the pages that come into question, each with what speaks for it (`ranking.SIGNALS`)."""
+        asked_for = self.trained.ranking.asked_for.scores(reading.stems)
+        body = {page.id: score for page, score in ranked}
+        candidates = {topic.page.id: topic for topic in topics}
+        asked_pages = (self._page(name) for name in list(asked_for)[:CANDIDATES])
+        for page in (*(page for page, _ in ranked[:CANDIDATES]), *filter(None, asked_pages)):
+            candidates.setdefault(page.id, Topic(page, "", frozenset(), 0.0, True))
+        found = []
+        for topic in candidates.values():
+            section = math.fsum(
+                probability
+                for heading, probability in self._asked(reading, topic).items()
+                if topic.page.section(heading)
+            )
+            signals = self.trained.ranking.signals(
+                reading, self.names, topic, body, asked_for, self._stems_of[topic.page.id], section
+            )
+            found.append((topic, signals))
+        return found
+
+    def _choose(self, reading: Reading, order: Sequence[Topic]) -> list[Topic]:
+        """Return the topics to answer on: the best, and another that other words of the question name as clearly.
+
+        Where the question asks what is asked of a medicine, the medicine that it names alone answers, not what it is
+        for.
+        """
+        chosen = list(order[:1])
+        for topic in order[1:]:
+            clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight
+            if len(chosen) < MAX_PARTS and chosen[0].words and clear and not topic.words & chosen[0].words:
+                chosen.append(topic)
+        medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
+        if medicines:
+            asked = self._asked(reading, medicines[0])
+            if math.fsum(asked[heading] for heading in OF_MEDICINES) >= MEDICINE_FROM:
+                return medicines
+        return chosen
+
+    def _asked(self, reading: Reading, topic: Topic) -> dict[str, float]:
+        """Return how probable it is that each section which a page of this kind may have is asked for, or nothing."""
+        found = features(reading.sequence, topic.words, topic.page.kind)
+        return self.trained.sections.probabilities(found, topic.page.kind)
+
+    def _part(self, reading: Reading, topic: Topic) -> Part:
+        page, sections = topic.page, self.trained.sections
+        scores = self._section_scores(reading, topic)
+        probable = softmax(scores)
+        best = max(probable.values())
+        asked = [name for name in probable if probable[name] >= sections.show_from * best]
+        asked = sorted(asked, key=lambda name: -probable[name])[:MAX_SECTIONS]
+        together = [name for heading in asked for name in SHOWN_TOGETHER.get(heading, ())]
+        passages = []
+        for heading in dict.fromkeys([*asked, *together, *ALWAYS_SHOWN.get(page.kind, ())]):
+            section = page.section(heading)
+            if section is not None:
+                lines = self._lines(page, section, reading, topic)
+                passages.append(Passage(page, section, lines, probable[section.heading]))
+        return Part(page, topic.matched, topic.guessed, tuple(asked), tuple(passages))
+
+    def _section_scores(self, reading: Reading, topic: Topic) -> dict[str, float]:
+        """Return how well each section of the page fits what is asked, as log odds."""
+        page, sections = topic.page, self.trained.sections
+        general = sections.scores(features(reading.sequence, topic.words, page.kind))
+        rest = set(reading.stems) - topic.words
+        scores = {}
+        for section in page.sections:
+            shared = rest.intersection(self._body_stems[page.id, section.heading])
+            overlap = min(MAX_OVERLAP, math.fsum(self.names.weight(stem) for stem in shared))
+            scores[section.heading] = general_score(general, page, section) + sections.overlap_weight * overlap
+        return scores
+
+    def _lines(self, page: Page, section: Section, reading: Reading, topic: Topic) -> tuple[Line, ...]:
+        """Return the lines to quote: all, but of a long section of a document those about the question."""
+        if page.kind != DOCUMENT:
+            return section.lines
+        rest = set(reading.stems) - topic.words
+        return excerpt(
+            section.lines,
+            [math.fsum(self.names.weight(stem) for stem in rest & {*self.names.stems(words_of(line.text))})
+             for line in section.lines],
+        )  # fmt: skip
+
+    def _signals(
+        self,
+        reading: Reading,
+        chosen: Sequence[Topic],
+        parts: Sequence[Part],
+        ranked: Sequence[tuple[Page, float]],
+        scores: Sequence[float],
+    ) -> dict[str, float]:
+        """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
+        stems = set(reading.stems)
+        weights = {stem: self.names.weight(stem) for stem in stems}
+        total = math.fsum(weights.values()) or 1.0
+
+        def share(some: Collection[str]) -> float:
+            return math.fsum(weight for stem, weight in weights.items() if stem in some) / total
+
+        expanded = self.trained.ranking.asked_for.stems
+        shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
+        asked_for = frozenset[str]().union(*(expanded.get(topic.page.id, frozenset()) for topic in chosen))
+        bm25 = [score for _, score in ranked]
+        first = chosen[0] if chosen else None
+        return {
+            "shown": share(shown),
+            "asked_for": share(shown | asked_for),
+            "unknown": share([stem for stem in stems if stem not in self._known]),
+            "short": 1.0 / (1.0 + len(reading.stems)),
+            "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
+            "has_name": float(any(topic.words for topic in chosen)),
+            "partial": self.names.partial(first.page, stems) if first else 0.0,
+            "modified": float(first is not None and self._is_modified(reading, first)),
+            "asked": max((part.passages[0].score for part in parts), default=0.0),
+            "nothing": self._asked(reading, first)[NOTHING] if first else 1.0,
+            "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
+            "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
+            "score": scores[0] if scores else 0.0,
+            "ahead": scores[0] - scores[1] if len(scores) > 1 else 0.0,
+        }
+
+    def _is_modified(self, reading: Reading, topic: Topic) -> bool:
+        """Return whether a telling word that the topic's page does not hold stands just before its name."""
+        strange = set(reading.stems).difference(self._stems_of[topic.page.id])
+        return any(
+            before in strange and word in topic.words
+            for before, word in zip(reading.sequence, reading.sequence[1:], strict=False)
+        )
+
+
+def general_score(scores: Mapping[str, float], page: Page, section: Section) -> float:
+    """Return the score of a section by its heading; by what the heading means, where it is a document's own."""
+    if page.kind != DOCUMENT:
+        return scores[section.heading]
+    means = [scores[name] for name in heading_means(section.heading)]
+    return max(means, default=min(scores.values()))

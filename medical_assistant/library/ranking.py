@@ -1,0 +1,111 @@
+"""Which page a question is about: a linear ranking over a handful of signals for each page that comes into question.
+
+Its weights are fitted by `medical_assistant.library.training` on pairs of pages (Joachims 2002, "Optimizing search
+engines using clickthrough data": the page that answers goes before each of the others). Two of the signals are learned
+as well: how often a name in a question meant its page, and the words in which people ask for a page (document
+expansion, Nogueira et al. 2019, "Document expansion by query prediction", with questions that people wrote).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import bm25s
+
+from medical_assistant.library.understand import Names, Reading, Topic
+
+NAME_K = 3.0  # the weight of a name that counts half
+PRIOR, PRIOR_ROWS = 0.6, 3.0  # how often a name means its page before any question was seen, as if seen so often
+BM25_A_WORD = 5.0  # a score of this times the weight of the question's words counts as 1
+ASKED_FOR = 30  # pages, by the words in which they were asked for
+SIGNALS = (
+    "name", "strength", "reliable", "strong_reliable", "title", "guessed", "name_share", "partial", "body_best",
+    "body", "asked_for_best", "asked_for", "held", "section",
+)  # fmt: skip
+
+
+class AskedFor:
+    """BM25 over the stems of the words in which each page was asked for."""
+
+    def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
+        """`words`: page id to stems."""
+        self._ids = sorted(name for name in words if words[name])
+        self.stems = {name: frozenset(words[name]) for name in self._ids}
+        self._known = frozenset().union(*self.stems.values())
+        self._index = bm25s.BM25(k1=1.2, b=0.6)
+        if self._ids:
+            self._index.index([list(words[name]) for name in self._ids], show_progress=False)
+
+    def scores(self, stems: Sequence[str]) -> dict[str, float]:
+        """Return the BM25 score of the best pages."""
+        known = [stem for stem in stems if stem in self._known]
+        if not known:
+            return {}
+        found, scores = self._index.retrieve([known], k=min(ASKED_FOR, len(self._ids)), show_progress=False)
+        pairs = zip(found[0], scores[0], strict=True)
+        return {self._ids[int(number)]: float(score) for number, score in pairs if score > 0}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """`weights`: of each of `SIGNALS`. `reliability`: of a name, its stems sorted and with blanks between, how often
+    (0-1) it meant its page. `asked_for`: the stems in which each page was asked for.
+    """
+
+    weights: Mapping[str, float]
+    reliability: Mapping[str, float]
+    asked_for: AskedFor
+
+    def score(self, signals: Mapping[str, float]) -> float:
+        return math.fsum(self.weights[name] * value for name, value in signals.items())
+
+    def signals(
+        self,
+        reading: Reading,
+        names: Names,
+        candidate: Topic,
+        body: Mapping[str, float],
+        asked_for: Mapping[str, float],
+        held: Collection[str],
+        section: float,
+    ) -> dict[str, float]:
+        """Return what speaks for a page, by `SIGNALS`.
+
+        `body` and `asked_for`: BM25 scores of pages. `held`: the stems of the page. `section`: how probable it is that
+        one of its sections is asked for, 0 to 1.
+        """
+        page, stems = candidate.page, frozenset(reading.stems)
+        weights = {stem: names.weight(stem) for stem in stems}
+        total = math.fsum(weights.values()) or 1.0
+        expanded = self.asked_for.stems.get(page.id, frozenset())
+
+        def share(some: Collection[str]) -> float:
+            return math.fsum(weight for stem, weight in weights.items() if stem in some) / total
+
+        def relative(scores: Mapping[str, float]) -> tuple[float, float]:
+            score = scores.get(page.id, 0.0)
+            return score / max(scores.values(), default=1.0), min(1.0, score / total / BM25_A_WORD)
+
+        named = bool(candidate.words)
+        strength = candidate.weight / (candidate.weight + NAME_K)
+        reliable = self.reliability.get(" ".join(sorted(candidate.words)), PRIOR) if named else 0.0
+        body_best, body_score = relative(body)
+        asked_best, asked_score = relative(asked_for)
+        return {
+            "name": float(named),
+            "strength": strength,
+            "reliable": reliable,
+            "strong_reliable": strength * reliable,
+            "title": float(named and candidate.matched == page.title),
+            "guessed": float(named and candidate.guessed),
+            "name_share": share(candidate.words),
+            "partial": names.partial(page, stems),
+            "body_best": body_best,
+            "body": body_score,
+            "asked_for_best": asked_best,
+            "asked_for": asked_score,
+            "held": math.fsum(weight for stem, weight in weights.items() if stem in held or stem in expanded) / total,
+            "section": section,
+        }
