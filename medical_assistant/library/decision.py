@@ -124,12 +124,14 @@ class Decision:
         asked_pages = (self._page(name) for name in list(asked_for)[:CANDIDATES])
         for page in (*(page for page, _ in ranked[:CANDIDATES]), *filter(None, asked_pages)):
             candidates.setdefault(page.id, Topic(page, "", frozenset(), 0.0, True))
+        asked = {
+            key: self._asked(reading, *key) for key in {(topic.words, topic.page.kind) for topic in candidates.values()}
+        }
         found = []
         for topic in candidates.values():
+            probable = asked[topic.words, topic.page.kind]
             section = math.fsum(
-                probability
-                for heading, probability in self._asked(reading, topic).items()
-                if topic.page.section(heading)
+                probable[heading] for heading in SECTIONS[topic.page.kind] if topic.page.section(heading)
             )
             signals = self.trained.ranking.signals(
                 reading, self.names, topic, body, asked_for, self._stems_of[topic.page.id], section
@@ -150,15 +152,14 @@ class Decision:
                 chosen.append(topic)
         medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
         if medicines:
-            asked = self._asked(reading, medicines[0])
+            asked = self._asked(reading, medicines[0].words, "medicine")
             if math.fsum(asked[heading] for heading in OF_MEDICINES) >= MEDICINE_FROM:
                 return medicines
         return chosen
 
-    def _asked(self, reading: Reading, topic: Topic) -> dict[str, float]:
+    def _asked(self, reading: Reading, name: frozenset[str], kind: str) -> dict[str, float]:
         """Return how probable it is that each section which a page of this kind may have is asked for, or nothing."""
-        found = features(reading.sequence, topic.words, topic.page.kind)
-        return self.trained.sections.probabilities(found, topic.page.kind)
+        return self.trained.sections.probabilities(features(reading.sequence, name, kind), kind)
 
     def _part(self, reading: Reading, topic: Topic) -> Part:
         page, sections = topic.page, self.trained.sections
@@ -230,7 +231,7 @@ class Decision:
             "partial": self.names.partial(first.page, stems) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "asked": max((part.passages[0].score for part in parts), default=0.0),
-            "nothing": self._asked(reading, first)[NOTHING] if first else 1.0,
+            "nothing": self._asked(reading, first.words, first.page.kind)[NOTHING] if first else 1.0,
             "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
             "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
             "score": scores[0] if scores else 0.0,

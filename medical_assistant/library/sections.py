@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from medical_assistant.errors import UserError
 from medical_assistant.library.pages import SECTIONS
 
@@ -26,8 +28,8 @@ WEIGHT_SCALE = 100  # a weight is stored as a whole number of hundredths
 def features(sequence: Sequence[str], name: Set[str], kind: str) -> set[str]:
     """Return what a question is classified by: runs of words, pairs of words, and letters against misspellings.
 
-    `sequence`: the stem of each word; `name`: stems of the page's name in it; `kind`: of the page. Word features stand
-    once for all kinds and once for this one.
+    `sequence`: the stem of each word; `name`: stems of the page's name in it; `kind`: of the page. A word stands once
+    for all kinds and once for this one.
     """
     words: list[str] = []
     for stem in sequence:
@@ -37,7 +39,7 @@ def features(sequence: Sequence[str], name: Set[str], kind: str) -> set[str]:
     ended = [START, *words, END]
     found = {" ".join(ended[at : at + n]) for n in WORD_GRAMS for at in range(len(ended) - n + 1)}
     found |= {f"{a} _ {b}" for at, a in enumerate(words) for b in words[at + 2 : at + 2 + MAX_GAP]}
-    found |= {f"{kind}|{feature}" for feature in found}
+    found |= {f"{kind}|{word}" for word in words}
     found.add(f"{kind}|")
     for word in words:
         if word.isalpha():
@@ -48,28 +50,32 @@ def features(sequence: Sequence[str], name: Set[str], kind: str) -> set[str]:
 
 @dataclass(frozen=True)
 class SectionClassifier:
-    """`weights`: of each feature, by number of a heading of `headings`. `overlap_weight`: for a word of the question
-    that a section holds, by how telling it is. `show_from`: a section is shown that is at least this probable against
-    the best one.
+    """A sparse matrix of weights. Feature i of `number_of` has, for the headings with the numbers `columns[a:b]`, the
+    weights `values[a:b]`, where a and b are `starts[i]` and `starts[i + 1]`.
+
+    `overlap_weight`: for a word of the question that a section holds, by how telling it is. `show_from`: a section is
+    shown that is at least this probable against the best one.
     """
 
     headings: tuple[str, ...]
-    bias: tuple[float, ...]
-    weights: Mapping[str, Sequence[tuple[int, float]]]
+    bias: np.ndarray
+    number_of: Mapping[str, int]
+    starts: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
     overlap_weight: float
     show_from: float
 
     def scores(self, found: Iterable[str]) -> dict[str, float]:
         """Return the log odds of each heading for a question with these features."""
-        known = [self.weights[feature] for feature in sorted(found) if feature in self.weights]
-        scale = 1.0 / math.sqrt(max(1, len(known)))
-        totals = [0.0] * len(self.headings)
-        for pairs in known:
-            for number, weight in pairs:
-                totals[number] += weight
-        return {
-            heading: bias + total * scale for heading, bias, total in zip(self.headings, self.bias, totals, strict=True)
-        }
+        numbers = sorted(self.number_of[feature] for feature in found if feature in self.number_of)
+        totals = np.array(self.bias)
+        if numbers:
+            spans = [slice(self.starts[number], self.starts[number + 1]) for number in numbers]
+            columns = np.concatenate([self.columns[span] for span in spans])
+            values = np.concatenate([self.values[span] for span in spans])
+            totals += np.bincount(columns, values, len(self.headings)) / math.sqrt(len(numbers))
+        return dict(zip(self.headings, totals.tolist(), strict=True))
 
     def probabilities(self, found: Iterable[str], kind: str) -> dict[str, float]:
         """Return how probable (0-1) it is that each section of a page of `kind` is asked for, or `NOTHING` in it."""
@@ -89,18 +95,17 @@ def load_section_classifier(path: Path) -> SectionClassifier:
     """Return the classifier of section_classifier.json. Raises `UserError` when the file is missing or broken."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        weights = {
-            feature: [(pairs[at], pairs[at + 1] / WEIGHT_SCALE) for at in range(0, len(pairs), 2)]
-            for feature, pairs in content["weights"].items()
-        }
         return SectionClassifier(
             tuple(content["headings"]),
-            tuple(float(value) for value in content["bias"]),
-            weights,
+            np.array(content["bias"], dtype=np.float64),
+            {feature: number for number, feature in enumerate(content["features"])},
+            np.cumsum([0, *content["lengths"]]),
+            np.array(content["columns"], dtype=np.intp),
+            np.array(content["values"], dtype=np.float64) / WEIGHT_SCALE,
             float(content["overlap_weight"]),
             float(content["show_from"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is missing or broken: restore it, or fit it with python -m medical_assistant.library.training."
         ) from error

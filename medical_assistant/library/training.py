@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medical_assistant.errors import UserError, run_script
 from medical_assistant.files import ROOT, write_whole
 from medical_assistant.library import coverage, ranking
@@ -32,20 +34,17 @@ from medical_assistant.library.trained import FOLDER, Trained
 from medical_assistant.library.understand import MIN_CORRECTED_LETTERS
 
 QUESTIONS = ROOT / "training_data" / "library"
-PENALTY, GATE_PENALTY = 10.0, 3.0  # the inverse of the L2 penalty on the weights
+PENALTY, GATE_PENALTY = 5.0, 3.0  # the inverse of the L2 penalty on the weights
 ALSO_WEIGHT = 0.5  # of a section that also answers
 TITLE_WEIGHT = 0.05  # of a page's bare title, which asks what it is
-MIN_ROWS, MIN_WEIGHT = 2, 0.25  # a feature in fewer rows, or a smaller weight, is not stored
+MIN_ROWS, MIN_WEIGHT = 3, 0.2  # a feature in fewer rows, or a smaller weight, is not stored
 OVERLAP_WEIGHT, SHOW_FROM = 0.2, 0.2
 FOLDS = 5
 # A wrong answer may be let through for this share of the questions that the library does not cover.
 MAX_LET_THROUGH, SURE_LET_THROUGH = 0.05, 0.02  # "partly" or better, "covered"
+HEADINGS = (*dict.fromkeys(heading for headings in SECTIONS.values() for heading in headings), NOTHING)
 NO_SECTIONS = SectionClassifier(
-    (*dict.fromkeys(heading for headings in SECTIONS.values() for heading in headings), NOTHING),
-    (0.0,) * (len({heading for headings in SECTIONS.values() for heading in headings}) + 1),
-    {},
-    OVERLAP_WEIGHT,
-    SHOW_FROM,
+    HEADINGS, np.zeros(len(HEADINGS)), {}, np.zeros(1, int), np.zeros(0, int), np.zeros(0), OVERLAP_WEIGHT, SHOW_FROM
 )
 NO_GATE = Gate(dict.fromkeys(coverage.SIGNALS, 0.0), 0.0, 0.0, 0.0)
 NO_RANKING = Ranking(dict.fromkeys(ranking.SIGNALS, 1.0), {}, AskedFor({}))
@@ -103,7 +102,7 @@ def read_rows(folder: Path, name: str) -> list[Row]:
 
 def fit_sections(library: EmbeddedLibrary, rows: Sequence[Row]) -> SectionClassifier:
     """Return a classifier fitted on these rows and on the titles of all pages."""
-    import numpy as np
+    from scipy.sparse import csc_matrix
     from sklearn.linear_model import LogisticRegression
 
     found = [example for row in rows for example in examples(library, row)]
@@ -112,24 +111,21 @@ def fit_sections(library: EmbeddedLibrary, rows: Sequence[Row]) -> SectionClassi
         found.append((features(["x"], {"x"}, page.kind), heading, TITLE_WEIGHT))
     counts = Counter(feature for names, _, _ in found for feature in names)
     number_of = {name: at for at, name in enumerate(sorted(name for name in counts if counts[name] >= MIN_ROWS))}
-    model = LogisticRegression(C=PENALTY, max_iter=300)
+    model = LogisticRegression(C=PENALTY, max_iter=200, tol=1e-3)
     model.fit(
         matrix([names for names, _, _ in found], number_of),
         [heading for _, heading, _ in found],
         sample_weight=[weight for _, _, weight in found],
     )
-    headings = [str(name) for name in model.classes_]
-    weights = {}
-    for name, number in number_of.items():
-        column = model.coef_[:, number]
-        kept = [(int(at), round(float(column[at]), 2)) for at in np.flatnonzero(np.abs(column) >= MIN_WEIGHT)]
-        if kept:
-            weights[name] = kept
-    bias = dict.fromkeys(NO_SECTIONS.headings, float(min(model.intercept_)))
-    bias.update(zip(headings, map(float, model.intercept_), strict=True))
-    place = {name: at for at, name in enumerate(NO_SECTIONS.headings)}
-    numbered = {name: [(place[headings[at]], weight) for at, weight in kept] for name, kept in weights.items()}
-    return replace(NO_SECTIONS, bias=tuple(bias.values()), weights=numbered)
+    bias = np.full(len(HEADINGS), model.intercept_.min())  # of a heading that no row asks for
+    weights = np.zeros((len(HEADINGS), len(number_of)))
+    for heading, own_bias, own in zip(model.classes_, model.intercept_, model.coef_, strict=True):
+        at = HEADINGS.index(heading)
+        bias[at], weights[at] = own_bias, np.where(np.abs(own) >= MIN_WEIGHT, own, 0.0)
+    stored = csc_matrix(weights)
+    return replace(
+        NO_SECTIONS, bias=bias, number_of=number_of, starts=stored.indptr, columns=stored.indices, values=stored.data
+    )
 
 
 def examples(library: EmbeddedLibrary, row: Row) -> list[Example]:
@@ -164,17 +160,18 @@ def matrix(rows: Sequence[set[str]], number_of: dict[str, int]) -> Any:
 
 
 def write_sections(path: Path, classifier: SectionClassifier, rows: int) -> None:
-    weights = {
-        name: [value for at, weight in pairs for value in (at, round(weight * WEIGHT_SCALE))]
-        for name, pairs in classifier.weights.items()
-    }
+    lengths = np.diff(classifier.starts)
+    names = [name for name, number in classifier.number_of.items() if lengths[number]]  # in the order of the numbers
     content = {
         "headings": classifier.headings,
-        "bias": [round(value, 3) for value in classifier.bias],
+        "bias": [round(value, 3) for value in classifier.bias.tolist()],
         "overlap_weight": classifier.overlap_weight,
         "show_from": classifier.show_from,
         "rows": rows,
-        "weights": weights,
+        "features": names,
+        "lengths": lengths[lengths > 0].tolist(),
+        "columns": classifier.columns.tolist(),
+        "values": np.round(classifier.values * WEIGHT_SCALE).astype(int).tolist(),
     }
     write_whole(path, json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n")
 
@@ -233,7 +230,6 @@ def ranked_pages(library: EmbeddedLibrary, row: Row) -> tuple[dict[str, dict[str
 
 def fit_ranking(data: Sequence[tuple[Row, dict[str, dict[str, float]]]]) -> dict[str, float]:
     """Return the weights by which the page of a row goes before the others that came into question."""
-    import numpy as np
     from sklearn.linear_model import LogisticRegression
 
     differences = []
@@ -267,7 +263,6 @@ def fit_gate(rows: Sequence[tuple[int, dict[str, float], bool]]) -> dict[str, An
     `rows`: fold, signals, and whether the library covers the question. A question whose page did not come first is
     left out. Each probability on the curve is from a gate that did not see the question.
     """
-    import numpy as np
     from sklearn.linear_model import LogisticRegression
 
     x = np.array([[signals[name] for name in coverage.SIGNALS] for _, signals, _ in rows])
