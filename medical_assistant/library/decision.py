@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Container, Mapping, Sequence
 
+from medical_assistant.library.classifier import NOTHING, features, softmax
 from medical_assistant.library.pages import DOCUMENT, SECTIONS, Line, Page, Section, heading_means
 from medical_assistant.library.passages import Found, Part, Passage, excerpt
 from medical_assistant.library.ranking import NAME_K
-from medical_assistant.library.sections import NOTHING, features, softmax
 from medical_assistant.library.trained import Trained
 from medical_assistant.library.understand import Names, Reading, Topic, words_of
 
 MAX_PARTS, MAX_SECTIONS = 2, 3
-MAX_OVERLAP = 12.0  # weight of the words that a section shares with the question
+# For the words that a section shares with the question, by how telling they are, as log odds.
+OVERLAP_WEIGHT, MAX_OVERLAP = 0.2, 12.0
+SHOW_FROM = 0.2  # of the probability of the best section, for another that is shown
 CANDIDATES = 20  # pages by BM25, of each kind
 SECOND_FROM = 0.6  # a second topic is named by words that are at least this telling, against the first's
 # Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
@@ -159,14 +161,15 @@ class Decision:
 
     def _asked(self, reading: Reading, name: frozenset[str], kind: str) -> dict[str, float]:
         """Return how probable it is that each section which a page of this kind may have is asked for, or nothing."""
-        return self.trained.sections.probabilities(features(reading.sequence, name, kind), kind)
+        scores = self.trained.sections.scores(features(reading.sequence, name, kind))
+        return softmax({heading: scores[heading] for heading in (*SECTIONS[kind], NOTHING)})
 
     def _part(self, reading: Reading, topic: Topic) -> Part:
-        page, sections = topic.page, self.trained.sections
+        page = topic.page
         scores = self._section_scores(reading, topic)
         probable = softmax(scores)
         best = max(probable.values())
-        asked = [name for name in probable if probable[name] >= sections.show_from * best]
+        asked = [name for name in probable if probable[name] >= SHOW_FROM * best]
         asked = sorted(asked, key=lambda name: -probable[name])[:MAX_SECTIONS]
         together = [name for heading in asked for name in SHOWN_TOGETHER.get(heading, ())]
         passages = []
@@ -179,14 +182,14 @@ class Decision:
 
     def _section_scores(self, reading: Reading, topic: Topic) -> dict[str, float]:
         """Return how well each section of the page fits what is asked, as log odds."""
-        page, sections = topic.page, self.trained.sections
-        general = sections.scores(features(reading.sequence, topic.words, page.kind))
+        page = topic.page
+        general = self.trained.sections.scores(features(reading.sequence, topic.words, page.kind))
         rest = set(reading.stems) - topic.words
         scores = {}
         for section in page.sections:
             shared = rest.intersection(self._body_stems[page.id, section.heading])
             overlap = min(MAX_OVERLAP, math.fsum(self.names.weight(stem) for stem in shared))
-            scores[section.heading] = general_score(general, page, section) + sections.overlap_weight * overlap
+            scores[section.heading] = general_score(general, page, section) + OVERLAP_WEIGHT * overlap
         return scores
 
     def _lines(self, page: Page, section: Section, reading: Reading, topic: Topic) -> tuple[Line, ...]:
@@ -225,6 +228,7 @@ class Decision:
             "shown": share(shown),
             "asked_for": share(shown | asked_for),
             "unknown": share([stem for stem in stems if stem not in self._known]),
+            "strange": float(len(self.names.strange(reading.text))),
             "short": 1.0 / (1.0 + len(reading.stems)),
             "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
             "has_name": float(any(topic.words for topic in chosen)),
@@ -232,6 +236,7 @@ class Decision:
             "modified": float(first is not None and self._is_modified(reading, first)),
             "asked": max((part.passages[0].score for part in parts), default=0.0),
             "nothing": self._asked(reading, first.words, first.page.kind)[NOTHING] if first else 1.0,
+            "scope": -self.trained.scope.scores(features(reading.sequence, frozenset(), ""))[NOTHING],
             "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
             "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
             "score": scores[0] if scores else 0.0,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from medical_assistant.errors import UserError
 from medical_assistant.files import ASSETS, read_json
+from medical_assistant.library.classifier import TextClassifier, load_text_classifier
 from medical_assistant.library.coverage import Gate, load_gate
 from medical_assistant.library.ranking import SIGNALS, AskedFor, Ranking
-from medical_assistant.library.sections import SectionClassifier, load_section_classifier
 
 FOLDER = ASSETS / "library"
 
@@ -19,7 +19,8 @@ FOLDER = ASSETS / "library"
 class Trained:
     """`uncorrected`: ordinary words that look like a name's ("happy", not "nappy")."""
 
-    sections: SectionClassifier
+    sections: TextClassifier
+    scope: TextClassifier
     ranking: Ranking
     gate: Gate
     uncorrected: Collection[str]
@@ -42,7 +43,8 @@ def load_trained(folder: Path = FOLDER) -> Trained:
             "python -m medical_assistant.library.training."
         ) from error
     return Trained(
-        load_section_classifier(folder / "section_classifier.json"),
+        load_text_classifier(folder / "section_classifier.json"),
+        load_text_classifier(folder / "scope_classifier.json"),
         ranking,
         load_gate(folder / "coverage.json"),
         uncorrected,

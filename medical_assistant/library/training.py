@@ -3,7 +3,7 @@
     python -m medical_assistant.library.training
 
 Reads the questions of training_data/library, whose authors saw the titles of the pages and the headings of each kind
-and nothing else, and writes section_classifier.json, ranking.json, coverage.json and ordinary_words.txt into
+and nothing else, and writes section_classifier.json, scope_classifier.json, ranking.json, coverage.json and ordinary_words.txt into
 assets/library. Each fit is on signals from earlier fits that did not see the question. Needs scikit-learn and
 pyspellchecker (its English word counts, MIT licence); the application does not.
 """
@@ -25,11 +25,11 @@ import numpy as np
 from medical_assistant.errors import UserError, run_script
 from medical_assistant.files import ROOT, write_whole
 from medical_assistant.library import coverage, ranking
+from medical_assistant.library.classifier import NOTHING, WEIGHT_SCALE, TextClassifier, features
 from medical_assistant.library.coverage import Gate
 from medical_assistant.library.index import EmbeddedLibrary
 from medical_assistant.library.pages import SECTIONS, read_library
 from medical_assistant.library.ranking import PRIOR, PRIOR_ROWS, AskedFor, Ranking
-from medical_assistant.library.sections import NOTHING, WEIGHT_SCALE, SectionClassifier, features
 from medical_assistant.library.trained import FOLDER, Trained
 from medical_assistant.library.understand import MIN_CORRECTED_LETTERS
 
@@ -38,14 +38,12 @@ PENALTY, GATE_PENALTY = 5.0, 3.0  # the inverse of the L2 penalty on the weights
 ALSO_WEIGHT = 0.5  # of a section that also answers
 TITLE_WEIGHT = 0.05  # of a page's bare title, which asks what it is
 MIN_ROWS, MIN_WEIGHT = 3, 0.2  # a feature in fewer rows, or a smaller weight, is not stored
-OVERLAP_WEIGHT, SHOW_FROM = 0.2, 0.2
 FOLDS = 5
 # A wrong answer may be let through for this share of the questions that the library does not cover.
 MAX_LET_THROUGH, SURE_LET_THROUGH = 0.05, 0.02  # "partly" or better, "covered"
 HEADINGS = (*dict.fromkeys(heading for headings in SECTIONS.values() for heading in headings), NOTHING)
-NO_SECTIONS = SectionClassifier(
-    HEADINGS, np.zeros(len(HEADINGS)), {}, np.zeros(1, int), np.zeros(0, int), np.zeros(0), OVERLAP_WEIGHT, SHOW_FROM
-)
+COVERED = "covered"
+NOT_FITTED = TextClassifier(HEADINGS, np.zeros(len(HEADINGS)), {}, np.zeros(1, int), np.zeros(0, int), np.zeros(0))
 NO_GATE = Gate(dict.fromkeys(coverage.SIGNALS, 0.0), 0.0, 0.0, 0.0)
 NO_RANKING = Ranking(dict.fromkeys(ranking.SIGNALS, 1.0), {}, AskedFor({}))
 RANKING_PENALTY = 1.0
@@ -66,13 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     words = ordinary_words()
     pages = read_library(FOLDER)
-    library = EmbeddedLibrary(pages, Trained(NO_SECTIONS, NO_RANKING, NO_GATE, frozenset(words)))
+    library = EmbeddedLibrary(pages, Trained(NOT_FITTED, NOT_FITTED, NO_RANKING, NO_GATE, frozenset(words)))
     ids = {page.id for page in pages}
     rows = [row for row in read_rows(arguments.questions, "covered") if row["page"] in ids]
     rows += read_rows(arguments.questions, "uncovered")
     gate = cross_fit(library, rows)
     write_whole(arguments.output / "ordinary_words.txt", "\n".join(words) + "\n")
-    write_sections(arguments.output / "section_classifier.json", library.trained.sections, len(rows))
+    write_classifier(arguments.output / "section_classifier.json", library.trained.sections, len(rows))
+    write_classifier(arguments.output / "scope_classifier.json", library.trained.scope, len(rows))
     write_ranking(arguments.output / "ranking.json", library, rows)
     write_whole(arguments.output / "coverage.json", json.dumps(gate, indent=1) + "\n")
     sys.stdout.write(json.dumps({**gate, "curve": "..."}, indent=1) + "\n")
@@ -100,32 +99,48 @@ def read_rows(folder: Path, name: str) -> list[Row]:
         raise UserError(f"{path} is missing or broken: restore it.") from error
 
 
-def fit_sections(library: EmbeddedLibrary, rows: Sequence[Row]) -> SectionClassifier:
+def fit_sections(library: EmbeddedLibrary, rows: Sequence[Row]) -> TextClassifier:
     """Return a classifier fitted on these rows and on the titles of all pages."""
-    from scipy.sparse import csc_matrix
-    from sklearn.linear_model import LogisticRegression
-
     found = [example for row in rows for example in examples(library, row)]
     for page in library.pages:
         heading = "Normal values" if page.kind == "test" else "In short"
         found.append((features(["x"], {"x"}, page.kind), heading, TITLE_WEIGHT))
+    return fit_classifier(found, HEADINGS)
+
+
+def fit_scope(library: EmbeddedLibrary, rows: Sequence[Row]) -> TextClassifier:
+    """Return a classifier of questions that are for a health library, and of those that are not (`NOTHING`)."""
+    share = sum("page" in row for row in rows) / len(rows)
+    found = [
+        (features(library.names.read(row["question"]).sequence, frozenset(), ""), label, weight)
+        for row in rows
+        for label, weight in [(COVERED, 1 - share) if "page" in row else (NOTHING, share)]
+    ]
+    return fit_classifier(found, (COVERED, NOTHING))
+
+
+def fit_classifier(found: Sequence[Example], labels: Sequence[str]) -> TextClassifier:
+    from scipy.sparse import csc_matrix
+    from sklearn.linear_model import LogisticRegression
+
     counts = Counter(feature for names, _, _ in found for feature in names)
     number_of = {name: at for at, name in enumerate(sorted(name for name in counts if counts[name] >= MIN_ROWS))}
     model = LogisticRegression(C=PENALTY, max_iter=200, tol=1e-3)
     model.fit(
         matrix([names for names, _, _ in found], number_of),
-        [heading for _, heading, _ in found],
+        [label for _, label, _ in found],
         sample_weight=[weight for _, _, weight in found],
     )
-    bias = np.full(len(HEADINGS), model.intercept_.min())  # of a heading that no row asks for
-    weights = np.zeros((len(HEADINGS), len(number_of)))
-    for heading, own_bias, own in zip(model.classes_, model.intercept_, model.coef_, strict=True):
-        at = HEADINGS.index(heading)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn has one row for two classes
+        coefficients, intercepts = np.vstack([-coefficients, coefficients]), np.array([-intercepts[0], intercepts[0]])
+    bias = np.full(len(labels), intercepts.min())  # of a label that no row has
+    weights = np.zeros((len(labels), len(number_of)))
+    for label, own_bias, own in zip(model.classes_, intercepts, coefficients, strict=True):
+        at = list(labels).index(label)
         bias[at], weights[at] = own_bias, np.where(np.abs(own) >= MIN_WEIGHT, own, 0.0)
     stored = csc_matrix(weights)
-    return replace(
-        NO_SECTIONS, bias=bias, number_of=number_of, starts=stored.indptr, columns=stored.indices, values=stored.data
-    )
+    return TextClassifier(tuple(labels), bias, number_of, stored.indptr, stored.indices, stored.data)
 
 
 def examples(library: EmbeddedLibrary, row: Row) -> list[Example]:
@@ -145,7 +160,7 @@ def examples(library: EmbeddedLibrary, row: Row) -> list[Example]:
 
 
 def matrix(rows: Sequence[set[str]], number_of: dict[str, int]) -> Any:
-    """Return the rows (n, features) as a sparse matrix, each scaled as `SectionClassifier.scores` scales it."""
+    """Return the rows (n, features) as a sparse matrix, each scaled as `TextClassifier.scores` scales it."""
     from scipy.sparse import csr_matrix
 
     columns: list[int] = []
@@ -159,14 +174,12 @@ def matrix(rows: Sequence[set[str]], number_of: dict[str, int]) -> Any:
     return csr_matrix((values, columns, starts), shape=(len(rows), len(number_of)))
 
 
-def write_sections(path: Path, classifier: SectionClassifier, rows: int) -> None:
+def write_classifier(path: Path, classifier: TextClassifier, rows: int) -> None:
     lengths = np.diff(classifier.starts)
     names = [name for name, number in classifier.number_of.items() if lengths[number]]  # in the order of the numbers
     content = {
-        "headings": classifier.headings,
+        "labels": classifier.labels,
         "bias": [round(value, 3) for value in classifier.bias.tolist()],
-        "overlap_weight": classifier.overlap_weight,
-        "show_from": classifier.show_from,
         "rows": rows,
         "features": names,
         "lengths": lengths[lengths > 0].tolist(),
@@ -205,8 +218,8 @@ def cross_fit(library: EmbeddedLibrary, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def learn(library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
-    """Fit the section classifier, the names' reliability and the words in which pages are asked for, into `library`."""
-    sections = fit_sections(library, rows)
+    """Fit the two classifiers, the names' reliability and the words in which pages are asked for, into `library`."""
+    sections, scope = fit_sections(library, rows), fit_scope(library, rows)
     meant: defaultdict[str, list[bool]] = defaultdict(list)
     asked_for: defaultdict[str, list[str]] = defaultdict(list)
     for row in (row for row in rows if "page" in row):
@@ -218,7 +231,7 @@ def learn(library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
         name: round((sum(found) + PRIOR * PRIOR_ROWS) / (len(found) + PRIOR_ROWS), 3) for name, found in meant.items()
     }
     learned = Ranking(library.trained.ranking.weights, reliability, AskedFor(asked_for))
-    library.trained = replace(library.trained, sections=sections, ranking=learned)
+    library.trained = replace(library.trained, sections=sections, scope=scope, ranking=learned)
 
 
 def ranked_pages(library: EmbeddedLibrary, row: Row) -> tuple[dict[str, dict[str, float]]]:

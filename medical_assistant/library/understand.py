@@ -172,13 +172,21 @@ class Names:
             person,
         )
 
+    def strange(self, text: str) -> list[str]:
+        """Return the words that are neither in a page nor ordinary English: other names, or badly misspelt."""
+        words, _ = self._correct(words_of(text))
+        return [word for word in words if len(word) >= MIN_CORRECTED_LETTERS and not self._is_right(word)]
+
+    def _is_right(self, word: str) -> bool:
+        known = word in SILENT or self.stems([word])[0] in self._weights
+        return known or word in self._uncorrected
+
     def _correct(self, words: Sequence[str]) -> tuple[list[str], set[str]]:
         """Return the words with unknown ones corrected towards a word of a name, and the stems that were corrected."""
         read, changed = [], set[str]()
         for word in words:
             new = word
-            known = word in FUNCTION_WORDS or word in ASKING_WORDS or self.stems([word])[0] in self._weights
-            if len(word) >= MIN_CORRECTED_LETTERS and not known and word not in self._uncorrected:
+            if len(word) >= MIN_CORRECTED_LETTERS and not self._is_right(word):
                 allowed = 1 if len(word) < LONG_WORD_LETTERS else 2
                 found = process.extractOne(
                     word, self._letters, scorer=DamerauLevenshtein.distance, score_cutoff=allowed

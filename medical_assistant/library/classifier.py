@@ -1,8 +1,9 @@
-"""Which section of a page a question asks for: a multinomial logistic regression over the question's words.
+"""What a question is by its words: a multinomial logistic regression over runs of words and letters.
 
-The words of the page's name are one sign for all names, so that "gout treatment" and "flu treatment" are one question.
-Fitted by `python -m medical_assistant.library.training` on questions whose authors saw no page; section_classifier.json
-holds the weights.
+Two are used: which section of a page is asked for (section_classifier.json), and whether the question is one for a
+health library at all (scope_classifier.json). For the first the words of the page's name are one sign for all names,
+so that "gout treatment" and "flu treatment" are one question. `python -m medical_assistant.library.training` fits both
+on questions whose authors saw no page.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from medical_assistant.errors import UserError
-from medical_assistant.library.pages import SECTIONS
 
-NOTHING = ""  # the heading of what no section answers
+NOTHING = ""  # the label of what no section answers, and of what is no question for the library
 NAME, NUMBER, START, END = "@", "#", "^", "$"
 WORD_GRAMS, LETTER_GRAMS = (1, 2, 3), (4, 5)
 MAX_GAP = 2  # words left out between the two of a pair
@@ -49,38 +49,28 @@ def features(sequence: Sequence[str], name: Set[str], kind: str) -> set[str]:
 
 
 @dataclass(frozen=True)
-class SectionClassifier:
-    """A sparse matrix of weights. Feature i of `number_of` has, for the headings with the numbers `columns[a:b]`, the
+class TextClassifier:
+    """A sparse matrix of weights. Feature i of `number_of` has, for the labels with the numbers `columns[a:b]`, the
     weights `values[a:b]`, where a and b are `starts[i]` and `starts[i + 1]`.
-
-    `overlap_weight`: for a word of the question that a section holds, by how telling it is. `show_from`: a section is
-    shown that is at least this probable against the best one.
     """
 
-    headings: tuple[str, ...]
+    labels: tuple[str, ...]
     bias: np.ndarray
     number_of: Mapping[str, int]
     starts: np.ndarray
     columns: np.ndarray
     values: np.ndarray
-    overlap_weight: float
-    show_from: float
 
     def scores(self, found: Iterable[str]) -> dict[str, float]:
-        """Return the log odds of each heading for a question with these features."""
+        """Return the log odds of each label for a question with these features."""
         numbers = sorted(self.number_of[feature] for feature in found if feature in self.number_of)
         totals = np.array(self.bias)
         if numbers:
             spans = [slice(self.starts[number], self.starts[number + 1]) for number in numbers]
             columns = np.concatenate([self.columns[span] for span in spans])
             values = np.concatenate([self.values[span] for span in spans])
-            totals += np.bincount(columns, values, len(self.headings)) / math.sqrt(len(numbers))
-        return dict(zip(self.headings, totals.tolist(), strict=True))
-
-    def probabilities(self, found: Iterable[str], kind: str) -> dict[str, float]:
-        """Return how probable (0-1) it is that each section of a page of `kind` is asked for, or `NOTHING` in it."""
-        scores = self.scores(found)
-        return softmax({heading: scores[heading] for heading in (*SECTIONS[kind], NOTHING)})
+            totals += np.bincount(columns, values, len(self.labels)) / math.sqrt(len(numbers))
+        return dict(zip(self.labels, totals.tolist(), strict=True))
 
 
 def softmax(scores: Mapping[str, float]) -> dict[str, float]:
@@ -91,19 +81,17 @@ def softmax(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: power / total for name, power in powers.items()}
 
 
-def load_section_classifier(path: Path) -> SectionClassifier:
-    """Return the classifier of section_classifier.json. Raises `UserError` when the file is missing or broken."""
+def load_text_classifier(path: Path) -> TextClassifier:
+    """Return the classifier of a file of assets/library. Raises `UserError` when the file is missing or broken."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return SectionClassifier(
-            tuple(content["headings"]),
+        return TextClassifier(
+            tuple(content["labels"]),
             np.array(content["bias"], dtype=np.float64),
             {feature: number for number, feature in enumerate(content["features"])},
             np.cumsum([0, *content["lengths"]]),
             np.array(content["columns"], dtype=np.intp),
             np.array(content["values"], dtype=np.float64) / WEIGHT_SCALE,
-            float(content["overlap_weight"]),
-            float(content["show_from"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
