@@ -16,16 +16,16 @@ from medical_assistant.errors import UserError
 from medical_assistant.library.passages import Coverage
 
 # Shares (0-1) of the question's telling words, weighed by how few pages hold them: `shown` in the topics' pages,
-# `asked_for` there or in the words in which those were asked for, `unknown` in no page, `strange` not even in
-# English. `short`: 1 for no telling word,
-# less for each. `has_name`: the question names a topic; `strength`: how telling the first one's name is; `partial`: how
-# much of its best name is in the question; `modified`: a word that the page does not hold stands before its name
+# `asked_for` there or in the words in which those were asked for, `known_held` the same of the words that some page
+# has, `unknown` in no page. `strange`: how many words are not even ordinary English. `short`: 1 for no telling word,
+# less for each. `has_name`: the question names a topic; `strength`: how telling the first one's name is; `partial`:
+# how much of its best name is in the question; `modified`: a word that the page does not hold stands before its name
 # ("reverse asthma"). `asked`: how probable the section shown first is what is asked; `nothing`: that no section of such
-# a page answers; `scope`: log odds that this is a question for a health library at all. `margin`: how far the best page by BM25 is ahead; `bm25`: its score a word. `score`: of the first page
-# by `ranking`, and how far it is `ahead` of the next.
+# a page answers; `scope`: log odds that this is a question for a health library at all. `margin`: how far the best page
+# by BM25 is ahead; `bm25`: its score a word. `score`: of the first page by `ranking`, and how far it is `ahead`.
 SIGNALS = (
-    "shown", "asked_for", "unknown", "strange", "short", "has_name", "strength", "partial", "modified", "asked", "nothing", "scope",
-    "margin", "bm25", "score", "ahead",
+    "shown", "asked_for", "known_held", "unknown", "strange", "short", "has_name", "strength", "partial", "modified",
+    "asked", "nothing", "scope", "margin", "bm25", "score", "ahead",
 )  # fmt: skip
 
 

@@ -222,12 +222,14 @@ class Decision:
         expanded = self.trained.ranking.asked_for.stems
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
         asked_for = frozenset[str]().union(*(expanded.get(topic.page.id, frozenset()) for topic in chosen))
+        known = [stem for stem in stems if stem in self._known]
         bm25 = [score for _, score in ranked]
         first = chosen[0] if chosen else None
         return {
             "shown": share(shown),
             "asked_for": share(shown | asked_for),
-            "unknown": share([stem for stem in stems if stem not in self._known]),
+            "known_held": share(shown | asked_for) / (share(known) or 1.0),
+            "unknown": 1.0 - share(known),
             "strange": float(len(self.names.strange(reading.text))),
             "short": 1.0 / (1.0 + len(reading.stems)),
             "strength": first.weight / (first.weight + NAME_K) if first else 0.0,

@@ -83,11 +83,12 @@ def ordinary_words() -> list[str]:
     from spellchecker import SpellChecker
 
     counts = SpellChecker(language="en").word_frequency
-    return sorted(
-        word
+    words = {  # people leave the apostrophe of "doesn't" out
+        word.replace("'", "")
         for word, count in counts.dictionary.items()
-        if len(word) >= MIN_CORRECTED_LETTERS and word.isalpha() and count >= MIN_SHARE * counts.total_words
-    )
+        if count >= MIN_SHARE * counts.total_words
+    }
+    return sorted(word for word in words if len(word) >= MIN_CORRECTED_LETTERS and word.isalpha())
 
 
 def read_rows(folder: Path, name: str) -> list[Row]:
