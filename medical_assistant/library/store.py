@@ -31,6 +31,7 @@ from medical_assistant.files import read_json
 from medical_assistant.library.coverage import load_gate
 from medical_assistant.library.index import (
     FOLDER,
+    PARTIAL_SHARE,
     Decision,
     TextStemmer,
     names_text,
@@ -38,7 +39,7 @@ from medical_assistant.library.index import (
     word_weights,
 )
 from medical_assistant.library.pages import Line, Page, Section, Source
-from medical_assistant.library.passages import Found
+from medical_assistant.library.passages import Found, Part
 from medical_assistant.library.understand import PERSON_STEMS, Names, Reading, Topic, load_question_types, words_of
 
 FORMAT = 1  # of library.json and the tables
@@ -247,6 +248,26 @@ class StoredDecision(Decision):
         best = self._best_pages(reading)
         self._load(best)
         return [(self._pages[page], score) for page, score in best.items()]
+
+    def _scores(
+        self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
+    ) -> dict[str, float]:
+        """Return as `Decision`; a page that only its name has found counts for its name as those do that are ranked."""
+        scores = super()._scores(reading, topics, ranked)
+        stems, among = frozenset(reading.stems), {page.id for page, _ in ranked}
+        for topic in topics:
+            if topic.page.id not in among:
+                scores[topic.page.id] += PARTIAL_SHARE * self.names.partial(topic.page, stems)
+        return scores
+
+    def _signals(
+        self, reading: Reading, chosen: Sequence[Topic], parts: Sequence[Part], ranked: Sequence[tuple[Page, float]]
+    ) -> dict[str, float]:
+        """Return as `Decision`; several sources on one subject do not make it less clear."""
+        of_title: dict[str, tuple[Page, float]] = {}
+        for page, score in ranked:
+            of_title.setdefault(page.title.casefold(), (page, score))
+        return super()._signals(reading, chosen, parts, list(of_title.values()))
 
 
 def _has(database: lancedb.DBConnection, name: str) -> bool:
