@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -59,7 +59,7 @@ SECTIONS_SCHEMA = pa.schema(
 WORDS_SCHEMA = pa.schema([("role", pa.string()), ("word", pa.string()), ("pages", pa.int64())])
 # A stem of the text, a word of a name, a short word in small letters ("add", see `understand.ordinary_words`).
 STEM, NAME, PLAIN = "stem", "name", "plain"
-MAX_PLAIN_LETTERS = 6
+_PLAIN_WORD = re.compile(r"(?<!\S)[a-z]{1,6}(?!\S)")
 BATCH_ROWS = 20_000
 NAMED_PAGES, SEARCHED_SECTIONS, DECIDED_PAGES = 30, 60, 20
 # Lance multiplies BM25 by k1 + 1, with k1 1.2; bm25s, on whose scores the gate was fitted, does not, with k1 1.5.
@@ -277,7 +277,7 @@ def _has(database: lancedb.DBConnection, name: str) -> bool:
 def page_rows(page: Page, stemmer: TextStemmer) -> list[Row]:
     """Return the rows of a page, one for each section."""
     names = stemmer.telling(names_text(page))
-    head = {name: value for name, value in asdict(page).items() if name != "sections"}
+    head = asdict(replace(page, sections=()))
     return [
         {
             "page": page.id,
@@ -325,13 +325,8 @@ def _page_words(page: Page, rows: Iterable[Row]) -> Words:
     """Return the words that a page counts for, each once."""
     stems = {stem for row in rows for stem in row["text"].split()}
     names = {word for name in (page.title, *page.also_called) for word in words_of(name)}
-    plain = {
-        word
-        for section in page.sections
-        for line in section.lines
-        for word in line.text.split()
-        if len(word) <= MAX_PLAIN_LETTERS and word.islower() and word.isalpha()
-    }
+    lines = " ".join(line.text for section in page.sections for line in section.lines)
+    plain = set(_PLAIN_WORD.findall(lines))
     return Counter((role, word) for role, words in ((STEM, stems), (NAME, names), (PLAIN, plain)) for word in words)
 
 
