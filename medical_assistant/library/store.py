@@ -60,7 +60,7 @@ WORDS_SCHEMA = pa.schema([("role", pa.string()), ("word", pa.string()), ("pages"
 # A stem of the text, a word of a name, a short word in small letters ("add", see `understand.ordinary_words`).
 STEM, NAME, PLAIN = "stem", "name", "plain"
 _PLAIN_WORD = re.compile(r"(?<!\S)[a-z]{1,6}(?!\S)")
-BATCH_ROWS = 20_000
+BATCH_ROWS = 2_000
 NAMED_PAGES, SEARCHED_SECTIONS, DECIDED_PAGES = 30, 60, 20
 # Lance multiplies BM25 by k1 + 1, with k1 1.2; bm25s, on whose scores the gate was fitted, does not, with k1 1.5.
 LANCE_SCALE = 2.37  # the median ratio of their scores of 400 questions over the shipped pages
@@ -102,12 +102,30 @@ class Store:
         return cls(database, table, words, n_pages)
 
     def add(self, pages: Iterable[Page]) -> int:
-        """Write the pages, whose ids must be new, and return how many passages (sections) they have."""
-        rows, passages = self._rows(pages), 0
-        while batch := list(islice(rows, BATCH_ROWS)):
-            self._table.add(pa.Table.from_pylist(batch, schema=SECTIONS_SCHEMA))
-            passages += len(batch)
-        return passages
+        """Write the pages, whose ids must be new, and return how many passages (sections) they have.
+
+        What `pages` raises is raised here, and then none of them is written.
+        """
+        written, raised = 0, list[BaseException]()
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            nonlocal written
+            rows = self._rows(pages)
+            try:
+                while batch := list(islice(rows, BATCH_ROWS)):
+                    written += len(batch)
+                    yield pa.RecordBatch.from_pylist(batch, schema=SECTIONS_SCHEMA)
+            except BaseException as error:
+                raised.append(error)  # Lance would pass on its text alone
+                raise
+
+        try:
+            self._table.add(pa.RecordBatchReader.from_batches(SECTIONS_SCHEMA, batches()))
+        except Exception:
+            if raised:
+                raise raised[0] from None
+            raise
+        return written
 
     def _rows(self, pages: Iterable[Page]) -> Iterator[Row]:
         for page in pages:
