@@ -158,7 +158,7 @@ def _lines(text: str) -> Iterator[Line]:
 
 def sample_questions(path: Path) -> list[Row]:
     rows = [row for row in read_rows(path) if row["answer"].strip()]
-    return random.Random(SEED).sample(rows, QUESTIONS)
+    return random.Random(SEED).sample(rows, min(QUESTIONS, len(rows)))
 
 
 def build(folder: Path, pages: Iterable[Page]) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class PlainBm25:
         return bm25s.tokenize(texts, stopwords="en_plus", stemmer=self._stemmer, show_progress=False)
 
     def search(self, question: str) -> list[Key]:
-        numbers, _ = self._index.retrieve(self._tokens([question]), k=DEPTH, show_progress=False)
+        numbers, _ = self._index.retrieve(self._tokens([question]), k=min(DEPTH, len(self._keys)), show_progress=False)
         return [self._keys[int(number)] for number in numbers[0]]
 
 
