@@ -230,11 +230,13 @@ class Decision:
         lowered = question.lower()
         asked = (found for found in self.types if found.pattern.search(lowered))
         general = {name for found in self.types if DOCUMENT in found.kinds for name in found.sections}
-        return [
+        has = [
             found
             for found in asked
             if any(page.section(name) for name in found.sections if DOCUMENT in found.kinds or name not in general)
-        ][:MAX_TYPES]
+        ]
+        # A document's introduction is long: it is shown where nothing else is asked.
+        return ([found for found in has if found.sections[0] != "In short"] or has)[:MAX_TYPES]
 
     def _own_headings(
         self, page: Page, reading: Reading, topic: Topic, headings: Sequence[str], typed: int
