@@ -261,7 +261,7 @@ def made_up_word(round_number: int, number: int) -> str:
 
 def speed(folder: Path, pages: Sequence[Page], size: int, questions: Sequence[Row]) -> dict[str, Any]:
     """Return what a library of `size` passages costs to build and to ask."""
-    report: dict[str, Any] = build(folder, repeated(pages, size))
+    report: dict[str, Any] = {"git_commit": git_commit(), **build(folder, repeated(pages, size))}
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from benchmarks.library_store import ask; ask(sys.argv[1])"
     everyday = [row["question"] for row in read_rows(EVERYDAY)]
     texts = json.dumps({"medquad": [row["question"] for row in questions], "everyday": everyday})
