@@ -10,15 +10,16 @@ import math
 from collections.abc import Collection, Container, Mapping, Sequence
 
 from medical_assistant.library.classifier import NOTHING, features, softmax
-from medical_assistant.library.pages import DOCUMENT, SECTIONS, Line, Page, Section, heading_means
-from medical_assistant.library.passages import Found, Part, Passage, excerpt
+from medical_assistant.library.pages import DOCUMENT, SECTIONS, Line, Page, Section, heading_means, text_means
+from medical_assistant.library.passages import QUOTED_LINES, Found, Part, Passage, excerpt
 from medical_assistant.library.ranking import NAME_K
 from medical_assistant.library.trained import Trained
-from medical_assistant.library.understand import Names, Reading, Topic, words_of
+from medical_assistant.library.understand import FUNCTION_WORDS, Names, Reading, Topic, words_of
 
 MAX_PARTS, MAX_SECTIONS = 2, 3
 # For the words that a section shares with the question, by how telling they are, as log odds.
 OVERLAP_WEIGHT, MAX_OVERLAP = 0.2, 12.0
+HEADING_SAID = 3.0  # for a document's heading whose words are in the question, as log odds
 SHOW_FROM = 0.2  # of the probability of the best section, for another that is shown
 CANDIDATES = 20  # pages by BM25, of each kind
 SECOND_FROM = 0.6  # a second topic is named by words that are at least this telling, against the first's
@@ -89,6 +90,17 @@ class Decision:
             tuple(nearest)[:NEAREST] if near else (),
             tuple(sorted(signals.items())),
         )
+
+    def passages(self, question: str) -> list[Passage]:
+        """Return the sections that may answer, of all pages that come into question, the best first."""
+        reading = self.names.read(question)
+        ordered = self.ordered(reading, self.names.topics(reading), self.ranked(reading))
+        weighed = [
+            (score + passage.score, passage)
+            for topic, score in ordered
+            for passage in self._part(reading, topic).passages
+        ]
+        return [passage for _, passage in sorted(weighed, key=lambda entry: -entry[0])]
 
     def _earlier_topic(
         self, question: str, reading: Reading, topics: Sequence[Topic], earlier: Sequence[str]
@@ -189,19 +201,34 @@ class Decision:
         for section in page.sections:
             shared = rest.intersection(self._body_stems[page.id, section.heading])
             overlap = min(MAX_OVERLAP, math.fsum(self.names.weight(stem) for stem in shared))
-            scores[section.heading] = general_score(general, page, section) + OVERLAP_WEIGHT * overlap
+            if page.kind == DOCUMENT:
+                score = self._document_score(general, reading, topic, section)
+            else:
+                score = general[section.heading]
+            scores[section.heading] = score + OVERLAP_WEIGHT * overlap
         return scores
+
+    def _document_score(self, general: Mapping[str, float], reading: Reading, topic: Topic, section: Section) -> float:
+        """Return the score of a section whose heading is a document's own: by what it means, and by its own words."""
+        means = heading_means(section.heading)
+        score = max((general[name] for name in means), default=min(general.values()))
+        about = {*topic.words, *self.names.stems(words_of(topic.page.title))}
+        stems = {*self.names.stems(word for word in words_of(section.heading) if word not in FUNCTION_WORDS)} - about
+        return score + (HEADING_SAID if stems and stems <= reading.all_stems else 0.0)
 
     def _lines(self, page: Page, section: Section, reading: Reading, topic: Topic) -> tuple[Line, ...]:
         """Return the lines to quote: all, but of a long section of a document those about the question."""
-        if page.kind != DOCUMENT:
+        if page.kind != DOCUMENT or len(section.lines) <= QUOTED_LINES:
             return section.lines
         rest = set(reading.stems) - topic.words
-        return excerpt(
-            section.lines,
-            [math.fsum(self.names.weight(stem) for stem in rest & {*self.names.stems(words_of(line.text))})
-             for line in section.lines],
-        )  # fmt: skip
+        general = self.trained.sections.scores(features(reading.sequence, topic.words, page.kind))
+        asked = {max(general, key=lambda name: general[name])} - heading_means(section.heading)
+
+        def weight(line: Line) -> float:
+            hits = rest & {*self.names.stems(words_of(line.text))} if rest else ()
+            return math.fsum(self.names.weight(stem) for stem in hits) + len(asked & text_means(line.text))
+
+        return excerpt(section.lines, [weight(line) for line in section.lines])
 
     def _signals(
         self,
@@ -252,11 +279,3 @@ class Decision:
             before in strange and word in topic.words
             for before, word in zip(reading.sequence, reading.sequence[1:], strict=False)
         )
-
-
-def general_score(scores: Mapping[str, float], page: Page, section: Section) -> float:
-    """Return the score of a section by its heading; by what the heading means, where it is a document's own."""
-    if page.kind != DOCUMENT:
-        return scores[section.heading]
-    means = [scores[name] for name in heading_means(section.heading)]
-    return max(means, default=min(scores.values()))

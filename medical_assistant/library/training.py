@@ -84,9 +84,7 @@ def ordinary_words() -> list[str]:
 
     counts = SpellChecker(language="en").word_frequency
     words = {  # people leave the apostrophe of "doesn't" out
-        word.replace("'", "")
-        for word, count in counts.dictionary.items()
-        if count >= MIN_SHARE * counts.total_words
+        word.replace("'", "") for word, count in counts.dictionary.items() if count >= MIN_SHARE * counts.total_words
     }
     return sorted(word for word in words if len(word) >= MIN_CORRECTED_LETTERS and word.isalpha())
 
