@@ -1,4 +1,4 @@
-"""Adapters and model files from the Hugging Face Hub, or from its cache; both are checked.
+"""Adapters, model files and data sets from the Hugging Face Hub, or from its cache; both are checked.
 
 huggingface_hub asks of its cache only whether a file is there, and of what arrives only its size. Here what was
 downloaded must have the checksums that the Hub lists for its commit (`HfApi.verify_repo_checksums`). Without the Hub,
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 SERVED_FILES = (*REQUIRED_FILES, GGUF_FILE)  # an adapter is served without the others
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # unpickling runs code: never moved
 TIMEOUT_S = 10.0
+DATA_SET = "dataset"
+_PREFIXES = {"model": "", DATA_SET: "datasets/"}  # of the pages of the Hub
 
 COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 # git-check-ref-format(1), narrowed: huggingface_hub joins the revision to a path of its cache.
@@ -67,7 +69,7 @@ def split_revision(repository: str, revision: str | None = None) -> tuple[str, s
     return name, revision
 
 
-def cached_commit(repository: str, revision: str | None = None) -> str | None:
+def cached_commit(repository: str, revision: str | None = None, kind: str = "model") -> str | None:
     """Return the commit that a branch or tag had when it was last pulled, or the commit hash itself; None for none.
 
     A note of the cache that is no commit hash is removed: huggingface_hub cannot read it.
@@ -76,7 +78,7 @@ def cached_commit(repository: str, revision: str | None = None) -> str | None:
     revision = revision or constants.DEFAULT_REVISION
     if COMMIT_HASH.fullmatch(revision):
         return revision
-    path = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "refs" / revision
+    path = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs" / revision
     try:
         commit = path.read_bytes().decode("latin-1")
         if COMMIT_HASH.fullmatch(commit):
@@ -152,12 +154,31 @@ def pull_file(repository: str, filename: str, revision: str | None = None) -> Pa
     return _pull(name, revision, check, download)[0]
 
 
+def pull_data_set(repository: str, patterns: Sequence[str]) -> Path:
+    """Return the folder of the Hub data set `user/repository[@revision]` in the Hub's cache.
+
+    Only files that fit one of `patterns`, such as "*.md", are downloaded. Offline and errors: as `pull_adapter`.
+    """
+    name, revision = split_revision(repository)
+    known = cached_commit(name, revision, DATA_SET)
+
+    def download(cached: bool) -> Path:
+        wanted = known or revision if cached else revision
+        folder = snapshot_download(
+            name, repo_type=DATA_SET, revision=wanted, allow_patterns=list(patterns), local_files_only=cached
+        )
+        return Path(folder)
+
+    return _pull(name, revision, lambda files: None, download, kind=DATA_SET)[0]
+
+
 def _pull(
     name: str,
     revision: str | None,
     check: Callable[[Sequence[str]], None],
     download: Callable[[bool], Path],
     cached_only: bool = False,
+    kind: str = "model",
 ) -> tuple[Path, str | None]:
     """Return (`download(False)`, None) after `check(files of the repository)`, or the cached (`download(True)`, why).
 
@@ -166,15 +187,16 @@ def _pull(
 
     def fetch() -> tuple[Path, str | None]:
         # Asked first: snapshot_download waits for ever on a dead line, and falls back in silence.
-        info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S)
+        ask = HfApi().dataset_info if kind == DATA_SET else HfApi().model_info
+        info = ask(name, revision=revision, timeout=TIMEOUT_S)
         check([file.rfilename for file in info.siblings or ()])
         path, commit = download(False), str(info.sha)
         if not any(folder.name == commit for folder in (path, *path.parents)):
             logger.warning("%s is at %s on the Hub: using the cached %s", name, commit, path)
             return path, f"the Hub has {commit[:12]} but did not send it"
-        if _remove_broken(name, commit):
+        if _remove_broken(name, commit, kind):
             path = download(False)
-            if _remove_broken(name, commit):
+            if _remove_broken(name, commit, kind):
                 raise HubUnavailable(f"{name} is not what the Hub says it is: check proxy and disk, then try again.")
         return path, None
 
@@ -188,7 +210,7 @@ def _pull(
         try:
             return fetch()
         except FAILURES as error:
-            cause, problem = root_cause(error), explain(error, name, revision)
+            cause, problem = root_cause(error), explain(error, name, revision, kind=_PREFIXES[kind])
             if not isinstance(problem, HubUnavailable):
                 raise
             with contextlib.suppress(LocalEntryNotFoundError):
@@ -201,15 +223,15 @@ def _pull(
                 raise
             return retry(fetch)
     except FAILURES as error:
-        raise explain(error, name, revision) from error
+        raise explain(error, name, revision, kind=_PREFIXES[kind]) from error
 
 
-def _remove_broken(name: str, commit: str) -> list[str]:
+def _remove_broken(name: str, commit: str, kind: str) -> list[str]:
     """Return the files of a cached commit that have not the checksums the Hub lists, removed from the cache.
 
     Reads all cached files of the commit: a second for each GB.
     """
-    found = HfApi().verify_repo_checksums(name, revision=commit)
+    found = HfApi().verify_repo_checksums(name, revision=commit, repo_type=kind)
     return _remove(found.verified_path, [mismatch["path"] for mismatch in found.mismatches], name)
 
 

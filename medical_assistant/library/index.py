@@ -230,7 +230,7 @@ class Decision:
             stems = {*self.names.stems(word for word in words_of(section.heading) if word not in FUNCTION_WORDS)}
             if stems - about and stems - about <= reading.all_stems:
                 said.append(section.heading)
-        found = [section.heading for name in headings if (section := page.section(name))]
+        found = [own.heading for own in (page.section(name) for name in headings) if own]
         fitting = dict.fromkeys([*said, *found[:typed]])
         return list(dict.fromkeys([*fitting, *found])), len(fitting)
 

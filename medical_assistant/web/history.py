@@ -7,7 +7,6 @@ A chatbot only shows it: nothing is read back from what is shown.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -79,16 +78,12 @@ def _read_reply(fields: dict[str, Any]) -> Reply:
 
 
 def _read_source(fields: dict[str, Any]) -> NumberedSource | None:
-    """Return a source as `as_json` writes it, None without a number or a web address."""
+    """Return a source as `as_json` writes it, None without a number."""
     number, source = fields.get("number"), fields.get("source")
     if type(number) is not int or not isinstance(source, dict):
         return None
-    publisher, title, address, date = (_text(source.get(name)) for name in ("publisher", "title", "address", "date"))
-    if not re.match("https?://", address):
-        return None
-    return NumberedSource(
-        number, Source(publisher, title, address, date), _text(fields.get("page")), _texts(fields.get("quoted"))
-    )
+    read = Source(*(_text(source.get(name)) for name in ("publisher", "title", "address", "date", "licence")))
+    return NumberedSource(number, read, _text(fields.get("page")), _texts(fields.get("quoted")))
 
 
 def _read_searched(fields: dict[str, Any]) -> Searched:

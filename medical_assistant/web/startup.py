@@ -43,36 +43,12 @@ def in_background(function: Callable[..., Result], *arguments: Any) -> Future[Re
     return future
 
 
-def load_library(folders: str) -> Library | None:
-    """Return the library of `folders`: names with commas between, "shipped" for the one that comes with the app.
-
-    "none" returns None. Raises `UserError` for a folder that is missing, empty or broken, and for a page name that
-    stands in two folders.
-    """
-    from medical_assistant.library.coverage import load_gate
-    from medical_assistant.library.index import FOLDER, EmbeddedLibrary, open_library
-    from medical_assistant.library.pages import read_library
-    from medical_assistant.library.understand import load_question_types
+def load_library(names: str) -> Library | None:
+    """Return the library of `names`, as `library.opening.open_libraries`; "none" returns None."""
+    from medical_assistant.library.opening import open_libraries
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index that it builds
-    names = [name.strip() for name in folders.split(",") if name.strip()]
-    if names == ["none"]:
-        return None
-    paths = [FOLDER if name == "shipped" else Path(name) for name in names]
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path} is not a folder of library pages: give --library a folder, 'shipped' or 'none'.")
-    if paths == [FOLDER]:
-        return open_library()
-    pages = [page for path in paths for page in read_library(path)]
-    if not pages:
-        raise UserError(f"--library {folders!r} holds no pages: give a folder of .md pages, 'shipped' or 'none'.")
-    seen: dict[str, str] = {}
-    for page in pages:
-        if seen.setdefault(page.id, page.path) != page.path:
-            raise UserError(f"{page.path} and {seen[page.id]} have the same name: rename one.")
-    types, gate = load_question_types(FOLDER / "question_types.yaml"), load_gate(FOLDER / "coverage.json")
-    return EmbeddedLibrary(pages, types, gate)
+    return None if names.strip() == "none" else open_libraries(names)
 
 
 def load_model(

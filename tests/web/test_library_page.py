@@ -131,7 +131,7 @@ def test_the_api_gives_text_and_sources_as_data(library, message, answered_by, c
     assert (answer["answered_by"], answer["coverage"]) == (answered_by, coverage) and answer["text"]
     assert bool(answer["sources"]) == (coverage == "covered")
     for source in answer["sources"]:
-        assert set(source) == {"number", "publisher", "title", "address", "date", "page", "quoted"}
+        assert set(source) == {"number", "publisher", "title", "address", "date", "licence", "page", "quoted"}
         assert source["address"].startswith("http") and all(line in answer["text"] for line in source["quoted"])
     if coverage == "covered":
         assert answer["searched"]["topics"] == ["Malaria"] and "has_name" in answer["searched"]["signals"]
