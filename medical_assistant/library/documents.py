@@ -187,7 +187,9 @@ def _sections(blocks: Sequence[Block], title: str) -> Iterator[Section]:
         above = [name.rstrip(" ?:.") for _, name in parents if name.casefold() != title.casefold()]
         parents.append((block.level, text))
         same = text.casefold() == title.casefold()
-        heading = FIRST_HEADING if same and not above else _shortened(": ".join([*above, text]), 2 * MAX_HEADING_CHARACTERS)
+        heading = (
+            FIRST_HEADING if same and not above else _shortened(": ".join([*above, text]), 2 * MAX_HEADING_CHARACTERS)
+        )
 
 
 def _units(blocks: Sequence[Block]) -> Iterator[list[Line]]:

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +97,7 @@ def list_sources(source: str, output: Path, limits: Limits) -> SourceList:
             f"There is no file or folder {source[:120]}: give a folder, a file, a .txt list of web addresses or the id "
             "of a data set on the Hub."
         )
-    return _dataset(source, limits)
+    return _data_set(source, limits)
 
 
 def _folder(folder: Path, output: Path, limits: Limits) -> SourceList:
@@ -106,7 +106,9 @@ def _folder(folder: Path, output: Path, limits: Limits) -> SourceList:
     left_out = output.resolve()
     for place, folders, names in os.walk(folder):
         here = Path(place)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and (here / name).resolve() != left_out)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and (here / name).resolve() != left_out
+        )
         for name in [name for name in folders if (here / name).is_symlink()]:
             skipped["links to folders"] += 1
             folders.remove(name)
@@ -201,23 +203,18 @@ def fetch(address: str, limits: Limits) -> Content:
     return Content(bytes(content), kind, last)
 
 
-def _dataset(repository: str, limits: Limits) -> SourceList:
-    from medical_assistant.hub.datasets import pull_dataset
+def _data_set(repository: str, limits: Limits) -> SourceList:
+    from medical_assistant.hub.pull import pull_data_set
 
-    skipped = Counter[str]()
-
-    def wanted(name: str, size: int) -> bool:
-        path = Path(name)
-        if path.suffix.lower() not in FORMATS or name.startswith(".") or path.name.lower() in _NO_PAGES:
-            return False
-        if size > limits.max_file_bytes:
-            skipped["files over --max-file-mb"] += 1
-            return False
-        return True
-
-    pulled = pull_dataset(repository, wanted=wanted)
-    sources = tuple(_file(pulled.folder / name, name, limits) for name in pulled.files)
-    return SourceList(repository.partition("@")[0], sources, skipped)
+    folder = pull_data_set(repository, [f"*{ending}" for ending in FORMATS])
+    # Files of the Hub's cache are links, so this is no folder to be walked as a user's.
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS and path.is_file())
+    sources = tuple(
+        _file(path, path.relative_to(folder).as_posix(), limits) for path in paths if path.name.lower() not in _NO_PAGES
+    )
+    if not sources:
+        raise UserError(f"The data set {repository} has no files that can be read: {', '.join(FORMATS)}.")
+    return SourceList(repository.partition("@")[0], sources, Counter())
 
 
 def read_pages(
@@ -233,7 +230,10 @@ def read_pages(
     documents = _documents(source, content)
     for number, document in enumerate(documents, 1):
         if isinstance(document, Page):
-            yield number / len(documents), replace(document, id=page_id(document.id, document.sections), path=source.key)
+            yield (
+                number / len(documents),
+                replace(document, id=page_id(document.id, document.sections), path=source.key),
+            )
             continue
         page = page_of(document, publisher or _publisher(source, content), licence)
         if page is not None and document.address.strip() and not page.sources[0].address:
@@ -247,7 +247,8 @@ def _publisher(source: Source, content: Content) -> str:
 
 
 def _documents(source: Source, content: Content) -> Sequence[Document | Page]:
-    where, path, kind = source.key, Path(unquote(urlsplit(source.key).path) or source.key), content.kind
+    where, kind = source.key, content.kind
+    path = Path(unquote(urlsplit(content.address).path) or "page") if content.address else Path(source.key)
     name = re.sub(r"[-_]+", " ", path.stem)
     if content.content.startswith(b"%PDF-"):
         kind = ".pdf"
@@ -272,7 +273,3 @@ def _documents(source: Source, content: Content) -> Sequence[Document | Page]:
     if kind in (".md", ".markdown"):
         return read_markdown(content.content, where, path, content.address)
     return read_html(content.content, where, name, content.address)
-
-
-def first_reason(reasons: Iterable[str]) -> str:
-    return next(iter(reasons), "")
