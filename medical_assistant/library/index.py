@@ -123,6 +123,22 @@ class Decision:
             tuple(sorted(signals.items())),
         )
 
+    def passages(self, question: str) -> list[Passage]:
+        """Return the sections that may answer, of all pages that come into question, the best first."""
+        reading = self.names.read(question)
+        topics = self.names.topics(reading)
+        ranked = self._ranked(reading)
+        scores = self._scores(reading, topics, ranked)
+        named = {topic.page.id: topic for topic in topics}
+        found = [named.get(page.id) or Topic(page, "", frozenset(), 0.0, True) for page, _ in ranked]
+        found += [topic for topic in topics if topic not in found]
+        weighed = [
+            (scores[topic.page.id] + passage.score, passage)
+            for topic in found
+            for passage in self._part(question, reading, topic).passages
+        ]
+        return [passage for _, passage in sorted(weighed, key=lambda entry: -entry[0])]
+
     def _earlier_topic(
         self, question: str, reading: Reading, topics: Sequence[Topic], earlier: Sequence[str]
     ) -> Topic | None:

@@ -14,8 +14,8 @@ from medical_assistant.library.passages import Found, Library
 from medical_assistant.library.understand import load_question_types
 
 SHIPPED = "shipped"
-MANIFEST = "library.json"  # in the folder of a stored library
-DATA_SET_FILES = (MANIFEST, "*.lance/*", "*.md")  # that are a library; patterns of fnmatch, whose * takes a slash too
+STORED_FILES = ("library.json", "sections.lance")  # in the folder of a stored library
+DATA_SET_FILES = ("library.json", "*.lance/*", "*.md")  # patterns of fnmatch, whose * takes a slash too
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?")
 
 
@@ -46,7 +46,7 @@ def open_libraries(names: str) -> Library:
     folders = [_folder(name.strip()) for name in names.split(",") if name.strip()]
     if folders == [FOLDER]:
         return open_library()
-    of_pages = [folder for folder in folders if not (folder / MANIFEST).is_file()]
+    of_pages = [folder for folder in folders if not any((folder / name).exists() for name in STORED_FILES)]
     libraries: list[Library] = []
     for folder in folders:
         if folder not in of_pages:

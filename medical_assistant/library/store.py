@@ -143,7 +143,7 @@ class Store:
 
     def forget_old(self) -> None:
         """Remove versions older than a day. Call it when library.json names the newest."""
-        self._table.cleanup_old_versions(KEPT)
+        self._table.optimize(cleanup_older_than=KEPT)
         kept = {WORDS_TABLE.format(version=entry["version"]) for entry in self._table.list_versions()}
         prefix = WORDS_TABLE.format(version="")
         for name in self._database.list_tables(limit=10**6).tables:

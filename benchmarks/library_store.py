@@ -1,0 +1,296 @@
+"""How well and how fast a stored library finds passages: MedlinePlus and MedQuAD, indexed as anybody's own pages.
+
+    python benchmarks/library_store.py --sources DIR [--json FILE] [--million]
+
+DIR holds medlineplus_topics.jsonl (a topic a line: title, url, also_called, text) and medquad.jsonl (question, answer,
+focus, question_type, source, url). A page is what one source says of one focus; its headings are MedQuAD's question
+types; the questions themselves are not indexed.
+
+Quality: 500 of MedQuAD's questions (fixed seed). Relevant are all passages of that focus under that question type,
+also where several sources have them. nDCG@10 (Järvelin & Kekäläinen 2002, gain 1), hit@1 and hit@3, beside plain
+`bm25s` over the same passages: titles, other names, heading and text, its stop words, English stems.
+
+Speed: wall-clock time of find and quoted answer, of the same questions, from one thread. The larger stores hold the
+pages again and again, with a name of their own each time; as in a real library most of a question's words are rare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import bm25s
+import numpy as np
+import Stemmer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from medical_assistant.errors import UserError, run_script  # noqa: E402
+from medical_assistant.files import git_commit, package_versions, write_json  # noqa: E402
+from medical_assistant.library.answer import quoted_answer  # noqa: E402
+from medical_assistant.library.pages import DOCUMENT, Line, Page, Section, Source  # noqa: E402
+from medical_assistant.library.store import FORMAT, MANIFEST, Store, StoredLibrary  # noqa: E402
+
+FILES = ("medlineplus_topics.jsonl", "medquad.jsonl")
+QUESTIONS, SEED, DEPTH = 500, 14, 10
+LEVELS = {"50,000": 50_000, "1,000,000": 1_000_000}
+GOALS_MS = {"50,000": 30, "1,000,000": 100}
+MAX_HEADING = 120
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_SYLLABLES = "ba ce di fo gu ka le mi no pu ra se ti vo zu".split()
+
+Row = dict[str, Any]
+Key = tuple[str, str]  # page id, heading
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    pages = [*read_medlineplus(arguments.sources / FILES[0]), *read_medquad(arguments.sources / FILES[1])]
+    questions = sample_questions(arguments.sources / FILES[1])
+    report: dict[str, Any] = {
+        "git_commit": git_commit(),
+        "packages": package_versions(["lancedb", "bm25s"]),
+        "cpus": os.cpu_count(),
+    }
+    folder = Path(tempfile.mkdtemp(prefix="library-", dir=arguments.scratch))
+    try:
+        build(folder / "own", pages)
+        report["quality"] = quality(StoredLibrary(folder / "own"), pages, questions)
+        report["speed"] = {
+            name: speed(folder / name, pages, size, questions)
+            for name, size in LEVELS.items()
+            if arguments.million or size < LEVELS["1,000,000"]
+        }
+    finally:
+        shutil.rmtree(folder)
+    print(render(report))
+    if arguments.json:
+        kept = json.loads(arguments.json.read_text(encoding="utf-8")) if arguments.json.exists() else {}
+        report["speed"] = {**kept.get("speed", {}), **report["speed"]}
+        write_json(arguments.json, report)
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", type=Path, required=True, help=f"folder of {' and '.join(FILES)}")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--million", action="store_true", help="measure 1,000,000 passages as well (some minutes, 3 GB)"
+    )
+    parser.add_argument("--scratch", type=Path, help="folder for the stores (default: the system's)")
+    return parser.parse_args(argv)
+
+
+def read_rows(path: Path) -> list[Row]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or broken: --sources names a folder of {' and '.join(FILES)}.") from error
+
+
+def read_medlineplus(path: Path) -> Iterator[Page]:
+    """Yield the topics as documents: a line that asks is a heading. To be swapped for the importer's own reader."""
+    for row in read_rows(path):
+        sections, heading, lines = list[tuple[str, str]](), "Summary", list[str]()
+        for line in filter(None, map(str.strip, row["text"].split("\n"))):
+            if line.endswith("?") and len(line) < MAX_HEADING:
+                sections.append((heading, "\n".join(lines)))
+                heading, lines = line, []
+            else:
+                lines.append(line)
+        sections.append((heading, "\n".join(lines)))
+        source = Source("MedlinePlus", row["title"], row["url"], licence="Public domain")
+        yield from document(f"medlineplus-{row['id']}", row["title"], tuple(row["also_called"]), source, sections)
+
+
+def read_medquad(path: Path) -> Iterator[Page]:
+    """Yield what each source says of a focus as a document. To be swapped for the importer's own reader."""
+    by_page = defaultdict[Key, list[Row]](list)
+    for row in read_rows(path):
+        by_page[row["focus"], row["url"]].append(row)
+    for number, ((focus, url), rows) in enumerate(by_page.items()):
+        sections = [(row["question_type"].capitalize(), row["answer"]) for row in rows]
+        source = Source(rows[0]["source"], focus, url, licence="CC BY 4.0")
+        yield from document(f"medquad-{number}", focus, (), source, sections)
+
+
+def document(
+    name: str, title: str, names: tuple[str, ...], source: Source, sections: Iterable[tuple[str, str]]
+) -> Iterator[Page]:
+    """Yield the page, if any section has text. A heading that comes again gets a number."""
+    seen, made = Counter[str](), []
+    for heading, text in sections:
+        lines = tuple(_lines(text))
+        if lines:
+            seen[heading] += 1
+            made.append(Section(heading if seen[heading] == 1 else f"{heading} ({seen[heading]})", lines))
+    if made:
+        yield Page(name, title, DOCUMENT, names, (source,), tuple(made))
+
+
+def _lines(text: str) -> Iterator[Line]:
+    for block in text.split("\n"):
+        for sentence in _SENTENCE.split(block.strip()):
+            words = sentence.strip().removeprefix("- ").strip()
+            if words:
+                yield Line(words, (0,), item=sentence.startswith("- "))
+
+
+def sample_questions(path: Path) -> list[Row]:
+    rows = [row for row in read_rows(path) if row["answer"].strip()]
+    return random.Random(SEED).sample(rows, QUESTIONS)
+
+
+def build(folder: Path, pages: Iterable[Page]) -> dict[str, float]:
+    """Write the pages as a library and return what it cost."""
+    start, folder_text = time.perf_counter(), str(folder)
+    store = Store.open(folder)
+    passages = store.add(pages)
+    version = store.finish()
+    write_json(folder / MANIFEST, {"format": FORMAT, "version": version})
+    store.forget_old()
+    seconds = time.perf_counter() - start
+    disk = subprocess.run(["du", "-sm", folder_text], capture_output=True, text=True, check=True).stdout.split()[0]
+    return {"passages": passages, "build_s": round(seconds, 1), "disk_mb": int(disk)}
+
+
+def quality(library: StoredLibrary, pages: Sequence[Page], questions: Sequence[Row]) -> dict[str, Any]:
+    """Return the figures of each way to search."""
+    relevant = defaultdict[Key, set[Key]](set)
+    for page in pages:
+        for section in page.sections:
+            heading = section.heading.partition(" (")[0]
+            relevant[page.title.casefold(), heading].add((page.id, section.heading))
+    plain = PlainBm25(pages)
+    ways: dict[str, Callable[[str], list[Key]]] = {"plain_bm25s": plain.search, "store": lambda q: stored(library, q)}
+    report: dict[str, Any] = {"passages": sum(len(page.sections) for page in pages), "questions": len(questions)}
+    for name, search in ways.items():
+        figures = []
+        for row in questions:
+            wanted = relevant[row["focus"].casefold(), row["question_type"].capitalize()]
+            figures.append(measures(search(row["question"]), wanted))
+        report[name] = {
+            key: round(sum(figure[key] for figure in figures) / len(figures), 3)
+            for key in ("ndcg_10", "hit_1", "hit_3")
+        }
+    report["dense"] = report["dense_and_store"] = "not measured: no sentence encoder is installed"
+    found = [library.find(row["question"]) for row in questions]
+    report["coverage"] = dict(Counter(one.coverage for one in found))
+    return report
+
+
+def stored(library: StoredLibrary, question: str) -> list[Key]:
+    """Return the passages of a stored library, those of its answer first."""
+    decision = library.decision(question)
+    shown = [passage for part in decision.find(question).parts for passage in part.passages[:1]]
+    keys = [(passage.page.id, passage.section.heading) for passage in (*shown, *decision.passages(question))]
+    return list(dict.fromkeys(keys))[:DEPTH]
+
+
+class PlainBm25:
+    """What `bm25s` finds over the same passages without this project's search."""
+
+    def __init__(self, pages: Sequence[Page]) -> None:
+        self._keys = [(page.id, section.heading) for page in pages for section in page.sections]
+        texts = [
+            " ".join((page.title, *page.also_called, section.heading, *(line.text for line in section.lines)))
+            for page in pages
+            for section in page.sections
+        ]
+        self._stemmer = Stemmer.Stemmer("english")
+        self._index = bm25s.BM25()
+        self._index.index(self._tokens(texts), show_progress=False)
+
+    def _tokens(self, texts: list[str]) -> Any:
+        return bm25s.tokenize(texts, stopwords="en_plus", stemmer=self._stemmer, show_progress=False)
+
+    def search(self, question: str) -> list[Key]:
+        numbers, _ = self._index.retrieve(self._tokens([question]), k=DEPTH, show_progress=False)
+        return [self._keys[int(number)] for number in numbers[0]]
+
+
+def measures(found: Sequence[Key], relevant: set[Key]) -> dict[str, float]:
+    """Return nDCG@10 with gains 0 and 1, and whether the first, and one of the first three, is relevant."""
+    gains = [1.0 / math.log2(rank + 2) for rank, key in enumerate(found[:DEPTH]) if key in relevant]
+    ideal = sum(1.0 / math.log2(rank + 2) for rank in range(min(DEPTH, len(relevant))))
+    hits = [key in relevant for key in found]
+    return {"ndcg_10": sum(gains) / ideal, "hit_1": float(any(hits[:1])), "hit_3": float(any(hits[:3]))}
+
+
+def repeated(pages: Sequence[Page], size: int) -> Iterator[Page]:
+    """Yield the pages, and then again with another name each, until there are `size` passages."""
+    passages = 0
+    for round_number in range(size):
+        for number, page in enumerate(pages):
+            if passages >= size:
+                return
+            passages += len(page.sections)
+            title = page.title if round_number == 0 else f"{page.title} {made_up_word(round_number, number)}"
+            yield dataclasses.replace(page, id=f"{page.id}-{round_number}", title=title)
+
+
+def made_up_word(round_number: int, number: int) -> str:
+    """Return a word for a page: a few dozen share one, as subtypes of diseases do."""
+    at, word = round_number * 997 + number % 211, ""
+    for _ in range(4):
+        at, rest = divmod(at, len(_SYLLABLES))
+        word += _SYLLABLES[rest]
+    return word
+
+
+def speed(folder: Path, pages: Sequence[Page], size: int, questions: Sequence[Row]) -> dict[str, Any]:
+    """Return what a library of `size` passages costs to build and to ask."""
+    report: dict[str, Any] = build(folder, repeated(pages, size))
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from benchmarks.library_store import ask; ask(sys.argv[1])"
+    texts = json.dumps([row["question"] for row in questions])
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], input=texts, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    shutil.rmtree(folder)
+    return {**report, **json.loads(ran.stdout)}
+
+
+def ask(folder: str) -> None:
+    """Print how long the questions on stdin take, and the memory of a process that does nothing else."""
+    before, start = memory_mb(), time.perf_counter()
+    library = StoredLibrary(Path(folder))
+    open_s, times = time.perf_counter() - start, []
+    questions = json.load(sys.stdin)
+    for question in [*questions[:20], *questions]:  # the first ones warm the caches of the file system
+        start = time.perf_counter()
+        quoted_answer(library.find(question))
+        times.append((time.perf_counter() - start) * 1000)
+    p50, p95 = (round(float(np.percentile(times[20:], share)), 1) for share in (50, 95))
+    found = {"open_s": round(open_s, 2), "memory_mb": round(memory_mb() - before), "p50_ms": p50, "p95_ms": p95}
+    print(json.dumps(found))
+
+
+def memory_mb() -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def render(report: dict[str, Any]) -> str:
+    quality_rows = [f"{name:>16}  {value}" for name, value in report["quality"].items()]
+    speed_rows = [f"{name:>16}  {value}  (goal: p50 {GOALS_MS[name]} ms)" for name, value in report["speed"].items()]
+    return "\n".join([*quality_rows, *speed_rows])
+
+
+if __name__ == "__main__":
+    run_script(main)
