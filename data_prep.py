@@ -93,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def library_main(argv: Sequence[str]) -> int:
-    from medical_assistant.library.build import BuildSettings, build_library
-
     settings = parse_settings(LibrarySettings, argv, LIBRARY_HELP)
+    from medical_assistant.library.build import BuildSettings, build_library  # not for --help: lancedb takes a second
+
     try:
         summary = build_library(BuildSettings(**asdict(settings)), start_progress=bytes_progress)
     except KeyboardInterrupt:

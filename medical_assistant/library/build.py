@@ -21,10 +21,9 @@ from medical_assistant.errors import NO_SPACE, UserError
 from medical_assistant.files import new_folder, read_json, write_json
 from medical_assistant.library.documents import text_hash
 from medical_assistant.library.importers import Content, Limits, Source, SourceList, list_sources, read_pages
-from medical_assistant.library.opening import MANIFEST
 from medical_assistant.library.pages import Page
+from medical_assistant.library.store import FORMAT, MANIFEST, Store
 
-FORMAT = 1
 READERS = 1  # raise it when the readers give other pages: everything is read again then
 PAGES_A_BATCH = 2000  # each batch is a version of the table
 NO_TEXT, DUPLICATE, UNREADABLE = "pages without text", "duplicates", "sources that cannot be read"
@@ -76,7 +75,8 @@ class Summary:
         return [
             f"{self.pages:,} pages with {self.passages:,} passages in {output} ({self.seconds:.1f} s): "
             f"{self.new_pages:,} pages new, {self.removed_pages:,} removed.",
-            f"Sources: {self.read_sources:,} read, {self.unchanged_sources:,} unchanged, {self.removed_sources:,} gone.",
+            f"Sources: {self.read_sources:,} read, {self.unchanged_sources:,} unchanged, "
+            f"{self.removed_sources:,} gone.",
             *([f"Left out: {', '.join(told)}."] if told else []),
         ]
 
@@ -87,7 +87,7 @@ Progress = Callable[[float], None]  # called with the bytes that were read since
 
 def build_library(
     settings: BuildSettings,
-    open_store: Callable[[Path, int | None], PageStore] | None = None,
+    open_store: Callable[[Path, int | None], PageStore] = Store.open,
     start_progress: Callable[[int], Progress] = lambda total: lambda done: None,
 ) -> Summary:
     """Build or renew the library in `settings.output`, and return what was done.
@@ -99,15 +99,11 @@ def build_library(
     output, summary = settings.output, Summary()
     if settings.max_file_mb < 1:
         raise UserError("--max-file-mb must be 1 or more.")
-    if open_store is None:
-        from medical_assistant.library.store import Store  # lancedb takes a second
-
-        open_store = Store.open
     manifest = _read_manifest(output)
     found = list_sources(settings.source, output, Limits(settings.max_file_mb * 10**6))
     if manifest and manifest["source"] != found.name:
         raise UserError(
-            f"{output} was built from {manifest['source']}, not from {found.name}: choose another --output, or remove it."
+            f"{output} was built from {manifest['source']}, not {found.name}: choose another --output, or remove it."
         )
     summary.skipped += found.skipped
     try:

@@ -1,4 +1,4 @@
-"""HTML and Markdown as blocks. Scripts, styles, navigation, banners and links are left out, and the text of links kept."""
+"""HTML and Markdown as blocks. Scripts, styles, navigation, banners and links are left out; a link is its text."""
 
 from __future__ import annotations
 

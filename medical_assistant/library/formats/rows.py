@@ -67,7 +67,7 @@ _CREDIT = re.compile(
 
 
 def read_rows(content: bytes, kind: str, where: str) -> list[Document]:
-    """Return the documents of a file of rows; `kind` is its ending. Raises `UserError` with the line for a broken one."""
+    """Return the documents of a file of rows; `kind` is its ending. Raises `UserError` with the broken line."""
     if kind == ".parquet":
         rows: Iterable[dict[str, Any]] = parquet_rows(content, where)
     else:

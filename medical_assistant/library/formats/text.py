@@ -16,7 +16,7 @@ _INLINE_ITEM = re.compile(r"(?<=[.:;)])\s+-\s+(?=[A-Z0-9])")  # "such as: - Red 
 
 
 def decoded(content: bytes, where: str) -> str:
-    """Return bytes as text: UTF-8, UTF-16 where it says so, else Windows-1252. Raises `UserError` for what is no text."""
+    """Return bytes as text: UTF-8, UTF-16 where it says so, else Windows-1252. Raises `UserError` for what is none."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = content.decode("utf-16", "replace")
     else:
