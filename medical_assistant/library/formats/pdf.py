@@ -19,17 +19,24 @@ EDGE_LINES = 2  # at the top and at the bottom of a page are looked at for heade
 MAX_HEADING_WORDS = 14
 HEADING_SIZE = 1.12  # times the size of the text
 _SCANNED = "holds pictures of pages, no text: run OCR over it (ocrmypdf IN OUT), then take its output"
+_CONTENTS = re.compile(r"(?:\. ?){5}")  # a line of a table of contents
 _UNTITLED = re.compile(r"^(untitled|microsoft word|powerpoint|document\d*|.*\.(docx?|pdf|indd|pptx?))\b", re.IGNORECASE)
+
+
+_LIGATURES = str.maketrans({"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl"})
+
+_Piece = tuple[str, float, bool, float, float]  # text, size, bold, height on the page, left edge
 
 
 @dataclass(frozen=True)
 class TextLine:
-    """A line of a page. `size`: of its font in points. `gap`: the distance from the line above, in points."""
+    """A line of a page. `size` of its font, `gap` to the line above and `left` edge, all in points."""
 
     text: str
     size: float
     bold: bool
     gap: float
+    left: float
 
 
 def read_pdf(content: bytes, where: str, name: str) -> list[Document]:
@@ -80,32 +87,35 @@ def _opens(reader: Any) -> bool:
 
 def _page_lines(page: Any) -> list[TextLine]:
     """Return the lines of a page from top to bottom as pypdf gives them, with the size of the font of most letters."""
-    pieces: list[tuple[str, float, bool, float]] = []
+    pieces: list[_Piece] = []
 
-    def visit(text: str, _: Any, matrix: Sequence[float], font: Any, size: float) -> None:
+    def visit(text: str, outer: Sequence[float], inner: Sequence[float], font: Any, size: float) -> None:
         if text:
-            scale = abs(matrix[3]) or abs(matrix[1]) or 1.0
-            name = str((font or {}).get("/BaseFont", ""))
-            pieces.append((text, float(size or 0) * scale, "bold" in name.lower(), float(matrix[5])))
+            left = inner[4] * outer[0] + inner[5] * outer[2] + outer[4]
+            height = inner[4] * outer[1] + inner[5] * outer[3] + outer[5]
+            scale = (abs(inner[3]) or abs(inner[1]) or 1.0) * (abs(outer[3]) or abs(outer[1]) or 1.0)
+            bold = "bold" in str((font or {}).get("/BaseFont", "")).lower()
+            pieces.append((text.translate(_LIGATURES), float(size or 0) * scale, bold, height, left))
 
     page.extract_text(visitor_text=visit)
-    lines, current, last = list[TextLine](), list[tuple[str, float, bool, float]](), None
+    lines, current, last = list[TextLine](), list[_Piece](), None
 
     def finish() -> None:
         nonlocal last
         text = " ".join("".join(piece[0] for piece in current).split())
-        if text:
-            _, size, bold, height = max(current, key=lambda piece: len(piece[0].strip()))
-            lines.append(TextLine(text, round(size, 1), bold, abs(last - height) if last is not None else 0.0))
+        if text and not _CONTENTS.search(text):
+            _, size, bold, height, _ = max(current, key=lambda piece: len(piece[0].strip()))
+            gap = abs(last - height) if last is not None else 0.0
+            lines.append(TextLine(text, round(size, 1), bold, gap, min(piece[4] for piece in current)))
             last = height
         current.clear()
 
-    for text, size, bold, height in pieces:
-        for number, part in enumerate(text.split("\n")):
+    for piece in pieces:
+        for number, part in enumerate(piece[0].split("\n")):
             if number:
                 finish()
             if part.strip() or current:
-                current.append((part, size, bold, height))
+                current.append((part, *piece[1:]))
     finish()
     return lines
 
@@ -119,7 +129,7 @@ def _without_repeats(pages: Sequence[list[TextLine]]) -> list[list[TextLine]]:
     edges = Counter(
         edge for page in pages for edge in {key(line) for line in [*page[:EDGE_LINES], *page[-EDGE_LINES:]]}
     )
-    repeated = {text for text, count in edges.items() if len(pages) >= 3 and count > len(pages) / 2}
+    repeated = {text for text, count in edges.items() if len(pages) >= 2 and count > len(pages) / 2}
     kept = []
     for page in pages:
         inner = range(EDGE_LINES, len(page) - EDGE_LINES)
@@ -147,6 +157,7 @@ def _blocks(pages: Sequence[list[TextLine]]) -> Iterator[Block]:
     width = sorted(len(line.text) for line in lines)[int(len(lines) * 0.8)] if lines else 0
     words = set(re.findall(r"[a-z-]+", " ".join(line.text for line in lines).lower()))
     kind, gathered, heading = "paragraph", list[str](), (0.0, False)
+    left, lead_left = 0.0, None  # of the line before; of the line that leads into the list we are in
 
     def flush() -> Iterator[Block]:
         if gathered:
@@ -155,19 +166,28 @@ def _blocks(pages: Sequence[list[TextLine]]) -> Iterator[Block]:
             gathered.clear()
 
     for line in lines:
-        is_heading = _is_heading(line, body)
-        bullet = None if is_heading else BULLET.match(line.text)
-        if is_heading:
+        if _is_heading(line, body):
             if kind != "heading" or heading != (line.size, line.bold) or line.gap > 2.5 * line.size:
                 yield from flush()
-            kind, heading = "heading", (line.size, line.bold)
+            kind, heading, lead_left = "heading", (line.size, line.bold), None
             gathered.append(line.text)
             continue
-        ended = bool(gathered) and gathered[-1].endswith((".", "!", "?", ":"))
-        parted = ended and (len(gathered[-1]) < 0.75 * width or line.gap > 1.4 * gap or gathered[-1].endswith(":"))
-        if bullet or kind == "heading" or parted or (kind == "item" and ended and line.gap > 1.2 * gap):
+        bullet = BULLET.match(line.text)
+        before = gathered[-1] if gathered else ""
+        ended, short = before.endswith((".", "!", "?", ":")), len(before) < 0.75 * width
+        if kind != "heading" and before.endswith(":"):
+            lead_left = left
+        # Bullets may be drawn, not written. What stands further right than the line that leads into it is a list, and
+        # what begins with a small letter.
+        listed = lead_left is not None and (line.left > lead_left + 4 or line.text[0].islower())
+        new_item = listed and (short or before.endswith(":"))
+        list_ends = kind == "item" and lead_left is not None and not listed
+        parted = (ended and (short or line.gap > 1.2 * gap or before.endswith(":"))) or line.gap > 1.5 * gap > 0
+        if bullet or kind == "heading" or parted or new_item or list_ends:
             yield from flush()
-            kind = "item" if bullet else "paragraph"
+            kind = "item" if bullet or listed else "paragraph"
+            lead_left = lead_left if kind == "item" else None
+        left = line.left
         gathered.append(line.text[bullet.end() :] if bullet else line.text)
     yield from flush()
 
