@@ -71,13 +71,12 @@ class Summary:
 
     def lines(self, output: Path) -> list[str]:
         """Return what to tell the user."""
-        told = [f"{count:,} {reason}" for reason, count in (self.skipped + self.notes).items() if count]
+        told = [f"{reason}: {count:,}" for reason, count in (self.skipped + self.notes).items() if count]
         return [
             f"{self.pages:,} pages with {self.passages:,} passages in {output} ({self.seconds:.1f} s): "
-            f"{self.new_pages:,} pages new, {self.removed_pages:,} removed.",
-            f"Sources: {self.read_sources:,} read, {self.unchanged_sources:,} unchanged, "
-            f"{self.removed_sources:,} gone.",
-            *([f"Left out: {', '.join(told)}."] if told else []),
+            f"new {self.new_pages:,}, removed {self.removed_pages:,}.",
+            f"Sources: read {self.read_sources:,}, unchanged {self.unchanged_sources:,}, gone {self.removed_sources:,}.",
+            *([f"Left out: {'; '.join(told)}."] if told else []),
         ]
 
 
@@ -275,7 +274,7 @@ class _Importer:
         self._summary.read_sources += 1
 
     def _read(self, source: Source, content: Content, notes: Counter[str]) -> Iterator[tuple[float, Page | None]]:
-        return read_pages(source, content, self._settings.publisher, self._settings.licence, notes)
+        return read_pages(source, content, notes, self._settings.publisher, self._settings.licence, self._found.name)
 
     def _fail(self, source: Source, error: UserError, more: str) -> None:
         """Note a source that cannot be read; the only one ends the build."""

@@ -59,10 +59,10 @@ class Document:
     also_called: tuple[str, ...] = ()
 
 
-def page_of(document: Document, publisher: str = "", licence: str = "") -> Page | None:
+def page_of(document: Document, publisher: str = "", licence: str = "", otherwise: str = "") -> Page | None:
     """Return the page of a document; None where it holds no text.
 
-    `publisher` and `licence` stand where the document names none. Its id ends with the hash of its text: pages with the
+    `publisher` and `licence` stand where the document names none; without a publisher its web host, else `otherwise`. Its id ends with the hash of its text: pages with the
     same text, whatever their titles, have the same `text_hash`.
     """
     title = _shortened(plain_text(document.title), MAX_TITLE_CHARACTERS)
@@ -72,7 +72,7 @@ def page_of(document: Document, publisher: str = "", licence: str = "") -> Page 
     title = title or _shortened(sections[0].lines[0].text, 80)
     address = web_address(document.address)
     source = Source(
-        publisher=_field(document.publisher) or _field(publisher) or publisher_of(address),
+        publisher=_field(document.publisher) or _field(publisher) or publisher_of(address) or _field(otherwise),
         title=title,
         address=address,
         date=iso_date(_field(document.date)),

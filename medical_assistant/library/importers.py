@@ -218,16 +218,18 @@ def _data_set(repository: str, limits: Limits) -> SourceList:
 
 
 def read_pages(
-    source: Source, content: Content, publisher: str, licence: str, notes: Counter[str]
+    source: Source, content: Content, notes: Counter[str], publisher: str = "", licence: str = "", library: str = ""
 ) -> Iterator[tuple[float, Page | None]]:
     """Yield (share of the source done, its next page); None for a page without text.
 
-    `publisher` and `licence` stand where a page names none. `notes` counts what was kept with something left out.
+    `publisher` and `licence` stand where a page names none; without a publisher its web host does, else its folder,
+    else `library`. `notes` counts what was kept with something left out.
     Raises `UserError`, with one line, where the source is broken or holds no text.
     """
     if not content.content.strip():
         raise UserError(f"{source.key} is empty: remove it, or fill it.")
     documents = _documents(source, content)
+    otherwise = (Path(source.key).parent.name if not content.address else "") or library
     for number, document in enumerate(documents, 1):
         if isinstance(document, Page):
             yield (
@@ -235,15 +237,10 @@ def read_pages(
                 replace(document, id=page_id(document.id, document.sections), path=source.key),
             )
             continue
-        page = page_of(document, publisher or _publisher(source, content), licence)
+        page = page_of(document, publisher, licence, otherwise)
         if page is not None and document.address.strip() and not page.sources[0].address:
             notes["addresses that are not http(s), kept without a link"] += 1
         yield number / len(documents), page and replace(page, path=source.key)
-
-
-def _publisher(source: Source, content: Content) -> str:
-    """Return the folder of a file: who publishes it is often what a folder is named after. Web pages have a host."""
-    return "" if content.address or source.key.startswith("http") else Path(source.key).parent.name
 
 
 def _documents(source: Source, content: Content) -> Sequence[Document | Page]:

@@ -22,10 +22,10 @@ LIMITS = Limits(10**6)
 NO_OUTPUT = Path("no such folder")
 
 
-def pages_of(path: Path, publisher: str = "", licence: str = "") -> list[Page]:
+def pages_of(path: Path) -> list[Page]:
     """Return the pages of a file."""
     (source,) = list_sources(str(path), NO_OUTPUT, LIMITS).sources
-    return [page for _, page in read_pages(source, source.read(), publisher, licence, Counter()) if page]
+    return [page for _, page in read_pages(source, source.read(), Counter(), library="my pages") if page]
 
 
 def read(tmp_path: Path, name: str, content: str | bytes) -> list[Page]:
@@ -146,7 +146,7 @@ def test_markdown_with_front_matter(tmp_path: Path) -> None:
 def test_plain_markdown_needs_no_front_matter(tmp_path: Path) -> None:
     (page,) = read(tmp_path, "my-notes.md", "# Sore knee\n\nRest it.\n\n---\n\nIce it.\n")
     assert page.title == "Sore knee" and outline(page) == {"In short": ["Rest it.", "Ice it."]}
-    assert page.sources[0].address == ""
+    assert page.sources[0].address == "" and page.sources[0].publisher == "my pages"
 
 
 def test_a_page_in_the_projects_form_stays_as_it_is(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_link_that_is_not_http_is_left_out_and_counted(tmp_path: Path) -> None
     path = tmp_path / "a.md"
     path.write_text("---\ntitle: A\naddress: javascript:alert(1)\n---\nText of it.\n")
     (source,), notes = list_sources(str(path), NO_OUTPUT, LIMITS).sources, Counter[str]()
-    ((_, page),) = read_pages(source, source.read(), "", "", notes)
+    ((_, page),) = read_pages(source, source.read(), notes)
     assert page and page.sources[0].address == "" and list(notes.values()) == [1]
 
 
@@ -455,7 +455,7 @@ def test_a_list_of_addresses_is_fetched(tmp_path: Path) -> None:
         )
         found = list_sources(str(path), NO_OUTPUT, LIMITS)
         assert len(found.sources) == 3 and sum(found.skipped.values()) == 1
-        read_all = [list(read_pages(source, source.read(), "", "", Counter())) for source in found.sources]
+        read_all = [list(read_pages(source, source.read(), Counter())) for source in found.sources]
         gout, leaflet, notes = (page for ((_, page),) in read_all)
         assert gout and gout.title == "Gout" and gout.sources[0].address == f"{server}/gout"  # where it was found
         assert leaflet and notes and notes.title == "Knee" and notes.sources[0].publisher == "127.0.0.1"
