@@ -75,7 +75,8 @@ class Summary:
         return [
             f"{self.pages:,} pages with {self.passages:,} passages in {output} ({self.seconds:.1f} s): "
             f"new {self.new_pages:,}, removed {self.removed_pages:,}.",
-            f"Sources: read {self.read_sources:,}, unchanged {self.unchanged_sources:,}, gone {self.removed_sources:,}.",
+            f"Sources: read {self.read_sources:,}, unchanged {self.unchanged_sources:,}, "
+            f"gone {self.removed_sources:,}.",
             *([f"Left out: {'; '.join(told)}."] if told else []),
         ]
 

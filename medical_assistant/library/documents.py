@@ -32,7 +32,8 @@ _ABBREVIATIONS = frozenset(
 _BEFORE_NUMBER = frozenset("no nos p pp vol ch sec art ref eq jan feb mar apr jun jul aug sep sept oct nov dec".split())
 _TITLES = frozenset(("dr", "mr", "mrs", "ms", "prof", "st"))
 _BOUNDARY = re.compile(r"[.!?][\"')\]\u201d\u2019]*(\s+)(?=[\"'(\[\u201c\u2018]*[A-Z0-9\u00c0-\u00de])")
-_CITATION = re.compile(r"\s*\[\d{1,3}(?:\s*[,;\u2013-]\s*\d{1,3})*\]")  # would read as numbers of the answer's sources
+# "text.[3]" would read as the answer's own source 3. After a space, "[70-99] mg/dL" is a value, and stays.
+_CITATION = re.compile(r"(?<=\S)\[\d{1,3}(?: ?[,;\u2013-] ?\d{1,3})*\]")
 _WORD = re.compile(r"\w+")
 _NO_WEB_ADDRESS = re.compile(r"[\s<>\"\x00-\x1f]")
 
@@ -62,8 +63,9 @@ class Document:
 def page_of(document: Document, publisher: str = "", licence: str = "", otherwise: str = "") -> Page | None:
     """Return the page of a document; None where it holds no text.
 
-    `publisher` and `licence` stand where the document names none; without a publisher its web host, else `otherwise`. Its id ends with the hash of its text: pages with the
-    same text, whatever their titles, have the same `text_hash`.
+    `publisher` and `licence` stand where the document names none; without a publisher its web host does, else
+    `otherwise`. Its id ends with the hash of its text: pages with the same text, whatever their titles, have the same
+    `text_hash`.
     """
     title = _shortened(plain_text(document.title), MAX_TITLE_CHARACTERS)
     sections = tuple(_sections(document.blocks, title))
@@ -137,7 +139,8 @@ def sentences(text: str) -> list[str]:
     """Return the sentences of a text: split after . ! ? before a capital or a number, but not after abbreviations."""
     found, start = [], 0
     for match in _BOUNDARY.finditer(text):
-        if match.group().startswith(".") and not _ends_sentence(text[start : match.start()], text[match.end() :]):
+        at = match.start()
+        if text[at] == "." and not _ends_sentence(text[max(start, at - 60) : at], text[match.end()]):
             continue
         found.append(text[start : match.start(1)].strip())
         start = match.end()
@@ -146,11 +149,12 @@ def sentences(text: str) -> list[str]:
 
 
 def _ends_sentence(before: str, after: str) -> bool:
-    words = before[-60:].split()
+    """Return whether a full stop between these ends a sentence; `after` is the next character."""
+    words = before.split()
     if not words:
         return False
     word = words[-1].lstrip("(['\"\u201c\u2018").lower()
-    if word in _ABBREVIATIONS or (word in _BEFORE_NUMBER and after[:1].isdigit()):
+    if word in _ABBREVIATIONS or (word in _BEFORE_NUMBER and after.isdigit()):
         return False
     if len(words) == 1 and word.isdigit():
         return False  # "1. Take": the number of an item
@@ -179,7 +183,7 @@ def _sections(blocks: Sequence[Block], title: str) -> Iterator[Section]:
         for part in _parts(list(_units(gathered))):
             used[heading] = used.get(heading, 0) + 1
             yield Section(f"{heading} ({used[heading]})" if used[heading] > 1 else heading, tuple(part))
-        text = _shortened(plain_text(_CITATION.sub("", block.text)), MAX_HEADING_CHARACTERS).lstrip("# ")
+        text = _shortened(_CITATION.sub("", plain_text(block.text)), MAX_HEADING_CHARACTERS).lstrip("# ")
         gathered = []
         if not text:
             continue
@@ -196,7 +200,7 @@ def _units(blocks: Sequence[Block]) -> Iterator[list[Line]]:
     """Return what is not parted: the lines of a paragraph, or a list with the line that leads into it."""
     unit: list[Line] = []
     for block, following in zip(blocks, (*blocks[1:], None), strict=False):
-        text = plain_text(_CITATION.sub("", block.text))
+        text = _CITATION.sub("", plain_text(block.text)).strip()
         if not _WORD.search(text):
             continue
         if block.kind == "item":
@@ -246,9 +250,13 @@ def _parts(units: Sequence[list[Line]]) -> Iterator[list[Line]]:
 
 def _pieces(text: str) -> Iterator[str]:
     """Return a line in pieces that can be shown: a text without sentences is cut at a space."""
-    while len(text) > MAX_LINE_CHARACTERS:
-        at = max(text.rfind(" ", MAX_LINE_CHARACTERS // 2, MAX_LINE_CHARACTERS), 0) or MAX_LINE_CHARACTERS
-        yield text[:at].strip()
-        text = text[at:].strip()
-    if text:
-        yield text
+    start = 0
+    while start < len(text):
+        end = start + MAX_LINE_CHARACTERS
+        if end < len(text):
+            space = text.rfind(" ", start + MAX_LINE_CHARACTERS // 2, end)
+            end = space if space > 0 else end
+        piece = text[start:end].strip()
+        if piece:
+            yield piece
+        start = end

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
 from medical_assistant.library.documents import MAX_SECTION_WORDS, Block, Document, page_of, sentences, web_address
+from medical_assistant.library.formats.text import text_blocks
 from medical_assistant.library.importers import FORMATS, Limits, fetch, list_sources, read_pages
 from medical_assistant.library.pages import Page
 from tests.library.conftest import PAGES
 from tests.support.documents import MEDLINEPLUS_XML, make_pdf, web_server
+from tests.support.timing import growth
 
 LIMITS = Limits(10**6)
 NO_OUTPUT = Path("no such folder")
@@ -88,14 +90,14 @@ def test_headings_without_text_stand_before_those_below_them() -> None:
         Block("paragraph", "Gout hurts."),
         Block("heading", "Treatment", 2),
         Block("heading", "Tablets", 3),
-        Block("paragraph", "They help.[3]"),
+        Block("paragraph", "They help.[3][4, 5] Normal is [70-99] mg/dL."),
         Block("heading", "Causes?", 2),
         Block("paragraph", "Which are:"),
     )
     page = page_of(Document("Gout", blocks))
     assert page and outline(page) == {
         "In short": ["Gout hurts."],
-        "Treatment: Tablets": ["They help."],  # [3] would read as a number of the answer's sources
+        "Treatment: Tablets": ["They help.", "Normal is [70-99] mg/dL."],
         "Causes?": ["Which are:"],  # leads into no list
     }
 
@@ -103,6 +105,14 @@ def test_headings_without_text_stand_before_those_below_them() -> None:
 def test_a_text_of_one_endless_line_is_cut() -> None:
     page = page_of(Document("Long", (Block("paragraph", "x" * 5000), Block("paragraph", "word " * 3000))))
     assert page and max(len(line.text) for section in page.sections for line in section.lines) <= 800
+
+
+@pytest.mark.parametrize("text", ["It hurts. ", "x", "A [1] ", "- a ", '."', "Dr. X ", "\n\nA: b\n", "<p>", "? "])
+def test_the_time_grows_with_the_text_alone(text: str) -> None:
+    def work(size: int) -> object:
+        return page_of(Document("Long", tuple(text_blocks(text * size))))
+
+    assert growth(work, 100_000 // len(text)) < 3.2
 
 
 def test_control_characters_and_lone_surrogates_go() -> None:

@@ -111,7 +111,8 @@ def _from_sections(title: str, rows: Sequence[Mapping[str, Any]], medquad: bool)
         blocks.append(Block("heading", heading, 2))
         for row in by_heading[heading]:
             text = _text(row, TEXT)
-            blocks += [_below(block) for block in _body_blocks(_REPEATED_QUESTION.sub("", text) if medquad else text)]
+            repeated = _REPEATED_QUESTION.match(text) if medquad else None
+            blocks += [_below(block) for block in _body_blocks(text[repeated.end() :] if repeated else text)]
     first = rows[0]
     publisher = _text(first, PUBLISHER)
     return Document(
