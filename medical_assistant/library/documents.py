@@ -67,7 +67,7 @@ def page_of(document: Document, publisher: str = "", licence: str = "", otherwis
     `otherwise`. Its id ends with the hash of its text: pages with the same text, whatever their titles, have the same
     `text_hash`.
     """
-    title = _shortened(plain_text(document.title), MAX_TITLE_CHARACTERS)
+    title = _shortened(plain_text(document.title), MAX_TITLE_CHARACTERS).strip("# \u00b6")
     sections = tuple(_sections(document.blocks, title))
     if not sections:
         return None
@@ -122,7 +122,7 @@ def publisher_of(address: str) -> str:
 
 def iso_date(text: str) -> str:
     """Return a date in ISO 8601 where it is in a form that is known, else `text`."""
-    for form in DATE_FORMATS:
+    for form in DATE_FORMATS if text else ():
         try:
             return datetime.strptime(text, form).date().isoformat()
         except ValueError:
@@ -183,7 +183,7 @@ def _sections(blocks: Sequence[Block], title: str) -> Iterator[Section]:
         for part in _parts(list(_units(gathered))):
             used[heading] = used.get(heading, 0) + 1
             yield Section(f"{heading} ({used[heading]})" if used[heading] > 1 else heading, tuple(part))
-        text = _shortened(_CITATION.sub("", plain_text(block.text)), MAX_HEADING_CHARACTERS).lstrip("# ")
+        text = _shortened(_CITATION.sub("", plain_text(block.text)), MAX_HEADING_CHARACTERS).strip("# \u00b6")
         gathered = []
         if not text:
             continue

@@ -24,7 +24,11 @@ _DROPPED = frozenset(
     "math video audio canvas dialog head figure img link meta".split()
 )
 _ROLES = frozenset(("navigation", "banner", "contentinfo", "search", "dialog", "alertdialog", "complementary"))
-_BANNER = re.compile(r"cookie|consent|gdpr|breadcrumb|skip-?link|share|social|newsletter|advert", re.IGNORECASE)
+_BANNER = re.compile(r"cookie|consent|gdpr|breadcrumb|skip-?link|share|social|newsletter|advert")
+_AROUND = frozenset(  # classes and ids of what stands around the text, where a page has no tags for it
+    "menu nav navbar navigation header footer sidebar topbar main-menu site-header site-footer page-header page-footer "
+    "global-header global-footer main-nav".split()
+)
 _BLOCKS = frozenset(
     "address article blockquote body center dd details div dl dt fieldset figcaption html li main ol p pre quote "
     "section summary table tbody td tfoot th thead tr ul list item row cell head br hr lb caption".split()
@@ -132,8 +136,8 @@ def _is_dropped(element: Any) -> bool:
         return True
     if element.get("hidden") is not None or element.get("aria-hidden") == "true":
         return True
-    names = f"{element.get('class', '')} {element.get('id', '')}"
-    return tag in ("div", "section", "ul", "ol", "p") and bool(_BANNER.search(names))
+    names = f"{element.get('class', '')} {element.get('id', '')}".lower()
+    return tag in ("div", "section", "ul", "ol", "p") and bool(_BANNER.search(names) or _AROUND & set(names.split()))
 
 
 def _level(element: Any) -> int:
