@@ -71,8 +71,9 @@ def parquet_rows(content: bytes, where: str) -> Iterator[dict[str, Any]]:
 
     try:
         yield from pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{where} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a ValueError where a column's name is not UTF-8
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{where} is not a readable Parquet file ({reason}): write it again.") from error
 
 
 def text_rows(text: str, kind: str, where: str) -> Iterator[dict[str, Any]]:
