@@ -18,8 +18,8 @@ import Stemmer
 from medical_assistant.errors import UserError
 from medical_assistant.files import ASSETS
 from medical_assistant.library.coverage import Gate, load_gate
-from medical_assistant.library.pages import DOCUMENT, Line, Page, Section, read_library
-from medical_assistant.library.passages import Found, Part, Passage, excerpt
+from medical_assistant.library.pages import DOCUMENT, Line, Page, Section, heading_means, read_library, text_means
+from medical_assistant.library.passages import QUOTED_LINES, Found, Part, Passage, excerpt
 from medical_assistant.library.understand import (
     FUNCTION_WORDS,
     MAX_TYPES,
@@ -254,12 +254,18 @@ class Decision:
         """Return the lines to quote: all, but of a long section of a document those about the question."""
         if page.kind != DOCUMENT:
             return section.lines
+        if len(section.lines) <= QUOTED_LINES:
+            return section.lines
         rest = set(reading.stems) - topic.words
-        return excerpt(
-            section.lines,
-            [math.fsum(self.names.weight(stem) for stem in rest & {*self.names.stems(words_of(line.text))})
-             for line in section.lines],
-        )  # fmt: skip
+        lowered = reading.text.lower()
+        asked = {name for found in self.types if found.pattern.search(lowered) for name in found.sections[:1]}
+        asked -= heading_means(section.heading)
+
+        def weight(line: Line) -> float:
+            hits = rest & {*self.names.stems(words_of(line.text))} if rest else ()
+            return math.fsum(self.names.weight(stem) for stem in hits) + len(asked & text_means(line.text))
+
+        return excerpt(section.lines, [weight(line) for line in section.lines])
 
     def _by_words(self, page: Page, reading: Reading, topic: Topic) -> list[str]:
         """Return the sections that hold telling words of the question that the page's names do not, the best first."""

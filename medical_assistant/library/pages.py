@@ -129,6 +129,7 @@ _HEADINGS = {
     "What to do": r"first.?aid|what to do\b",
 }
 _HEADING_PATTERNS = {name: re.compile(pattern) for name, pattern in _HEADINGS.items()}
+SECTION_NAMES = frozenset(name.lower() for names in SECTIONS.values() for name in names)
 _INTRODUCES = re.compile(
     r"what (?:is|are)\b|overview|summary|\babout\b|introduction|definition|information|background|key (?:facts|points)"
 )
@@ -201,9 +202,13 @@ class Page:
 @functools.lru_cache(maxsize=8192)
 def heading_means(heading: str) -> frozenset[str]:
     """Return the sections (names in `SECTIONS`) that a document's heading stands for."""
-    lowered = heading.lower()
-    found = frozenset(name for name, pattern in _HEADING_PATTERNS.items() if pattern.search(lowered))
-    return found or frozenset(("In short",) if _INTRODUCES.search(lowered) else ())
+    return text_means(heading) or frozenset(("In short",) if _INTRODUCES.search(heading.lower()) else ())
+
+
+def text_means(text: str) -> frozenset[str]:
+    """Return the sections in which a text with these words would stand."""
+    lowered = text.lower()
+    return frozenset(name for name, pattern in _HEADING_PATTERNS.items() if pattern.search(lowered))
 
 
 def read_library(folder: Path) -> list[Page]:

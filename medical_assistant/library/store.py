@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from medical_assistant.files import read_json
 from medical_assistant.library.coverage import load_gate
 from medical_assistant.library.index import (
     FOLDER,
+    PARTIAL_SHARE,
     Decision,
     TextStemmer,
     names_text,
@@ -38,7 +39,7 @@ from medical_assistant.library.index import (
     word_weights,
 )
 from medical_assistant.library.pages import Line, Page, Section, Source
-from medical_assistant.library.passages import Found
+from medical_assistant.library.passages import Found, Part
 from medical_assistant.library.understand import PERSON_STEMS, Names, Reading, Topic, load_question_types, words_of
 
 FORMAT = 1  # of library.json and the tables
@@ -58,8 +59,8 @@ SECTIONS_SCHEMA = pa.schema(
 WORDS_SCHEMA = pa.schema([("role", pa.string()), ("word", pa.string()), ("pages", pa.int64())])
 # A stem of the text, a word of a name, a short word in small letters ("add", see `understand.ordinary_words`).
 STEM, NAME, PLAIN = "stem", "name", "plain"
-MAX_PLAIN_LETTERS = 6
-BATCH_ROWS = 20_000
+_PLAIN_WORD = re.compile(r"(?<!\S)[a-z]{1,6}(?!\S)")
+BATCH_ROWS = 2_000
 NAMED_PAGES, SEARCHED_SECTIONS, DECIDED_PAGES = 30, 60, 20
 # Lance multiplies BM25 by k1 + 1, with k1 1.2; bm25s, on whose scores the gate was fitted, does not, with k1 1.5.
 LANCE_SCALE = 2.37  # the median ratio of their scores of 400 questions over the shipped pages
@@ -101,12 +102,30 @@ class Store:
         return cls(database, table, words, n_pages)
 
     def add(self, pages: Iterable[Page]) -> int:
-        """Write the pages, whose ids must be new, and return how many passages (sections) they have."""
-        rows, passages = self._rows(pages), 0
-        while batch := list(islice(rows, BATCH_ROWS)):
-            self._table.add(pa.Table.from_pylist(batch, schema=SECTIONS_SCHEMA))
-            passages += len(batch)
-        return passages
+        """Write the pages, whose ids must be new, and return how many passages (sections) they have.
+
+        What `pages` raises is raised here, and then none of them is written.
+        """
+        written, raised = 0, list[BaseException]()
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            nonlocal written
+            rows = self._rows(pages)
+            try:
+                while batch := list(islice(rows, BATCH_ROWS)):
+                    written += len(batch)
+                    yield pa.RecordBatch.from_pylist(batch, schema=SECTIONS_SCHEMA)
+            except BaseException as error:
+                raised.append(error)  # Lance would pass on its text alone
+                raise
+
+        try:
+            self._table.add(pa.RecordBatchReader.from_batches(SECTIONS_SCHEMA, batches()))
+        except Exception:
+            if raised:
+                raise raised[0] from None
+            raise
+        return written
 
     def _rows(self, pages: Iterable[Page]) -> Iterator[Row]:
         for page in pages:
@@ -248,6 +267,26 @@ class StoredDecision(Decision):
         self._load(best)
         return [(self._pages[page], score) for page, score in best.items()]
 
+    def _scores(
+        self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
+    ) -> dict[str, float]:
+        """Return as `Decision`; a page that only its name has found counts for its name as those do that are ranked."""
+        scores = super()._scores(reading, topics, ranked)
+        stems, among = frozenset(reading.stems), {page.id for page, _ in ranked}
+        for topic in topics:
+            if topic.page.id not in among:
+                scores[topic.page.id] += PARTIAL_SHARE * self.names.partial(topic.page, stems)
+        return scores
+
+    def _signals(
+        self, reading: Reading, chosen: Sequence[Topic], parts: Sequence[Part], ranked: Sequence[tuple[Page, float]]
+    ) -> dict[str, float]:
+        """Return as `Decision`; several sources on one subject do not make it less clear."""
+        of_title: dict[str, tuple[Page, float]] = {}
+        for page, score in ranked:
+            of_title.setdefault(page.title.casefold(), (page, score))
+        return super()._signals(reading, chosen, parts, list(of_title.values()))
+
 
 def _has(database: lancedb.DBConnection, name: str) -> bool:
     return name in database.list_tables(limit=10**6).tables
@@ -256,7 +295,7 @@ def _has(database: lancedb.DBConnection, name: str) -> bool:
 def page_rows(page: Page, stemmer: TextStemmer) -> list[Row]:
     """Return the rows of a page, one for each section."""
     names = stemmer.telling(names_text(page))
-    head = {name: value for name, value in asdict(page).items() if name != "sections"}
+    head = asdict(replace(page, sections=()))
     return [
         {
             "page": page.id,
@@ -304,13 +343,8 @@ def _page_words(page: Page, rows: Iterable[Row]) -> Words:
     """Return the words that a page counts for, each once."""
     stems = {stem for row in rows for stem in row["text"].split()}
     names = {word for name in (page.title, *page.also_called) for word in words_of(name)}
-    plain = {
-        word
-        for section in page.sections
-        for line in section.lines
-        for word in line.text.split()
-        if len(word) <= MAX_PLAIN_LETTERS and word.islower() and word.isalpha()
-    }
+    lines = " ".join(line.text for section in page.sections for line in section.lines)
+    plain = set(_PLAIN_WORD.findall(lines))
     return Counter((role, word) for role, words in ((STEM, stems), (NAME, names), (PLAIN, plain)) for word in words)
 
 

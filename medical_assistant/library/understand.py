@@ -22,7 +22,7 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from rapidfuzz import process
 from rapidfuzz.distance import DamerauLevenshtein
 
-from medical_assistant.library.pages import DOCUMENT, LOADER, SECTIONS, Page
+from medical_assistant.library.pages import DOCUMENT, LOADER, SECTION_NAMES, SECTIONS, Page
 
 MAX_TYPES = 2
 MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 9  # one letter may be wrong from the first, two from the second
@@ -155,6 +155,8 @@ class Names:
             for name in dict.fromkeys((*own, *page.also_called)):
                 if name.isupper() and name.lower() in self._ordinary:
                     continue  # "ADD" is a name, "add" is not
+                if page.kind == DOCUMENT and name.lower() in SECTION_NAMES:
+                    continue  # a document on "side effects" is not on those of what is asked about
                 words = words_of(name)
                 name_words.update(words)
                 telling = [word for word in words if word not in FUNCTION_WORDS]

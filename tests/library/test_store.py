@@ -243,3 +243,14 @@ def test_a_data_set_that_is_not_there_is_one_line(hub_server):
     with pytest.raises(UserError, match="alice/none is no folder here and cannot be had from the Hub") as error:
         open_libraries("alice/none")
     assert "\n" not in str(error.value)
+
+
+def test_what_the_pages_raise_comes_through_and_nothing_is_written(tmp_path):
+    def broken():
+        yield FLOXITIS
+        raise UserError("page 7 is broken")
+
+    store = Store.open(tmp_path)
+    with pytest.raises(UserError, match="^page 7 is broken$"):
+        store.add(broken())
+    assert not store._table.count_rows()
