@@ -25,7 +25,6 @@ from medical_assistant.library.pages import Page
 from medical_assistant.library.store import FORMAT, MANIFEST, Store
 
 READERS = 1  # raise it when the readers give other pages: everything is read again then
-PAGES_A_BATCH = 2000  # each batch is a version of the table
 NO_TEXT, DUPLICATE, UNREADABLE = "pages without text", "duplicates", "sources that cannot be read"
 
 
@@ -157,8 +156,7 @@ def _renew(
     if importer.changed or gone:
         store = open_store(folder, manifest.get("version"))
         store.delete(replaced)
-        for batch in _batches(importer.new_pages()):
-            store.add(batch)
+        store.add(importer.new_pages())
         importer.check_some_pages()
         version = store.finish()
     else:
@@ -289,14 +287,3 @@ class _Importer:
         if not any(entry["pages"] for entry in self.entries.values()):
             reason = f" The first: {self._summary.warnings[0]}" if self._summary.warnings else ""
             raise UserError(f"{self._found.name} gave no pages at all.{reason}")
-
-
-def _batches(pages: Iterator[Page]) -> Iterator[list[Page]]:
-    batch: list[Page] = []
-    for page in pages:
-        batch.append(page)
-        if len(batch) >= PAGES_A_BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
