@@ -84,7 +84,8 @@ class _Writer:
         if first not in shown and page.kind == "medicine":
             self._section(page, first, first.lines, headed=False)  # who must never take it stands there
         elif first not in shown and (page.kind != DOCUMENT or first is page.section("In short")):
-            self._blocks.append(self._line(page, first.lines[0]))
+            says = [line for line in first.lines if not line.item and not line.leads]  # no part of a list alone
+            self._blocks += [self._line(page, line) for line in says[:1]]
         for section in sorted(shown, key=page.sections.index):
             self._section(page, section, shown[section], headed=section is not first or page.kind == DOCUMENT)
         urgent = page.section(URGENT)

@@ -61,7 +61,7 @@ WORDS_SCHEMA = pa.schema([("role", pa.string()), ("word", pa.string()), ("pages"
 STEM, NAME, PLAIN = "stem", "name", "plain"
 _PLAIN_WORD = re.compile(r"(?<!\S)[a-z]{1,6}(?!\S)")
 BATCH_ROWS = 2_000
-NAMED_PAGES, SEARCHED_SECTIONS, DECIDED_PAGES = 30, 60, 20
+NAMED_PAGES, SEARCHED_SECTIONS, DECIDED_PAGES = 16, 60, 12
 # Lance multiplies BM25 by k1 + 1, with k1 1.2; bm25s, on whose scores the gate was fitted, does not, with k1 1.5.
 LANCE_SCALE = 2.37  # the median ratio of their scores of 400 questions over the shipped pages
 MAX_WORDS = 32  # of a question that are searched, the most telling ones
