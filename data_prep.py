@@ -15,7 +15,9 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,7 +99,8 @@ def library_main(argv: Sequence[str]) -> int:
     from medical_assistant.library.build import BuildSettings, build_library  # not for --help: lancedb takes a second
 
     try:
-        summary = build_library(BuildSettings(**asdict(settings)), start_progress=bytes_progress)
+        with ExitStack() as bars:  # closed before an error is told
+            summary = build_library(BuildSettings(**asdict(settings)), start_progress=partial(bytes_progress, bars))
     except KeyboardInterrupt:
         print(f"Stopped: {settings.output} is as it was before. The same command begins again.", file=sys.stderr)
         raise
@@ -183,11 +186,12 @@ def progress(items: Iterable[Item], step: str) -> Iterable[Item]:
     return tqdm(items, desc=step, delay=2, file=sys.stderr)
 
 
-def bytes_progress(total: int) -> Callable[[float], None]:
+def bytes_progress(bars: ExitStack, total: int) -> Callable[[float], None]:
     """Return what advances a progress bar of `total` bytes, with rate and time left; it appears after two seconds."""
     from tqdm import tqdm
 
-    bar = tqdm(total=total or None, desc="reading", unit="B", unit_scale=True, delay=2, file=sys.stderr)
+    bar = tqdm(total=total or None, desc="reading", unit="B", unit_scale=True, delay=2, leave=False, file=sys.stderr)
+    bars.enter_context(bar)
     return lambda done: bar.update(done) and None
 
 

@@ -248,7 +248,7 @@ class _Importer:
         pages, duplicates = list[str](), list[str]()
         passages, no_text, done = 0, 0, 0.0
         for share, page in self._read(source, content, self._summary.notes):
-            progress((share - done) * source.size)
+            progress((share - done) * len(content.content))
             done = share
             if page is None:
                 no_text += 1
