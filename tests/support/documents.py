@@ -1,4 +1,4 @@
-"""Small files of the formats that a library is made of, and a web server on this machine."""
+"""Small files of the formats that a library is made of, what a page holds, and a web server on this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from medical_assistant.library.pages import Page
 
 # A line of a PDF: (size of the font in points, text). Bold from 20 points on.
 PdfLine = tuple[float, str]
@@ -62,6 +64,14 @@ MEDLINEPLUS_XML = f"""<?xml version="1.0" encoding="UTF-8"?>
 <health-topic title="Gota" url="https://medlineplus.gov/spanish/gout.html" id="76" language="Spanish"
  date-created="01/07/2003"><full-summary>&lt;p&gt;La gota es dolorosa.&lt;/p&gt;</full-summary></health-topic>
 </health-topics>"""
+
+
+def outline(page: Page) -> dict[str, list[str]]:
+    """Return heading -> lines: "> " leads into a list, "- " is an item."""
+    return {
+        section.heading: [("> " if line.leads else "- " if line.item else "") + line.text for line in section.lines]
+        for section in page.sections
+    }
 
 
 @contextmanager

@@ -48,9 +48,11 @@ def read_html(content: bytes, where: str, name: str, address: str) -> list[Docum
     `address`: where the page was fetched from, if it was. Where trafilatura keeps little, all that is no navigation is
     taken: a short page of one's own has no "main text" for it.
     """
-    import trafilatura
-
     decoded(content[:20_000], where)  # is it text at all?
+    try:
+        import trafilatura
+    except ImportError as error:
+        raise UserError(f"{where}: HTML cannot be read ({error}): pip install -r requirements-cpu.txt.") from error
     try:
         tree = trafilatura.load_html(content)
         if tree is None:
