@@ -52,7 +52,9 @@ def read_html(content: bytes, where: str, name: str, address: str) -> list[Docum
     try:
         import trafilatura
     except ImportError as error:
-        raise UserError(f"{where}: HTML cannot be read ({error}): pip install -r requirements-cpu.txt.") from error
+        raise UserError(
+            f"{where}: HTML cannot be read ({type(error).__name__}: trafilatura): pip install -r requirements-cpu.txt."
+        ) from error
     try:
         tree = trafilatura.load_html(content)
         if tree is None:
