@@ -1,4 +1,4 @@
-"""Prepare medical questions and answers for training.
+"""Prepare medical questions and answers for training; with "library" first, make a library of your own to answer from.
 
     python data_prep.py --source medalpaca/medical_meadow_medical_flashcards --output data/flashcards
     python data_prep.py --source wikidoc_patient.jsonl --output data/wikidoc
@@ -6,14 +6,18 @@
 Reads a Hub dataset or a local .json/.jsonl/.csv/.parquet file with a question and an answer column.
 Writes OUTPUT/train.jsonl, OUTPUT/validation.jsonl (chat records) and OUTPUT/manifest.json (what each step
 removed and why, the source's revision, SHA-256 of the outputs). The same input and seed give the same bytes.
+
+    python data_prep.py library --source my_pages --output my_library    # see: python data_prep.py library --help
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +29,29 @@ from medical_assistant.files import file_sha256, new_folder, write_json
 from medical_assistant.settings import parse_settings, required, setting
 
 Item = TypeVar("Item")
+
+
+LIBRARY_HELP = """Make a library of your own, for `python app.py --library shipped,OUTPUT`.
+
+    python data_prep.py library --source my_pages --output my_library           # a folder of files
+    python data_prep.py library --source guideline.pdf --output my_library      # one file
+    python data_prep.py library --source addresses.txt --output my_library      # http(s) addresses, one a line
+    python data_prep.py library --source user/my-pages --output my_library      # a data set on the Hub
+
+Reads Markdown (this project's form, or plain with front matter: title, address, date, licence, publisher), HTML, PDF
+with text, plain text, JSONL, JSON, CSV and Parquet (fields title or question, text or answer, url, date, licence,
+publisher, section or sections; MedQuAD's form too) and MedlinePlus's XML of health topics.
+The same command again reads only what changed. A run that is stopped or fails leaves the library as it was.
+"""
+
+
+@dataclass(frozen=True)
+class LibrarySettings:
+    source: str = required("folder, file, .txt list of web addresses, web address or Hub data set id")
+    output: Path = required("folder of the library: new, or one that this command made from the same source")
+    publisher: str = setting("", "who publishes the pages that do not say so; else their web host or folder")
+    licence: str = setting("", "licence of the pages that do not name one")
+    max_file_mb: int = setting(100, "larger files and web pages are not read")
 
 
 @dataclass(frozen=True)
@@ -43,6 +70,9 @@ class DataSettings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["library"]:
+        return library_main(argv[1:])
     settings = parse_settings(DataSettings, argv, __doc__)
     check_settings(settings)
     source = read_source(settings.source, settings.source_config, settings.source_revision)
@@ -61,6 +91,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_records((records[i] for i in validation), folder / "validation.jsonl")
         write_manifest(folder, source, settings, log, [records[i] for i in train], [records[i] for i in validation])
     print(f"{len(train):,} train and {len(validation):,} validation pairs of {len(source.rows):,} in {settings.output}")
+    return 0
+
+
+def library_main(argv: Sequence[str]) -> int:
+    settings = parse_settings(LibrarySettings, argv, LIBRARY_HELP)
+    from medical_assistant.library.build import BuildSettings, build_library  # not for --help: lancedb takes a second
+
+    try:
+        with ExitStack() as bars:  # closed before an error is told
+            summary = build_library(BuildSettings(**asdict(settings)), start_progress=partial(bytes_progress, bars))
+    except KeyboardInterrupt:
+        print(f"Stopped: {settings.output} is as it was before. The same command begins again.", file=sys.stderr)
+        raise
+    for warning in summary.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print("\n".join(summary.lines(settings.output)))
     return 0
 
 
@@ -138,6 +184,15 @@ def progress(items: Iterable[Item], step: str) -> Iterable[Item]:
     from tqdm import tqdm
 
     return tqdm(items, desc=step, delay=2, file=sys.stderr)
+
+
+def bytes_progress(bars: ExitStack, total: int) -> Callable[[float], None]:
+    """Return what advances a progress bar of `total` bytes, with rate and time left; it appears after two seconds."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total or None, desc="reading", unit="B", unit_scale=True, delay=2, leave=False, file=sys.stderr)
+    bars.enter_context(bar)
+    return lambda done: bar.update(done) and None
 
 
 if __name__ == "__main__":

@@ -50,35 +50,53 @@ def _read_file(path: Path) -> Iterator[dict[str, Any]]:
     kind = path.suffix.lower()
     if kind not in LOCAL_FORMATS:
         raise UserError(f"{path} is not a data file: give one of {', '.join(LOCAL_FORMATS)}.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the file.") from error
     if kind == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            yield from pyarrow.parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}).") from error
+        yield from parquet_rows(content, str(path))
         return
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}): convert it first.") from error
+    yield from text_rows(text, kind, str(path))
+
+
+def parquet_rows(content: bytes, where: str) -> Iterator[dict[str, Any]]:
+    """Return the rows of a Parquet file. Raises `UserError`, which names `where`, when it is broken."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        yield from pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a ValueError where a column's name is not UTF-8
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{where} is not a readable Parquet file ({reason}): write it again.") from error
+
+
+def text_rows(text: str, kind: str, where: str) -> Iterator[dict[str, Any]]:
+    """Return the rows of a text of `kind` ".csv", ".jsonl" or ".json" (a list of objects).
+
+    Raises `UserError`, which names `where` and the line, when it is broken.
+    """
     if kind == ".csv":
         try:
             yield from csv.DictReader(text.splitlines(keepends=True))
         except csv.Error as error:
-            raise UserError(f"{path} is not a readable CSV file ({error}): correct it.") from error
+            raise UserError(f"{where} is not a readable CSV file ({error}): correct it.") from error
     elif kind == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                row = _parse_json(line, f"{path}, line {number}")
+                row = _parse_json(line, f"{where}, line {number}")
                 if not isinstance(row, dict):
-                    raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
+                    raise UserError(f"{where}, line {number}: expected a JSON object, found {type(row).__name__}.")
                 yield row
     else:
-        rows = _parse_json(text, str(path))
+        rows = _parse_json(text, where)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise UserError(f"{path} must hold a JSON list of objects.")
+            raise UserError(f"{where} must hold a JSON list of objects.")
         yield from rows
 
 

@@ -227,7 +227,11 @@ def read_page(path: Path) -> Page:
 
     Raises `UserError` with file and line for what is missing or in another form; a page without sources is refused.
     """
-    text = path.read_text(encoding="utf-8")
+    return parse_page(path.read_text(encoding="utf-8"), path)
+
+
+def parse_page(text: str, path: Path) -> Page:
+    """Return the page of a text in the project's Markdown form; `path` names it. Raises `UserError` as `read_page`."""
     parts = text.split("---\n", 2)
     if len(parts) != 3 or parts[0]:
         raise UserError(f"{path} has no front matter: begin it with a line '---', the fields, and '---'.")
