@@ -1,7 +1,7 @@
 """Which pages, and which of their sections, answer a question, and whether they do.
 
 The names a question holds, BM25 over the sections and over the words in which people ask for a page propose pages;
-`ranking` puts them in order, `sections` says what is asked of them, `coverage` whether that is close enough to be shown.
+`ranking` puts them in order, a classifier says what is asked of them, `coverage` whether that is near enough to show.
 """
 
 from __future__ import annotations
