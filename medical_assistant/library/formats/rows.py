@@ -41,7 +41,7 @@ MEDQUAD_SOURCES = {
     "NHLBI": "National Heart, Lung, and Blood Institute (NIH)",
     "CDC": "CDC",
 }
-# MedQuAD's question types as headings that question_types.yaml knows.
+# MedQuAD's question types as headings of `pages.SECTIONS`, or of `pages.heading_means`.
 MEDQUAD_HEADINGS = {
     "information": "In short",
     "symptoms": "Signs",
