@@ -356,8 +356,8 @@ def coverage_sentence() -> str:
     at = {point["from"]: point for point in gate["curve"]}
     covered, partly = at[gate["covered_from"]], at[gate["partly_from"]]
     return (
-        f"On {gate['questions']['covered']:,} questions whose page came first and {gate['questions']['not']:,} that no page"
-        f" answers, each judged by a fit that did not see it:\n"
+        f"On {gate['questions']['covered']:,} questions whose page came first and {gate['questions']['not']:,} that no "
+        f"page answers, each judged by a fit that did not see it:\n"
         f'"covered" from {covered["from"]:.2f} keeps {covered["kept"]:.1%} of the first and lets '
         f"{covered['let_through']:.1%} of the second through;\n"
         f'"partly" from {partly["from"]:.2f} keeps {partly["kept"]:.1%} and lets {partly["let_through"]:.1%} through.'
