@@ -48,7 +48,7 @@ from medical_assistant.files import git_commit, package_versions, write_json  # 
 from medical_assistant.library.answer import quoted_answer  # noqa: E402
 from medical_assistant.library.documents import text_hash  # noqa: E402
 from medical_assistant.library.formats.rows import medquad_heading  # noqa: E402
-from medical_assistant.library.importers import Limits, list_sources, read_pages  # noqa: E402
+from medical_assistant.library.importers import list_sources, read_pages  # noqa: E402
 from medical_assistant.library.pages import Page  # noqa: E402
 from medical_assistant.library.store import FORMAT, MANIFEST, Store, StoredLibrary  # noqa: E402
 
@@ -112,7 +112,7 @@ def read_rows(path: Path) -> list[Row]:
 def read_corpora(folder: Path) -> list[Page]:
     """Return the pages of the corpora that are in the folder, no text twice."""
     pages: dict[str, Page] = {}
-    for source in list_sources(str(folder), folder / "none", Limits(2**31)).sources:
+    for source in list_sources(str(folder), folder / "none", 2**31).sources:
         if source.key in FILES:
             found = (page for _, page in read_pages(source, source.read(), Counter()) if page)
             pages.update((text_hash(page.id), page) for page in found)
