@@ -4,8 +4,8 @@
 
 Reads the questions of training_data/library, whose authors saw the titles of the pages and the headings of each kind
 and nothing else, and writes section_classifier.json, scope_classifier.json, ranking.json, coverage.json and
-ordinary_words.txt into assets/library. Each fit is on signals from earlier fits that did not see the question. Needs scikit-learn and
-pyspellchecker (its English word counts, MIT licence); the application does not.
+ordinary_words.txt into assets/library. Each fit is on signals from earlier fits that did not see the question. Needs
+scikit-learn and pyspellchecker (its English word counts, MIT licence); the application does not.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class Names:
         found: dict[int, Topic] = {}
         # Sorted, and with sums that do not depend on an order: sets come in another order in each process.
         for name in sorted(candidates, key=sorted):
-            weight = math.fsum(self.weight(stem) for stem in name)
+            weight = math.fsum(self.weight(stem) for stem in name if stem not in FUNCTION_WORDS)
             weight *= 1.0 if _stand_together(name, reading.sequence) else SCATTERED_FACTOR
             for number, text in self._names[name]:
                 page = self._pages[number]
