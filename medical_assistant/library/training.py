@@ -29,7 +29,7 @@ from medical_assistant.library.classifier import NOTHING, WEIGHT_SCALE, TextClas
 from medical_assistant.library.coverage import Gate
 from medical_assistant.library.index import EmbeddedLibrary
 from medical_assistant.library.pages import SECTIONS, read_library
-from medical_assistant.library.ranking import PRIOR, PRIOR_ROWS, AskedFor, Ranking
+from medical_assistant.library.ranking import PRIOR, PRIOR_ROWS, AskedFor, Ranking, name_key
 from medical_assistant.library.trained import FOLDER, Trained
 from medical_assistant.library.understand import MIN_CORRECTED_LETTERS
 
@@ -228,7 +228,7 @@ def learn(library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
         reading = library.names.read(row["question"])
         asked_for[row["page"]] += reading.stems
         for topic in library.names.topics(reading):
-            meant[" ".join(sorted(topic.words))].append(topic.page.id in pages_of(row))
+            meant[name_key(topic.page, topic.words)].append(topic.page.id in pages_of(row))
     reliability = {
         name: round((sum(found) + PRIOR * PRIOR_ROWS) / (len(found) + PRIOR_ROWS), 3) for name, found in meant.items()
     }
