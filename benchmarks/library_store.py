@@ -3,8 +3,8 @@
     python benchmarks/library_store.py --sources DIR [--json FILE] [--million]
 
 DIR holds medlineplus_topics.jsonl (a topic a line: title, url, also_called, text) and medquad.jsonl (question, answer,
-focus, question_type, source, url). A page is what one source says of one focus; its headings are MedQuAD's question
-types; the questions themselves are not indexed.
+focus, question_type, source, url), which are read as `data_prep.py library` reads them. A page is what one source says
+of one focus; its headings are MedQuAD's question types; the questions themselves are not indexed.
 
 Quality: 500 of MedQuAD's questions (fixed seed). Relevant are all passages of that focus under that question type,
 also where several sources have them. nDCG@10 (Järvelin & Kekäläinen 2002, gain 1), hit@1 and hit@3, beside plain
@@ -46,7 +46,10 @@ sys.path.insert(0, str(ROOT))
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.files import git_commit, package_versions, write_json  # noqa: E402
 from medical_assistant.library.answer import quoted_answer  # noqa: E402
-from medical_assistant.library.pages import DOCUMENT, Line, Page, Section, Source  # noqa: E402
+from medical_assistant.library.documents import text_hash  # noqa: E402
+from medical_assistant.library.formats.rows import medquad_heading  # noqa: E402
+from medical_assistant.library.importers import list_sources, read_pages  # noqa: E402
+from medical_assistant.library.pages import Page  # noqa: E402
 from medical_assistant.library.store import FORMAT, MANIFEST, Store, StoredLibrary  # noqa: E402
 
 FILES = ("medlineplus_topics.jsonl", "medquad.jsonl")
@@ -54,8 +57,6 @@ EVERYDAY = ROOT / "benchmarks" / "library_questions" / "covered.jsonl"
 QUESTIONS, SEED, DEPTH = 500, 14, 10
 LEVELS = {"50,000": 50_000, "1,000,000": 1_000_000}
 GOALS_MS = {"50,000": 30, "1,000,000": 100}
-MAX_HEADING = 120
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _SYLLABLES = "ba ce di fo gu ka le mi no pu ra se ti vo zu".split()
 
 Row = dict[str, Any]
@@ -64,7 +65,7 @@ Key = tuple[str, str]  # page id, heading
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    pages = [*read_medlineplus(arguments.sources / FILES[0]), *read_medquad(arguments.sources / FILES[1])]
+    pages = read_corpora(arguments.sources)
     questions = sample_questions(arguments.sources / FILES[1])
     report: dict[str, Any] = {
         "git_commit": git_commit(),
@@ -108,52 +109,14 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path} is missing or broken: --sources names a folder of {' and '.join(FILES)}.") from error
 
 
-def read_medlineplus(path: Path) -> Iterator[Page]:
-    """Yield the topics as documents: a line that asks is a heading. To be swapped for the importer's own reader."""
-    for row in read_rows(path):
-        sections, heading, lines = list[tuple[str, str]](), "Summary", list[str]()
-        for line in filter(None, map(str.strip, row["text"].split("\n"))):
-            if line.endswith("?") and len(line) < MAX_HEADING:
-                sections.append((heading, "\n".join(lines)))
-                heading, lines = line, []
-            else:
-                lines.append(line)
-        sections.append((heading, "\n".join(lines)))
-        source = Source("MedlinePlus", row["title"], row["url"], licence="Public domain")
-        yield from document(f"medlineplus-{row['id']}", row["title"], tuple(row["also_called"]), source, sections)
-
-
-def read_medquad(path: Path) -> Iterator[Page]:
-    """Yield what each source says of a focus as a document. To be swapped for the importer's own reader."""
-    by_page = defaultdict[Key, list[Row]](list)
-    for row in read_rows(path):
-        by_page[row["focus"], row["url"]].append(row)
-    for number, ((focus, url), rows) in enumerate(by_page.items()):
-        sections = [(row["question_type"].capitalize(), row["answer"]) for row in rows]
-        source = Source(rows[0]["source"], focus, url, licence="CC BY 4.0")
-        yield from document(f"medquad-{number}", focus, (), source, sections)
-
-
-def document(
-    name: str, title: str, names: tuple[str, ...], source: Source, sections: Iterable[tuple[str, str]]
-) -> Iterator[Page]:
-    """Yield the page, if any section has text. A heading that comes again gets a number."""
-    seen, made = Counter[str](), []
-    for heading, text in sections:
-        lines = tuple(_lines(text))
-        if lines:
-            seen[heading] += 1
-            made.append(Section(heading if seen[heading] == 1 else f"{heading} ({seen[heading]})", lines))
-    if made:
-        yield Page(name, title, DOCUMENT, names, (source,), tuple(made))
-
-
-def _lines(text: str) -> Iterator[Line]:
-    for block in text.split("\n"):
-        for sentence in _SENTENCE.split(block.strip()):
-            words = sentence.strip().removeprefix("- ").strip()
-            if words:
-                yield Line(words, (0,), item=sentence.startswith("- "))
+def read_corpora(folder: Path) -> list[Page]:
+    """Return the pages of the corpora that are in the folder, no text twice."""
+    pages: dict[str, Page] = {}
+    for source in list_sources(str(folder), folder / "none", 2**31).sources:
+        if source.key in FILES:
+            found = (page for _, page in read_pages(source, source.read(), Counter()) if page)
+            pages.update((text_hash(page.id), page) for page in found)
+    return list(pages.values())
 
 
 def sample_questions(path: Path) -> list[Row]:
@@ -175,28 +138,28 @@ def build(folder: Path, pages: Iterable[Page]) -> dict[str, Any]:
     return {"passages": passages, "build_s": round(seconds, 1), "disk_mb": int(disk), "build_memory_mb": peak_mb}
 
 
-def quality(library: StoredLibrary, pages: Sequence[Page], questions: Sequence[Row]) -> dict[str, Any]:
-    """Return the figures of each way to search."""
+def quality(library: StoredLibrary, pages: Sequence[Page], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the figures of each way to search, for the rows of which some passage is relevant."""
     relevant = defaultdict[Key, set[Key]](set)
     for page in pages:
         for section in page.sections:
-            heading = section.heading.partition(" (")[0]
+            heading = re.split(r" \(|: ", section.heading)[0]  # of a part, or of a passage with a heading of its own
             relevant[page.title.casefold(), heading].add((page.id, section.heading))
+    asked = [
+        (row["question"], relevant[row["focus"].casefold(), medquad_heading(row["question_type"])]) for row in rows
+    ]
+    asked = [(question, wanted) for question, wanted in asked if wanted]
     plain = PlainBm25(pages)
     ways: dict[str, Callable[[str], list[Key]]] = {"plain_bm25s": plain.search, "store": lambda q: stored(library, q)}
-    report: dict[str, Any] = {"passages": sum(len(page.sections) for page in pages), "questions": len(questions)}
+    report: dict[str, Any] = {"passages": sum(len(page.sections) for page in pages), "questions": len(asked)}
     for name, search in ways.items():
-        figures = []
-        for row in questions:
-            wanted = relevant[row["focus"].casefold(), row["question_type"].capitalize()]
-            figures.append(measures(search(row["question"]), wanted))
+        figures = [measures(search(question), wanted) for question, wanted in asked]
         report[name] = {
             key: round(sum(figure[key] for figure in figures) / len(figures), 3)
             for key in ("ndcg_10", "hit_1", "hit_3")
         }
     report["dense"] = report["dense_and_store"] = "not measured: no sentence encoder is installed"
-    found = [library.find(row["question"]) for row in questions]
-    report["coverage"] = dict(Counter(one.coverage for one in found))
+    report["coverage"] = dict(Counter(library.find(question).coverage for question, _ in asked))
     return report
 
 

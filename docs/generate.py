@@ -13,7 +13,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,11 @@ def numbers_that_matter() -> str:
     urges = {name: rates["urges_care_rate"] for name, rates in metrics["safety"]["candidates"].items()}
     decode = {(row["name"], row["clients"]): row for row in read("decode")["rows"]}
     page = decode["page, base", 1]
-    library = read("library")["test"]
+    library, pages = read("library")["test"], read("library_check")["pages"]
     rows = [
         (
-            "right library page among the first three, right section shown, on questions whose author saw no page",
+            f"right one of {pages} library pages among the first three, right section shown, on questions whose author "
+            "saw no page",
             f"{library['covered']['first_3']:.1%}; {library['covered']['section']:.1%}",
             "[library](docs/library.md)",
         ),
@@ -262,19 +264,101 @@ def library_sentence() -> str:
     )
 
 
-def question_types_table() -> str:
-    """Return the types of question and the sections that answer each."""
-    from medical_assistant.library.index import FOLDER
-    from medical_assistant.library.understand import load_question_types
+def rows_of(path: str) -> list[dict[str, Any]]:
+    """Return the rows of a JSONL file of the repository."""
+    return [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
 
-    rows = [
-        (found.name.replace("_", " "), ", ".join(found.sections), ", ".join(found.besides) or "-", kinds(found.kinds))
-        for found in load_question_types(FOLDER / "question_types.yaml")
+
+def library_pages_sentence() -> str:
+    """Return how many pages and statements the library has, and what was found of them."""
+    found = read("library_check")
+    kinds = ", ".join(f"{number} {PLURALS[kind]}" for kind, number in by_number(found["kinds"]))
+    statements, support = found["statements"], found["support"]
+    return (
+        f"{found['pages']} pages: {kinds}.\n{sum(statements.values()):,} statements, of which "
+        f"{statements['with every source at hand']:,} cite only sources whose text was at hand. Of "
+        f"{sum(support.values()):,} numbers and\nnames of medicines, {support['supported']:,} stand in such a text, "
+        f"{support.get('unsupported', 0):,} do not, and for {support['no text']:,} no text was at hand."
+    )
+
+
+PLURALS = {
+    "condition": "conditions",
+    "medicine": "medicines",
+    "symptom": "symptoms",
+    "test": "tests",
+    "topic": "topics of living well",
+    "vaccine": "vaccines",
+    "first-aid": "of first aid",
+}
+
+
+def by_number(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
+def review_table() -> str:
+    """Return with what the second reader compared the pages."""
+    rows = rows_of("assets/library/review.jsonl")
+    counts = Counter(basis for row in rows for basis in row["basis"])
+    changed, changes = sum(bool(row["changes"]) for row in rows), sum(len(row["changes"]) for row in rows)
+    cells = [(basis, number) for basis, number in by_number(counts)]
+    cells.append(("knowledge alone", sum(row["basis"] == ["knowledge"] for row in rows)))
+    text = f"Of {len(rows)} pages that were read a second time, {changed} were changed, in {changes:,} places."
+    return f"{text}\n\n{table(('compared with', 'pages'), cells)}"
+
+
+def library_questions_table() -> str:
+    """Return how many questions there are to train and to measure the library."""
+    cells = []
+    for name, what in (("covered", "a page answers"), ("follow_ups", "follow-ups"), ("uncovered", "no page answers")):
+        measured = Counter(row["split"] for row in rows_of(f"benchmarks/library_questions/{name}.jsonl"))
+        trained = len(rows_of(f"training_data/library/{name}.jsonl"))
+        cells.append((what, f"{trained:,}", measured["dev"], measured["test"]))
+    return table(("questions", "to train", "dev", "test"), cells)
+
+
+def library_store_table() -> str:
+    """Return how well and how fast a stored library finds passages."""
+    found = read("library_store")
+    quality = found["quality"]
+    cells = [
+        (what, f"{quality[key]['ndcg_10']:.3f}", f"{quality[key]['hit_1']:.1%}", f"{quality[key]['hit_3']:.1%}")
+        for what, key in (("plain bm25s", "plain_bm25s"), ("stored library", "store"))
     ]
-    return table(("asked", "the first of these that the page has", "besides", "kinds of page"), rows)
+    head = (f"{quality['questions']} questions, {quality['passages']:,} passages", "nDCG@10", "hit@1", "hit@3")
+    speeds = [
+        (
+            f"{row['passages']:,}",
+            *(row[name][key] for name in ("medquad", "everyday") for key in ("p50_ms", "p95_ms")),
+            row["memory_mb"],
+            row["build_s"],
+            row["disk_mb"],
+        )
+        for row in found["speed"].values()
+    ]
+    asked = (
+        "passages",
+        "MedQuAD's p50 (ms)",
+        "p95",
+        "everyday p50 (ms)",
+        "p95",
+        "memory (MB)",
+        "build (s)",
+        "disk (MB)",
+    )
+    return f"{table(head, cells)}\n\n{table(asked, speeds)}"
 
 
-def kinds(names: Sequence[str]) -> str:
-    from medical_assistant.library.pages import SECTIONS
-
-    return "all" if set(names) == set(SECTIONS) else ", ".join(names)
+def coverage_sentence() -> str:
+    """Return what the gate's two thresholds keep and let through."""
+    gate = json.loads((ROOT / "assets" / "library" / "coverage.json").read_text(encoding="utf-8"))
+    at = {point["from"]: point for point in gate["curve"]}
+    covered, partly = at[gate["covered_from"]], at[gate["partly_from"]]
+    return (
+        f"On {gate['questions']['covered']:,} questions whose page came first and {gate['questions']['not']:,} that no "
+        f"page answers, each judged by a fit that did not see it:\n"
+        f'"covered" from {covered["from"]:.2f} keeps {covered["kept"]:.1%} of the first and lets '
+        f"{covered['let_through']:.1%} of the second through;\n"
+        f'"partly" from {partly["from"]:.2f} keeps {partly["kept"]:.1%} and lets {partly["let_through"]:.1%} through.'
+    )

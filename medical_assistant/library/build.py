@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from medical_assistant.errors import NO_SPACE, UserError
 from medical_assistant.files import new_folder, read_json, write_json
 from medical_assistant.library.documents import text_hash
-from medical_assistant.library.importers import Content, Limits, Source, SourceList, list_sources, read_pages
+from medical_assistant.library.importers import Content, Source, SourceList, list_sources, read_pages
 from medical_assistant.library.pages import Page
 from medical_assistant.library.store import FORMAT, MANIFEST, Store
 
@@ -99,7 +99,7 @@ def build_library(
     if settings.max_file_mb < 1:
         raise UserError("--max-file-mb must be 1 or more.")
     manifest = _read_manifest(output)
-    found = list_sources(settings.source, output, Limits(settings.max_file_mb * 10**6))
+    found = list_sources(settings.source, output, settings.max_file_mb * 10**6)
     if manifest and manifest["source"] != found.name:
         raise UserError(
             f"{output} was built from {manifest['source']}, not {found.name}: choose another --output, or remove it."

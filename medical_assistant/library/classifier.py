@@ -8,15 +8,12 @@ on questions whose authors saw no page.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-
-from medical_assistant.errors import UserError
 
 NOTHING = ""  # the label of what no section answers, and of what is no question for the library
 NAME, NUMBER, START, END = "@", "#", "^", "$"
@@ -81,19 +78,13 @@ def softmax(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: power / total for name, power in powers.items()}
 
 
-def load_text_classifier(path: Path) -> TextClassifier:
-    """Return the classifier of a file of assets/library. Raises `UserError` when the file is missing or broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return TextClassifier(
-            tuple(content["labels"]),
-            np.array(content["bias"], dtype=np.float64),
-            {feature: number for number, feature in enumerate(content["features"])},
-            np.cumsum([0, *content["lengths"]]),
-            np.array(content["columns"], dtype=np.intp),
-            np.array(content["values"], dtype=np.float64) / WEIGHT_SCALE,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is missing or broken: restore it, or fit it with python -m medical_assistant.library.training."
-        ) from error
+def classifier_of(content: Mapping[str, Any]) -> TextClassifier:
+    """Return the classifier of a file's content. Raises `KeyError`, `ValueError` or `TypeError` where it is broken."""
+    return TextClassifier(
+        tuple(content["labels"]),
+        np.array(content["bias"], dtype=np.float64),
+        {feature: number for number, feature in enumerate(content["features"])},
+        np.cumsum([0, *content["lengths"]]),
+        np.array(content["columns"], dtype=np.intp),
+        np.array(content["values"], dtype=np.float64) / WEIGHT_SCALE,
+    )

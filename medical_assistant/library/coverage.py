@@ -1,18 +1,16 @@
 """Does the library answer a question? A logistic regression over a handful of signals, and two thresholds.
 
-Fitted by `benchmarks/library.py --fit` on questions that are and are not covered; coverage.json holds the weights and
-the thresholds, which come from a measured risk-coverage curve on questions that did not fit it.
+Fitted by `medical_assistant.library.training` on questions that are and are not covered. coverage.json holds the
+weights and the thresholds, which come from a measured risk-coverage curve on questions that did not fit it.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from medical_assistant.errors import UserError
 from medical_assistant.library.passages import Coverage
 
 # Shares (0-1) of the question's telling words, weighed by how few pages hold them: `shown` in the topics' pages,
@@ -48,11 +46,7 @@ class Gate:
         return "partly" if probability >= self.partly_from else "not"
 
 
-def load_gate(path: Path) -> Gate:
-    """Return the gate of `coverage.json`. Raises `UserError` when the file is missing or broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        weights = {name: float(content["weights"][name]) for name in SIGNALS}
-        return Gate(weights, float(content["bias"]), float(content["covered_from"]), float(content["partly_from"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is missing or broken: restore it, or fit it with benchmarks/library.py.") from error
+def gate_of(content: Mapping[str, Any]) -> Gate:
+    """Return the gate of coverage.json's content. Raises `KeyError`, `ValueError` or `TypeError` where it is broken."""
+    weights = {name: float(content["weights"][name]) for name in SIGNALS}
+    return Gate(weights, float(content["bias"]), float(content["covered_from"]), float(content["partly_from"]))

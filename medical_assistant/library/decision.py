@@ -153,7 +153,7 @@ class Decision:
         for topic in candidates.values():
             probable = asked[topic.words, topic.page.kind]
             section = math.fsum(
-                probable[heading] for heading in SECTIONS[topic.page.kind] if topic.page.section(heading)
+                share for heading, share in probable.items() if heading != NOTHING and topic.page.section(heading)
             )
             signals = self.trained.ranking.signals(
                 reading, self.names, topic, body, asked_for, self._stems_of[topic.page.id], section
@@ -185,9 +185,13 @@ class Decision:
         return chosen
 
     def _asked(self, reading: Reading, name: frozenset[str], kind: str) -> dict[str, float]:
-        """Return how probable it is that each section which a page of this kind may have is asked for, or nothing."""
+        """Return how probable it is that each section which a page of this kind may have is asked for, or nothing.
+
+        A document may have any.
+        """
         scores = self.trained.sections.scores(features(reading.sequence, name, kind))
-        return softmax({heading: scores[heading] for heading in (*SECTIONS[kind], NOTHING)})
+        headings = scores if kind == DOCUMENT else (*SECTIONS[kind], NOTHING)
+        return softmax({heading: scores[heading] for heading in headings})
 
     def _part(self, reading: Reading, topic: Topic) -> Part:
         page = topic.page

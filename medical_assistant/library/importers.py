@@ -69,26 +69,22 @@ class SourceList:
     skipped: Counter[str]
 
 
-class Limits(NamedTuple):
-    max_file_bytes: int
-
-
-def list_sources(source: str, output: Path, limits: Limits) -> SourceList:
+def list_sources(source: str, output: Path, max_file_bytes: int) -> SourceList:
     """Return the sources in a folder (but not in `output`), a file, a .txt list of addresses, or a Hub data set.
 
     Raises `UserError` when there is no such thing, and when a folder holds nothing that can be read.
     """
     if re.match(r"https?://", source, re.IGNORECASE):
-        return _addresses(source, [source], limits)
+        return _addresses(source, [source], max_file_bytes)
     path = Path(source)
     try:
         if path.is_dir():
-            return _folder(path, output, limits)
+            return _folder(path, output, max_file_bytes)
         if path.is_file():
             addresses = _address_list(path)
             if addresses:
-                return _addresses(path.name, addresses, limits)
-            return SourceList(path.name, (_file(path, path.name, limits),), Counter())
+                return _addresses(path.name, addresses, max_file_bytes)
+            return SourceList(path.name, (_file(path, path.name, max_file_bytes),), Counter())
         exists = path.exists()
     except OSError as error:
         raise UserError(f"{source[:120]} cannot be read ({error.strerror}): check the path and its rights.") from error
@@ -97,10 +93,10 @@ def list_sources(source: str, output: Path, limits: Limits) -> SourceList:
             f"There is no file or folder {source[:120]}: give a folder, a file, a .txt list of web addresses or the id "
             "of a data set on the Hub."
         )
-    return _data_set(source, limits)
+    return _data_set(source, max_file_bytes)
 
 
-def _folder(folder: Path, output: Path, limits: Limits) -> SourceList:
+def _folder(folder: Path, output: Path, max_file_bytes: int) -> SourceList:
     """Return the files below a folder, sorted; hidden ones and links that lead out of it are left out."""
     root, skipped, sources = folder.resolve(), Counter[str](), list[Source]()
     left_out = output.resolve()
@@ -123,19 +119,19 @@ def _folder(folder: Path, output: Path, limits: Limits) -> SourceList:
             elif not path.is_file():
                 skipped["no files"] += 1
             else:
-                sources.append(_file(path, path.relative_to(folder).as_posix(), limits))
+                sources.append(_file(path, path.relative_to(folder).as_posix(), max_file_bytes))
     if not sources:
         why = f" ({'; '.join(f'{count} {reason}' for reason, count in skipped.items())})" if skipped else ""
         raise UserError(f"{folder} holds no files that can be read{why}: put {', '.join(FORMATS)} files there.")
     return SourceList(root.name, tuple(sorted(sources, key=lambda source: source.key)), skipped)
 
 
-def _file(path: Path, key: str, limits: Limits) -> Source:
+def _file(path: Path, key: str, max_file_bytes: int) -> Source:
     def read() -> Content:
         try:
             size = path.stat().st_size
-            if size > limits.max_file_bytes:
-                raise UserError(_too_large(key, size, limits))
+            if size > max_file_bytes:
+                raise UserError(_too_large(key, size, max_file_bytes))
             return Content(path.read_bytes(), path.suffix.lower())
         except OSError as error:
             raise UserError(f"{key} cannot be read ({error.strerror}): check its rights.") from error
@@ -143,8 +139,8 @@ def _file(path: Path, key: str, limits: Limits) -> Source:
     return Source(key, path.stat().st_size, read)
 
 
-def _too_large(key: str, size: int, limits: Limits) -> str:
-    limit_mb = limits.max_file_bytes // 10**6
+def _too_large(key: str, size: int, max_file_bytes: int) -> str:
+    limit_mb = max_file_bytes // 10**6
     return f"{key} has {size / 1e6:,.0f} MB, more than --max-file-mb {limit_mb}: split it, or allow more."
 
 
@@ -157,7 +153,7 @@ def _address_list(path: Path) -> list[str]:
     return lines if lines and re.match(r"https?://", lines[0], re.IGNORECASE) else []
 
 
-def _addresses(name: str, lines: Sequence[str], limits: Limits) -> SourceList:
+def _addresses(name: str, lines: Sequence[str], max_file_bytes: int) -> SourceList:
     skipped = Counter[str]()
     found: dict[str, Source] = {}
     for line in lines:
@@ -165,13 +161,13 @@ def _addresses(name: str, lines: Sequence[str], limits: Limits) -> SourceList:
         if not address:
             skipped["lines that are no http(s) address"] += 1
         elif address not in found:
-            found[address] = Source(address, 0, lambda address=address: fetch(address, limits))  # type: ignore[misc]
+            found[address] = Source(address, 0, lambda address=address: fetch(address, max_file_bytes))  # type: ignore[misc]
     if not found:
         raise UserError(f"{name} holds no http(s) address: write one a line.")
     return SourceList(name, tuple(found.values()), skipped)
 
 
-def fetch(address: str, limits: Limits) -> Content:
+def fetch(address: str, max_file_bytes: int) -> Content:
     """Return what a web address serves. Raises `UserError` when it fails, is too large, too slow or not to be read."""
     import httpx
 
@@ -187,8 +183,8 @@ def fetch(address: str, limits: Limits) -> Content:
                 raise UserError(f"{address} answers {response.status_code}: check the address.")
             for piece in response.iter_bytes():
                 content += piece
-                if len(content) > limits.max_file_bytes:
-                    raise UserError(_too_large(address, len(content), limits))
+                if len(content) > max_file_bytes:
+                    raise UserError(_too_large(address, len(content), max_file_bytes))
                 if time.monotonic() - started_s > FETCH_TIMEOUT_S:
                     raise UserError(f"{address} takes over {FETCH_TIMEOUT_S:.0f} s: download it, then give the file.")
             last = str(response.url)
@@ -203,15 +199,14 @@ def fetch(address: str, limits: Limits) -> Content:
     return Content(bytes(content), kind, last)
 
 
-def _data_set(repository: str, limits: Limits) -> SourceList:
+def _data_set(repository: str, max_file_bytes: int) -> SourceList:
     from medical_assistant.hub.pull import pull_data_set
 
     folder = pull_data_set(repository, [f"*{ending}" for ending in FORMATS])
     # Files of the Hub's cache are links, so this is no folder to be walked as a user's.
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS and path.is_file())
-    sources = tuple(
-        _file(path, path.relative_to(folder).as_posix(), limits) for path in paths if path.name.lower() not in _NO_PAGES
-    )
+    paths = [path for path in paths if path.name.lower() not in _NO_PAGES]
+    sources = tuple(_file(path, path.relative_to(folder).as_posix(), max_file_bytes) for path in paths)
     if not sources:
         raise UserError(f"The data set {repository} has no files that can be read: {', '.join(FORMATS)}.")
     return SourceList(repository.partition("@")[0], sources, Counter())

@@ -95,9 +95,13 @@ class TextStemmer:
         return [self.stem_of[word] for word in words if word not in SILENT]
 
 
-def open_library(folder: Path = FOLDER) -> EmbeddedLibrary:
-    """Return the library of a folder of pages. Raises `UserError` as `pages.read_library`."""
-    pages = read_library(folder)
+def open_library(*folders: Path) -> EmbeddedLibrary:
+    """Return the pages of folders as one library; those that ship, without any.
+
+    Raises `UserError` as `pages.read_library`, and where there are no pages.
+    """
+    pages = read_library(*(folders or (FOLDER,)))
     if not pages:
-        raise UserError(f"{folder} has no pages: name a folder of Markdown pages in the library's form.")
+        named = ", ".join(map(str, folders or (FOLDER,)))
+        raise UserError(f"{named} holds no pages: give a folder of .md pages in the library's form.")
     return EmbeddedLibrary(pages, load_trained())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from medical_assistant.errors import UserError
-from medical_assistant.library.index import EmbeddedLibrary, open_library
-from medical_assistant.library.pages import Page, read_library
+from medical_assistant.library.index import open_library
 from medical_assistant.library.passages import Found, Library
-from medical_assistant.library.trained import FOLDER, load_trained
+from medical_assistant.library.trained import FOLDER
 
 SHIPPED = "shipped"
 STORED_FILES = ("library.json", "sections.lance")  # in the folder of a stored library
@@ -43,8 +42,6 @@ def open_libraries(names: str) -> Library:
     Raises `UserError` for what is missing, empty or broken, and for a page name that stands in two folders.
     """
     folders = [_folder(name.strip()) for name in names.split(",") if name.strip()]
-    if folders == [FOLDER]:
-        return open_library()
     of_pages = [folder for folder in folders if not any((folder / name).exists() for name in STORED_FILES)]
     libraries: list[Library] = []
     for folder in folders:
@@ -53,7 +50,7 @@ def open_libraries(names: str) -> Library:
 
             libraries.append(StoredLibrary(folder))
         elif folder == of_pages[0]:
-            libraries.append(_embedded(of_pages))
+            libraries.append(open_library(*of_pages))
     if not libraries:
         raise UserError(f"--library {names!r} names no library: give a folder, '{SHIPPED}' or 'none'.")
     return libraries[0] if len(libraries) == 1 else Libraries(libraries)
@@ -75,21 +72,3 @@ def _folder(name: str) -> Path:
         return pull_data_set(name, DATA_SET_FILES)
     except UserError as error:
         raise UserError(f"{name} is no folder here and cannot be had from the Hub. {error}") from error
-
-
-def _embedded(folders: Sequence[Path]) -> EmbeddedLibrary:
-    """Return the pages of folders as one library."""
-    pages = list(_pages(folders))
-    if not pages:
-        named = ", ".join(map(str, folders))
-        raise UserError(f"{named} holds no pages: give a folder of .md pages, '{SHIPPED}' or 'none'.")
-    return EmbeddedLibrary(pages, load_trained())
-
-
-def _pages(folders: Sequence[Path]) -> Iterator[Page]:
-    seen: dict[str, str] = {}
-    for page in (page for folder in dict.fromkeys(folders) for page in read_library(folder)):
-        if page.id in seen:
-            raise UserError(f"{page.path} and {seen[page.id]} have the same name: rename one.")
-        seen[page.id] = page.path
-        yield page

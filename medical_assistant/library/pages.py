@@ -211,9 +211,10 @@ def text_means(text: str) -> frozenset[str]:
     return frozenset(name for name, pattern in _HEADING_PATTERNS.items() if pattern.search(lowered))
 
 
-def read_library(folder: Path) -> list[Page]:
-    """Return the pages under `folder`, by id. Raises `UserError` as `read_page`, and where two pages have one id."""
-    pages = [read_page(path) for path in sorted(folder.rglob("*.md")) if path.name != "README.md"]
+def read_library(*folders: Path) -> list[Page]:
+    """Return the pages under the folders. Raises `UserError` as `read_page`, and where two pages have one id."""
+    paths = [path for folder in dict.fromkeys(folders) for path in sorted(folder.rglob("*.md"))]
+    pages = [read_page(path) for path in paths if path.name != "README.md"]
     seen: dict[str, str] = {}
     for page in pages:
         if page.id in seen:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import bm25s
 
@@ -32,12 +33,13 @@ class AskedFor:
 
     def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
         """`words`: page id to stems."""
-        self._ids = sorted(name for name in words if words[name])
-        self.stems = {name: frozenset(words[name]) for name in self._ids}
+        self.words = {name: words[name] for name in sorted(words) if words[name]}
+        self.stems = {name: frozenset(own) for name, own in self.words.items()}
+        self._ids = list(self.words)
         self._known = frozenset().union(*self.stems.values())
         self._index = bm25s.BM25(k1=1.2, b=0.6)
         if self._ids:
-            self._index.index([list(words[name]) for name in self._ids], show_progress=False)
+            self._index.index([list(own) for own in self.words.values()], show_progress=False)
 
     def scores(self, stems: Sequence[str]) -> dict[str, float]:
         """Return the BM25 score of the best pages."""
@@ -116,3 +118,14 @@ class Ranking:
 def name_key(page: Page, words: Collection[str]) -> str:
     """Return how a name of a page stands in `Ranking.reliability`."""
     return f"{page.id}: {' '.join(sorted(words))}"
+
+
+def ranking_of(content: Mapping[str, Any]) -> Ranking:
+    """Return the ranking of ranking.json's content. Raises `KeyError`, `ValueError`, `TypeError` or `AttributeError`
+    where it is broken.
+    """
+    return Ranking(
+        {name: float(content["weights"][name]) for name in SIGNALS},
+        {name: float(value) for name, value in content["reliability"].items()},
+        AskedFor({name: words.split() for name, words in content["asked_for"].items()}),
+    )

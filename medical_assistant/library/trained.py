@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from medical_assistant.errors import UserError
-from medical_assistant.files import ASSETS, read_json
-from medical_assistant.library.classifier import TextClassifier, load_text_classifier
-from medical_assistant.library.coverage import Gate, load_gate
-from medical_assistant.library.ranking import SIGNALS, AskedFor, Ranking
+from medical_assistant.files import ASSETS
+from medical_assistant.library.classifier import TextClassifier, classifier_of
+from medical_assistant.library.coverage import Gate, gate_of
+from medical_assistant.library.ranking import Ranking, ranking_of
 
 FOLDER = ASSETS / "library"
+Learned = TypeVar("Learned")
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,19 @@ class Trained:
 
 def load_trained(folder: Path = FOLDER) -> Trained:
     """Return what the files of `folder` hold. Raises `UserError` when one is missing or broken."""
-    path = folder / "ranking.json"
-    try:
-        content = read_json(path)
-        ranking = Ranking(
-            {name: float(content["weights"][name]) for name in SIGNALS},
-            {name: float(value) for name, value in content["reliability"].items()},
-            AskedFor({name: words.split() for name, words in content["asked_for"].items()}),
-        )
-        uncorrected = frozenset((folder / "ordinary_words.txt").read_text(encoding="utf-8").split())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} or ordinary_words.txt is missing or broken: restore it, or fit it with "
-            "python -m medical_assistant.library.training."
-        ) from error
     return Trained(
-        load_text_classifier(folder / "section_classifier.json"),
-        load_text_classifier(folder / "scope_classifier.json"),
-        ranking,
-        load_gate(folder / "coverage.json"),
-        uncorrected,
+        sections=_read(folder / "section_classifier.json", lambda text: classifier_of(json.loads(text))),
+        scope=_read(folder / "scope_classifier.json", lambda text: classifier_of(json.loads(text))),
+        ranking=_read(folder / "ranking.json", lambda text: ranking_of(json.loads(text))),
+        gate=_read(folder / "coverage.json", lambda text: gate_of(json.loads(text))),
+        uncorrected=_read(folder / "ordinary_words.txt", lambda text: frozenset(text.split())),
     )
+
+
+def _read(path: Path, parse: Callable[[str], Learned]) -> Learned:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is missing or broken: restore it, or fit it with python -m medical_assistant.library.training."
+        ) from error

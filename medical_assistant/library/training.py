@@ -62,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--questions", type=Path, default=QUESTIONS, help="folder of the questions")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the two files")
+    parser.add_argument("--library", type=Path, default=FOLDER, help="folder of the pages")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder for what is learned")
     arguments = parser.parse_args(argv)
+    if not arguments.output.is_dir():
+        raise UserError(f"{arguments.output} is no folder: make it first.")
     words = ordinary_words()
-    pages = read_library(FOLDER)
+    pages = read_library(arguments.library)
     library = EmbeddedLibrary(pages, Trained(NOT_FITTED, NOT_FITTED, NO_RANKING, NO_GATE, frozenset(words)))
     ids = {page.id for page in pages}
     rows = [row for row in read_rows(arguments.questions, "covered") if row["page"] in ids]
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_whole(arguments.output / "ordinary_words.txt", "\n".join(words) + "\n")
     write_classifier(arguments.output / "section_classifier.json", library.trained.sections, len(rows))
     write_classifier(arguments.output / "scope_classifier.json", library.trained.scope, len(rows))
-    write_ranking(arguments.output / "ranking.json", library, rows)
+    write_ranking(arguments.output / "ranking.json", library.trained.ranking)
     write_whole(arguments.output / "coverage.json", json.dumps(gate, indent=1) + "\n")
     sys.stdout.write(json.dumps({**gate, "curve": "..."}, indent=1) + "\n")
     return 0
@@ -201,7 +204,7 @@ def cross_fit(library: EmbeddedLibrary, rows: Sequence[Row]) -> dict[str, Any]:
         others = [row for row in rows if fold_of(row) != fold]
         learn(library, others)
         parts.append((library.trained, [row for row in rows if fold_of(row) == fold]))
-        data += [(fold, row, *ranked_pages(library, row)) for row in parts[-1][1] if "page" in row]
+        data += [(fold, row, ranked_pages(library, row)) for row in parts[-1][1] if "page" in row]
     gate_rows = []
     for fold, (trained, own) in enumerate(parts):
         weights = fit_ranking([(row, found) for other, row, found in data if other != fold])
@@ -236,11 +239,11 @@ def learn(library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
     library.trained = replace(library.trained, sections=sections, scope=scope, ranking=learned)
 
 
-def ranked_pages(library: EmbeddedLibrary, row: Row) -> tuple[dict[str, dict[str, float]]]:
+def ranked_pages(library: EmbeddedLibrary, row: Row) -> dict[str, dict[str, float]]:
     """Return the signals of each page that comes into question, by its id."""
     reading = library.names.read(row["question"])
     found = library.page_signals(reading, library.names.topics(reading), library.ranked(reading))
-    return ({topic.page.id: signals for topic, signals in found},)
+    return {topic.page.id: signals for topic, signals in found}
 
 
 def fit_ranking(data: Sequence[tuple[Row, dict[str, dict[str, float]]]]) -> dict[str, float]:
@@ -259,15 +262,11 @@ def fit_ranking(data: Sequence[tuple[Row, dict[str, dict[str, float]]]]) -> dict
     return {name: round(float(weight), 3) for name, weight in zip(ranking.SIGNALS, model.coef_[0], strict=True)}
 
 
-def write_ranking(path: Path, library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
-    learned = library.trained.ranking
-    asked_for: defaultdict[str, list[str]] = defaultdict(list)
-    for row in (row for row in rows if "page" in row):
-        asked_for[row["page"]] += library.names.read(row["question"]).stems
+def write_ranking(path: Path, learned: Ranking) -> None:
     content = {
         "weights": learned.weights,
         "reliability": dict(sorted(learned.reliability.items())),
-        "asked_for": {name: " ".join(asked_for[name]) for name in sorted(asked_for)},
+        "asked_for": {name: " ".join(words) for name, words in learned.asked_for.words.items()},
     }
     write_whole(path, json.dumps(content, indent=0) + "\n")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from medical_assistant.library.passages import Found
@@ -30,14 +29,6 @@ def test_what_counts_as_right(benchmark, small):  # noqa: F811
 
 def test_plain_bm25_is_measured_alike(benchmark, small):  # noqa: F811
     assert benchmark.PlainBm25(small.pages).outcome(ROW)["first"]
-
-
-def test_risk_coverage_and_the_first_threshold_below(benchmark):
-    curve = benchmark.risk_coverage(np.array([0.9, 0.7, 0.5, 0.1]), np.array([True, True, False, False]))
-    at = {point["from"]: point for point in curve}
-    assert at[0.4] == {"from": 0.4, "kept": 1.0, "let_through": 0.5}
-    assert at[0.8] == {"from": 0.8, "kept": 0.5, "let_through": 0.0}
-    assert benchmark.first_below(curve, 0.0) == 0.52
 
 
 def test_splits_are_apart(benchmark):

@@ -1,4 +1,4 @@
-"""The gate: its arithmetic, its file, and what it does on the shipped questions of dev."""
+"""The gate: its arithmetic, its thresholds, and that what the library does not have is not answered."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.errors import UserError
-from medical_assistant.library.coverage import SIGNALS, Gate, load_gate
-from medical_assistant.library.index import FOLDER
+from medical_assistant.library.coverage import SIGNALS, Gate, gate_of
+from medical_assistant.library.trained import FOLDER
 
 GATE = Gate(dict.fromkeys(SIGNALS, 1.0), -2.0, 0.6, 0.4)
 
@@ -25,14 +24,17 @@ def test_thresholds(probability, coverage):
     assert GATE.coverage(probability) == coverage
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"weights": {}}', '{"weights": 3}'])
-def test_a_broken_file_is_said(tmp_path, text):
-    path = tmp_path / "coverage.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="missing or broken"):
-        load_gate(path)
-    with pytest.raises(UserError, match="missing or broken"):
-        load_gate(tmp_path / "none.json")
+@pytest.mark.parametrize("content", [{}, [], {"weights": {}}, {"weights": 3}])
+def test_broken_content_is_refused(content):
+    with pytest.raises((KeyError, TypeError)):
+        gate_of(content)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4).map(sorted))
+def test_more_probable_is_never_less_covered(probabilities):
+    order = ["not", "partly", "covered"]
+    ranks = [order.index(GATE.coverage(probability)) for probability in probabilities]
+    assert ranks == sorted(ranks)
 
 
 def test_the_thresholds_are_those_of_the_curve():

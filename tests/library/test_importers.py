@@ -12,18 +12,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medical_assistant.errors import UserError
-from medical_assistant.library.importers import FORMATS, Limits, fetch, list_sources, read_pages
+from medical_assistant.library.importers import FORMATS, fetch, list_sources, read_pages
 from medical_assistant.library.pages import Page
 from tests.library.conftest import PAGES
 from tests.support.documents import MEDLINEPLUS_XML, make_pdf, outline, web_server
 
-LIMITS = Limits(10**6)
+MAX_FILE_BYTES = 10**6
 NO_OUTPUT = Path("no such folder")
 
 
 def pages_of(path: Path) -> list[Page]:
     """Return the pages of a file."""
-    (source,) = list_sources(str(path), NO_OUTPUT, LIMITS).sources
+    (source,) = list_sources(str(path), NO_OUTPUT, MAX_FILE_BYTES).sources
     return [page for _, page in read_pages(source, source.read(), Counter(), library="my pages") if page]
 
 
@@ -75,7 +75,7 @@ def test_a_page_in_the_projects_form_stays_as_it_is(tmp_path: Path) -> None:
 def test_a_link_that_is_not_http_is_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text("---\ntitle: A\naddress: javascript:alert(1)\n---\nText of it.\n")
-    (source,), notes = list_sources(str(path), NO_OUTPUT, LIMITS).sources, Counter[str]()
+    (source,), notes = list_sources(str(path), NO_OUTPUT, MAX_FILE_BYTES).sources, Counter[str]()
     ((_, page),) = read_pages(source, source.read(), notes)
     assert page and page.sources[0].address == "" and list(notes.values()) == [1]
 
@@ -322,7 +322,7 @@ def test_any_file_gives_pages_or_one_line(tmp_path: Path, content: bytes, kind: 
     path = tmp_path / f"any{kind}"
     path.write_bytes(content)
     try:
-        found = list_sources(str(path), NO_OUTPUT, LIMITS).sources
+        found = list_sources(str(path), NO_OUTPUT, MAX_FILE_BYTES).sources
         pages = [] if found[0].key.startswith("http") else pages_of(path)
     except UserError as error:
         assert "\n" not in str(error)
@@ -348,7 +348,7 @@ def test_a_folder_is_walked_sorted_without_what_does_not_belong(tmp_path: Path) 
     (folder / "link.md").symlink_to(outside)
     (folder / "loop").symlink_to(folder)
     (folder / "inner.md").symlink_to(folder / "b.md")
-    found = list_sources(str(folder), folder / "library", LIMITS)
+    found = list_sources(str(folder), folder / "library", MAX_FILE_BYTES)
     assert [source.key for source in found.sources] == ["a/c.md", "b.md", "inner.md"]
     assert found.skipped == {"files in another format (.png)": 1, "links out of the folder": 1, "links to folders": 1}
 
@@ -356,10 +356,10 @@ def test_a_folder_is_walked_sorted_without_what_does_not_belong(tmp_path: Path) 
 def test_where_there_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no files that can be read"):
-        list_sources(str(tmp_path / "empty"), NO_OUTPUT, LIMITS)
+        list_sources(str(tmp_path / "empty"), NO_OUTPUT, MAX_FILE_BYTES)
     for name in (str(tmp_path / "missing"), "missing", "./a/b"):
         with pytest.raises(UserError, match="no file or folder"):
-            list_sources(name, NO_OUTPUT, LIMITS)
+            list_sources(name, NO_OUTPUT, MAX_FILE_BYTES)
 
 
 def test_a_list_of_addresses_is_fetched(tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_a_list_of_addresses_is_fetched(tmp_path: Path) -> None:
         path.write_text(
             f"# ours\n{server}/moved\n{server}/leaflet\nftp://x.example/a\n{server}/notes.md\n{server}/moved\n"
         )
-        found = list_sources(str(path), NO_OUTPUT, LIMITS)
+        found = list_sources(str(path), NO_OUTPUT, MAX_FILE_BYTES)
         assert len(found.sources) == 3 and sum(found.skipped.values()) == 1
         read_all = [list(read_pages(source, source.read(), Counter())) for source in found.sources]
         gout, leaflet, notes = (page for ((_, page),) in read_all)
@@ -393,10 +393,10 @@ def test_a_list_of_addresses_is_fetched(tmp_path: Path) -> None:
             ("none", "404"),
         ):
             with pytest.raises(UserError, match=words) as error:
-                fetch(f"{server}/{name}", LIMITS)
+                fetch(f"{server}/{name}", MAX_FILE_BYTES)
             assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be fetched"):
-        fetch(f"{server}/gout", LIMITS)
+        fetch(f"{server}/gout", MAX_FILE_BYTES)
 
 
 def test_a_data_set_of_the_hub(hub_server) -> None:
@@ -407,8 +407,8 @@ def test_a_data_set_of_the_hub(hub_server) -> None:
         "t.jsonl": b'{"title": "A"}',
     }
     hub_server.add_repository("alice/pages", files, kind="datasets")
-    found = list_sources("alice/pages", NO_OUTPUT, LIMITS)
+    found = list_sources("alice/pages", NO_OUTPUT, MAX_FILE_BYTES)
     assert found.name == "alice/pages" and [source.key for source in found.sources] == ["pages/gout.md", "t.jsonl"]
     assert found.sources[0].read().content == files["pages/gout.md"]
     with pytest.raises(UserError, match="does not exist"):
-        list_sources("alice/nothing", NO_OUTPUT, LIMITS)
+        list_sources("alice/nothing", NO_OUTPUT, MAX_FILE_BYTES)

@@ -1,16 +1,15 @@
-"""Names in a question, misspelt ones, whom it is about, and what it asks."""
+"""Names in a question, misspelt ones, ordinary words that look like a name, and whom it is about."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.library.index import FOLDER
-from medical_assistant.library.pages import SECTIONS
-from medical_assistant.library.understand import load_question_types, question_types, words_of
-
-TYPES = load_question_types(FOLDER / "question_types.yaml")
+from medical_assistant.library.index import EmbeddedLibrary
+from medical_assistant.library.understand import words_of
 
 
 def topic(library, question):
@@ -58,33 +57,35 @@ def test_a_correction_is_marked(small):
     assert not small.names.topics(small.names.read("malaria"))[0].guessed
 
 
+@pytest.mark.parametrize("word", ["happy", "later", "doesnt", "liner"])
+def test_an_ordinary_word_is_not_corrected_to_a_name(shipped, word):
+    """ "happy" is not "nappy", whether or not a page has it."""
+    assert not shipped.names.read(f"is it {word}").corrected
+
+
+def test_what_is_right_as_it_is_comes_from_the_trained_words(small):
+    library = EmbeddedLibrary(small.pages, replace(small.trained, uncorrected={"maleria"}))
+    assert topic(small, "maleria") == "malaria" and topic(library, "maleria") is None
+
+
 @pytest.mark.parametrize(
-    ("question", "kind", "name"),
+    ("word", "page"),
     [
-        ("can you drink beer on this", "medicine", "mixing"),
-        ("5 hours late with my tablet", "medicine", "missed_dose"),
-        ("is it ok when pregnant", "medicine", "pregnancy"),
-        ("mine was 58", "test", "reading"),
-        ("how is it treated?", "condition", "treatment"),
-        ("how long does it last", "condition", "how_long"),
-        ("why did i get it", "condition", "causes"),
-        ("when should i go to hospital", "symptom", "when_to_worry"),
-        ("can i catch it", "condition", "causes"),
-        ("how do i stop getting it", "condition", "prevention"),
+        ("maleria", "malaria"),
+        ("ibuprophen", "ibuprofen"),
+        ("diabetis", "type-2-diabetes"),
+        ("amoxicilin", "amoxicillin"),
     ],
 )
-def test_what_is_asked(question, kind, name):
-    assert name in [found.name for found in question_types(question, kind, TYPES)]
+def test_a_misspelt_name_is_corrected(shipped, word, page):
+    assert page in [topic.page.id for topic in shipped.names.topics(shipped.names.read(f"is {word} bad"))]
 
 
-def test_types_name_sections_that_their_kinds_have():
-    for found in TYPES:
-        for kind in found.kinds:
-            assert kind in SECTIONS
-        headings = {heading for kind in found.kinds for heading in SECTIONS[kind]}
-        assert {*found.sections, *found.besides} <= headings, found.name
-
-
-@given(st.text(max_size=200), st.sampled_from(sorted(SECTIONS)))
-def test_at_most_two_types_whatever_the_text(text, kind):
-    assert len(question_types(text, kind, TYPES)) <= 2
+@given(st.text(max_size=120))
+def test_any_text_is_read(small, text):
+    reading = small.names.read(text)
+    assert set(reading.stems) <= set(reading.sequence) and reading.corrected <= reading.all_stems
+    assert reading.person in ("", "baby", "child", "adult")
+    weights = [topic.weight for topic in small.names.topics(reading)]
+    assert weights == sorted(weights, reverse=True)
+    assert all(0 <= small.names.partial(page, reading.all_stems) <= 1 for page in small.pages)

@@ -41,7 +41,7 @@ MEDQUAD_SOURCES = {
     "NHLBI": "National Heart, Lung, and Blood Institute (NIH)",
     "CDC": "CDC",
 }
-# MedQuAD's question types as headings that question_types.yaml knows.
+# MedQuAD's question types as headings of `pages.SECTIONS`, or of `pages.heading_means`.
 MEDQUAD_HEADINGS = {
     "information": "In short",
     "symptoms": "Signs",
@@ -105,7 +105,7 @@ def _from_sections(title: str, rows: Sequence[Mapping[str, Any]], medquad: bool)
     by_heading: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         name = _text(row, SECTION)
-        heading = MEDQUAD_HEADINGS.get(name.lower(), _humanised(name)) if medquad else name
+        heading = medquad_heading(name) if medquad else name
         by_heading.setdefault(heading or str(row.get("question", "")), []).append(row)
     for heading in sorted(by_heading, key=lambda name: name != "In short"):  # what it is comes first
         blocks.append(Block("heading", heading, 2))
@@ -239,6 +239,11 @@ def _list(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         if isinstance(value, str) and value:
             return [part.strip() for part in re.split(r"[;|]", value)]
     return []
+
+
+def medquad_heading(question_type: str) -> str:
+    """Return the heading under which answers to a type of MedQuAD's questions stand."""
+    return MEDQUAD_HEADINGS.get(question_type.lower(), _humanised(question_type))
 
 
 def _humanised(name: str) -> str:
