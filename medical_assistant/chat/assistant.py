@@ -44,8 +44,8 @@ BLOCKED_NOTE = "Part of this answer was left out because it could do harm. Ask a
 REPETITION_NOTE = "The model began to repeat itself: the answer ends here."
 MODEL_WARNING = "This model answers from memory and is often wrong."
 NOT_ENGLISH = (
-    "My library is in English, so I can answer only in English: ask in English, for example \u201cWhat are the signs of "
-    "malaria?\u201d, or ask a doctor, a nurse or a pharmacist. In an emergency, call your local emergency number."
+    "My library is in English, so I can answer only in English: ask in English, for example \u201cWhat are the signs "
+    "of malaria?\u201d, or ask a doctor, a nurse or a pharmacist. In an emergency, call your local emergency number."
 )
 LIBRARY_FAILED_NOTE = "The library failed on this question: ask in other words."
 RULES_LABEL = "Safety rules \u00b7 no model was used"

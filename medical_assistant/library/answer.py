@@ -26,6 +26,10 @@ WHOM_TO_ASK = (
     "Ask a doctor, a nurse or a pharmacist. If it is urgent, call your local emergency number or go to the nearest "
     "emergency department."
 )
+HELP_WITH_MANY = (
+    "Call your local emergency number if somebody is very ill or quickly gets worse. For the warning signs, ask about "
+    "one of these alone."
+)
 LEFT_OUT = "There was more in your message: {n} more question{s}. Please ask again, one thing at a time."
 MORE = "There is more on this in the source."
 _WEB_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
@@ -67,9 +71,13 @@ def quoted_answer(found: Found) -> QuotedAnswer:
         else:
             writer.paragraph(f"### {_plain(part.topic.title)}")
         writer.part(part, brief=len(found.parts) > WHOLE_PARTS)
-    writer.when_to_get_help(found.parts)
-    for question in found.unanswered:
-        writer.paragraph(f"I have nothing on \u201c{_plain(_shortened(question))}\u201d. {WHOM_TO_ASK}")
+    if len(found.parts) > WHOLE_PARTS:
+        writer.paragraph(f"> **{URGENT}**\n>\n> {HELP_WITH_MANY}")
+    else:
+        writer.when_to_get_help(found.parts)
+    if found.unanswered:
+        questions = _listed([f"\u201c{_plain(_shortened(question))}\u201d" for question in found.unanswered])
+        writer.paragraph(f"I have nothing on {questions}. {WHOM_TO_ASK}")
     if found.left_out:
         writer.paragraph(LEFT_OUT.format(n=found.left_out, s="s" if found.left_out > 1 else ""))
     return writer.answer()
@@ -172,7 +180,9 @@ class _Writer:
 def _asked(part: Part) -> dict[Section, tuple[Line, ...]]:
     """Return the sections to show of a part, without those that `_urgent` gives."""
     own = part.topic.kind == DOCUMENT
-    return {passage.section: passage.lines for passage in part.passages if own or passage.section.heading not in URGENCY}
+    return {
+        passage.section: passage.lines for passage in part.passages if own or passage.section.heading not in URGENCY
+    }
 
 
 def _urgent(part: Part, heading: str) -> tuple[Section, tuple[Line, ...]] | None:

@@ -162,7 +162,9 @@ class Decision:
         chosen = list(order[:1])
         for topic in order[1:]:
             clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight
-            if len(chosen) < MAX_PARTS and chosen[0].words and clear and not topic.words & chosen[0].words:
+            # Each is named by a word that the other is not: "type 1" and "type 2 diabetes", "a cold" and "flu A".
+            apart = topic.words - chosen[0].words - FUNCTION_WORDS and chosen[0].words - topic.words - FUNCTION_WORDS
+            if len(chosen) < MAX_PARTS and clear and apart:
                 chosen.append(topic)
         medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
         if medicines:

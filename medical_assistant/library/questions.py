@@ -42,9 +42,7 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
         return whole
     parts = _joined([part for one in answered for part in one.parts])
     left_out = len(questions) - MAX_QUESTIONS
-    unanswered = tuple(
-        question.text for question, one in zip(questions, found, strict=False) if one not in answered
-    )
+    unanswered = tuple(question.text for question, one in zip(questions, found, strict=False) if one not in answered)
     covered: Coverage = "covered" if all(one.coverage == "covered" for one in found) else "partly"
     return replace(
         min(answered, key=lambda one: one.probability),
@@ -65,7 +63,7 @@ def questions_of(message: str) -> list[Asked]:
         sentence = match[0].strip()
         if not _LETTER.search(sentence):
             continue
-        if sentence.endswith("?"):
+        if sentence.rstrip("!.").endswith("?"):
             questions.setdefault(sentence.casefold(), Asked(sentence, " ".join(before)))
             before = []
         else:
@@ -74,13 +72,11 @@ def questions_of(message: str) -> list[Asked]:
 
 
 def _find(library: Library, question: Asked, earlier: Sequence[str]) -> Found:
-    """Return what there is on a question, alone or with the sentences before it, whichever the library covers better."""
+    """Return what there is on a question, alone or with the sentences before it, whichever is covered better."""
     alone = library.find(question.text, [*earlier, question.before] if question.before else earlier)
     if alone.coverage == "covered" or not question.before:
         return alone
-    return max(
-        alone, library.find(f"{question.before} {question.text}", earlier), key=lambda found: found.probability
-    )
+    return max(alone, library.find(f"{question.before} {question.text}", earlier), key=lambda found: found.probability)
 
 
 def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
