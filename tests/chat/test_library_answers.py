@@ -207,7 +207,7 @@ def test_two_sentences_on_one_thing_stay_one_question(assistant):
     [
         "\u0645\u0627 \u0647\u064a \u0623\u0639\u0631\u0627\u0636",
         "\u75df\u75be\u6709\u4ec0\u4e48\u75c7\u72b6\uff1f",
-        "Comment se traite une grippe chez les adultes ?",
+        "Je dors mal dans la nuit, que faire ?",
         "como tratar a febre em crian\u00e7as",
         "dalili za kipindupindu ni zipi",
     ],
