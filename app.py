@@ -59,7 +59,9 @@ class AppSettings:
     )
     library: str = setting(
         os.environ.get("LIBRARY") or "shipped",
-        "folders of library pages, with commas between; 'shipped' is the one that comes with the app, 'none' is none",
+        "what is answered from, several with commas between: 'shipped' (the library that comes with the app), a folder "
+        "of Markdown pages, a library that `data_prep.py library` built, or a data set of the Hub (user/name); 'none': "
+        "the models alone answer",
     )
     host: str = setting(os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", "address to listen on")
     port: str = setting(os.environ.get("GRADIO_SERVER_PORT") or "7860", "port to listen on")

@@ -26,6 +26,7 @@ from medical_assistant.engines.base import Engine, Options, Token
 from medical_assistant.errors import AdapterError, EngineError, UserError, without_text
 from medical_assistant.library.answer import FROM_LIBRARY, NumberedSource, QuotedAnswer, quoted_answer, source_list
 from medical_assistant.library.passages import Found, Library
+from medical_assistant.library.questions import find_each
 from medical_assistant.prompts import Message, build_messages, trim_history
 from medical_assistant.safety.output_filter import OutputFilter
 from medical_assistant.safety.screening import Screening
@@ -42,6 +43,10 @@ UPDATE_INTERVAL_S = 0.07
 BLOCKED_NOTE = "Part of this answer was left out because it could do harm. Ask a doctor, a nurse or a pharmacist."
 REPETITION_NOTE = "The model began to repeat itself: the answer ends here."
 MODEL_WARNING = "This model answers from memory and is often wrong."
+NOT_ENGLISH = (
+    "My library is in English, so I can answer only in English: ask in English, for example \u201cWhat are the signs "
+    "of malaria?\u201d, or ask a doctor, a nurse or a pharmacist. In an emergency, call your local emergency number."
+)
 LIBRARY_FAILED_NOTE = "The library failed on this question: ask in other words."
 RULES_LABEL = "Safety rules \u00b7 no model was used"
 SMALL_TALK_LABEL = "Fixed reply \u00b7 no model was used"
@@ -210,10 +215,12 @@ class Assistant:
         if found is None:
             return Reply("", FROM_LIBRARY, advice, (LIBRARY_FAILED_NOTE,), failed=True, origin="library")
         answer = quoted_answer(found)
+        not_english = () if question.screening.in_english else (NOT_ENGLISH,)
         return Reply(
-            answer.text,
+            NOT_ENGLISH if not_english and found.coverage == "not" else answer.text,
             _library_footer(answer),
             advice,
+            () if found.coverage == "not" else not_english,
             confidence=COVERAGE_LINES[found.coverage],
             origin="library",
             sources=answer.sources,
@@ -237,7 +244,7 @@ class Assistant:
         assert self.library is not None
         earlier = [message["content"] for message in question.history if message["role"] == "user"]
         try:
-            return self.library.find(question.clean, earlier)
+            return find_each(self.library, question.clean, earlier)
         except Exception as error:  # a fault of ours must not end the conversation
             logger.error("%s", without_text(error))
             return None

@@ -1,7 +1,8 @@
 """The quoted answer: lines of the library word for word, with numbered sources; or that the library has nothing on it.
 
-No model takes part. The definition of the topic comes first, then the sections that were asked for, whole and in the
-page's order, then "Get help now" where the topic has it. Of a long section of a document some lines stand for all.
+No model takes part. The topic's name and definition come first, then the sections that were asked for, whole, the most
+probable first, then "Get help now" of all topics, as a block quote, where they have it. Of a long section of a document
+some lines stand for all.
 
 What a page holds is data. The lines become Markdown that shows them as they are; a link that was in them is text.
 """
@@ -16,12 +17,20 @@ from medical_assistant.library.pages import DOCUMENT, Line, Page, Section, Sourc
 from medical_assistant.library.passages import Found, Part, excerpt
 
 FROM_LIBRARY = "From the library"
-URGENT = "Get help now"
+URGENCY = ("Get help now", "See a doctor today", "See someone soon")
+URGENT = URGENCY[0]
+WHOLE_PARTS = 2  # of more topics only the section that was most probably asked for is shown
+SHOWN_OF_QUESTION = 120  # characters
 PARTLY = "The library may not have just what you asked. This is the closest that it has."
 WHOM_TO_ASK = (
     "Ask a doctor, a nurse or a pharmacist. If it is urgent, call your local emergency number or go to the nearest "
     "emergency department."
 )
+HELP_WITH_MANY = (
+    "Call your local emergency number if somebody is very ill or quickly gets worse. For the warning signs, ask about "
+    "one of these alone."
+)
+LEFT_OUT = "There was more in your message: {n} more question{s}. Please ask again, one thing at a time."
 MORE = "There is more on this in the source."
 _WEB_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 # What begins markup: CommonMark 0.31 sections 2.5 (entities), 4 (at the start of a line) and 6, GitHub's strikethrough
@@ -54,12 +63,23 @@ def quoted_answer(found: Found) -> QuotedAnswer:
     if found.coverage == "not" or not found.parts:
         return QuotedAnswer(_nothing(found), (), ())
     writer = _Writer()
-    if found.coverage == "partly":
+    if found.coverage == "partly" and not found.unanswered:
         writer.paragraph(PARTLY)
     for part in found.parts:
         if part.guessed and part.matched:
             writer.paragraph(f"I took this as a question about **{_plain(part.topic.title.lower())}**.")
-        writer.part(part, titled=len(found.parts) > 1)
+        else:
+            writer.paragraph(f"### {_plain(part.topic.title)}")
+        writer.part(part, brief=len(found.parts) > WHOLE_PARTS)
+    if len(found.parts) > WHOLE_PARTS:
+        writer.paragraph(f"> **{URGENT}**\n>\n> {HELP_WITH_MANY}")
+    else:
+        writer.when_to_get_help(found.parts)
+    if found.unanswered:
+        questions = _listed([f"\u201c{_plain(_shortened(question))}\u201d" for question in found.unanswered])
+        writer.paragraph(f"I have nothing on {questions}. {WHOM_TO_ASK}")
+    if found.left_out:
+        writer.paragraph(LEFT_OUT.format(n=found.left_out, s="s" if found.left_out > 1 else ""))
     return writer.answer()
 
 
@@ -76,45 +96,78 @@ class _Writer:
     def paragraph(self, text: str) -> None:
         self._blocks.append(text)
 
-    def part(self, part: Part, titled: bool) -> None:
-        page, shown = part.topic, {passage.section: passage.lines for passage in part.passages}
-        if titled:
-            self.paragraph(f"### {_plain(page.title)}")
+    def part(self, part: Part, brief: bool) -> None:
+        """Write what was asked of a topic, the most probable section first; `brief`: that one alone."""
+        page, shown = part.topic, _asked(part)
         first = page.sections[0]
-        if first not in shown and page.kind == "medicine":
-            self._section(page, first, first.lines, headed=False)  # who must never take it stands there
-        elif first not in shown and (page.kind != DOCUMENT or first is page.section("In short")):
+        sections = list(shown)[:1] if brief else list(shown)
+        if first in sections or page.kind == "medicine":  # who must never take it stands there
+            lines = shown.get(first, first.lines)
+            self._blocks += self._section(page, first, lines, headed=page.kind == DOCUMENT)
+        elif not brief and (page.kind != DOCUMENT or first is page.section("In short")):
             says = [line for line in first.lines if not line.item and not line.leads]  # no part of a list alone
             self._blocks += [self._line(page, line) for line in says[:1]]
-        for section in sorted(shown, key=page.sections.index):
-            self._section(page, section, shown[section], headed=section is not first or page.kind == DOCUMENT)
-        urgent = page.section(URGENT)
-        if urgent is not None and urgent not in shown:
-            lines = excerpt(urgent.lines, [0.0] * len(urgent.lines)) if page.kind == DOCUMENT else urgent.lines
-            self._section(page, urgent, lines, headed=True)
+        for section in sections:
+            if section is not first:
+                self._blocks += self._section(page, section, shown[section], headed=True)
 
-    def _section(self, page: Page, section: Section, lines: Sequence[Line], headed: bool) -> None:
-        if headed:
-            self.paragraph(f"**{_plain(section.heading)}**")
-        block: list[str] = []
-        for line in lines:
-            if block and (line.item != block[-1].startswith("- ")):
-                self._blocks.append("\n".join(block) if block[-1].startswith("- ") else " ".join(block))
-                block = []
-            block.append(f"- {self._line(page, line)}" if line.item else self._line(page, line))
-        self._blocks.append("\n".join(block) if block[-1].startswith("- ") else " ".join(block))
-        if len(lines) < len(section.lines):
-            self.paragraph(MORE)
+    def when_to_get_help(self, parts: Sequence[Part]) -> None:
+        """Write "Get help now" of all topics, as a block quote, and what else was asked of how urgent it is."""
+        for heading in URGENCY:
+            sections = [(part.topic, *urgent) for part in parts if (urgent := _urgent(part, heading))]
+            blocks: list[str] = []
+            for named in dict.fromkeys(section.heading for _, section, _ in sections):
+                blocks.append(f"**{_plain(named)}**")
+                blocks += self._under_their_leads([entry for entry in sections if entry[1].heading == named])
+            if heading == URGENT and blocks:
+                blocks = ["\n".join(f"> {line}".rstrip() for line in "\n\n".join(blocks).split("\n"))]
+            self._blocks += blocks
+
+    def _under_their_leads(self, sections: Sequence[tuple[Page, Section, Sequence[Line]]]) -> list[str]:
+        """Return the lines of several pages, those of lists that the same words lead into as one list, each once."""
+        groups: dict[str, list[tuple[Page, Line]]] = {}
+        cut = False
+        for page, section, lines in sections:
+            lead = ""
+            for line in lines:
+                lead = line.text if line.leads else lead if line.item else ""
+                group = groups.setdefault(lead, [])
+                if all(line.text != known.text for _, known in group):
+                    group.append((page, line))
+            cut = cut or len(lines) < len(section.lines)
+        blocks = [block for group in groups.values() for block in self._paragraphs(group)]
+        return [*blocks, MORE] if cut else blocks
+
+    def _section(self, page: Page, section: Section, lines: Sequence[Line], headed: bool) -> list[str]:
+        headed = headed and section.heading.casefold() != page.title.casefold()
+        blocks = [f"**{_plain(section.heading)}**"] if headed else []
+        blocks += self._paragraphs([(page, line) for line in lines])
+        return [*blocks, MORE] if len(lines) < len(section.lines) else blocks
+
+    def _paragraphs(self, lines: Sequence[tuple[Page, Line]]) -> list[str]:
+        """Return sentences as paragraphs, a line that leads into a list as one of its own, and lists."""
+        blocks: list[str] = []
+        before: Line | None = None
+        for page, line in lines:
+            text = self._line(page, line)
+            if before and line.item and before.item:
+                blocks[-1] += f"\n- {text}"
+            elif before and not (line.item or line.leads or before.item or before.leads):
+                blocks[-1] += f" {text}"
+            else:
+                blocks.append(f"- {text}" if line.item else text)
+            before = line
+        return blocks
 
     def _line(self, page: Page, line: Line) -> str:
         self._lines.append((page, line))
-        numbers = []
+        numbers = set()
         for source in (page.sources[number] for number in line.sources):
-            numbers.append(self._numbers.setdefault(source, len(self._numbers) + 1))
+            numbers.add(self._numbers.setdefault(source, len(self._numbers) + 1))
             self._pages.setdefault(source, page.title)
             self._quoted.setdefault(source, []).append(line.text)
         text = escaped(line.text)
-        return f"{text} [{', '.join(map(str, numbers))}]" if numbers else text
+        return f"{text} [{', '.join(map(str, sorted(numbers)))}]" if numbers else text
 
     def answer(self) -> QuotedAnswer:
         sources = tuple(
@@ -124,16 +177,41 @@ class _Writer:
         return QuotedAnswer("\n\n".join(self._blocks), sources, tuple(self._lines))
 
 
+def _asked(part: Part) -> dict[Section, tuple[Line, ...]]:
+    """Return the sections to show of a part, without those that `_urgent` gives."""
+    own = part.topic.kind == DOCUMENT
+    return {
+        passage.section: passage.lines for passage in part.passages if own or passage.section.heading not in URGENCY
+    }
+
+
+def _urgent(part: Part, heading: str) -> tuple[Section, tuple[Line, ...]] | None:
+    """Return a section of `URGENCY` and its lines, where it is to be shown: "Get help now" always, others if found."""
+    page, shown = part.topic, {passage.section: passage.lines for passage in part.passages}
+    section = page.section(heading)
+    if section is None or (page.kind == DOCUMENT and (heading != URGENT or section in shown)):
+        return None
+    if section in shown:
+        return section, shown[section]
+    if heading != URGENT:
+        return None
+    return section, excerpt(section.lines, [0.0] * len(section.lines)) if page.kind == DOCUMENT else section.lines
+
+
 def _nothing(found: Found) -> str:
-    text = "I have nothing on this in my sources, so I do not guess."
+    blocks = ["I have nothing on this in my sources, so I do not guess."]
     if found.nearest:
         titles = _listed([f"**{_plain(page.title)}**" for page in found.nearest])
-        text += f" The nearest pages that I have: {titles}."
-    return f"{text}\n\n{WHOM_TO_ASK}"
+        blocks.append(f"If you meant one of these, ask about it by its name: {titles}.")
+    return "\n\n".join([*blocks, WHOM_TO_ASK])
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _shortened(question: str) -> str:
+    return question if len(question) <= SHOWN_OF_QUESTION else f"{question[:SHOWN_OF_QUESTION].rstrip()}\u2026"
 
 
 def source_list(sources: Sequence[NumberedSource]) -> str:

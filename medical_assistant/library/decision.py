@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import replace
 
 from medical_assistant.library.classifier import NOTHING, features, softmax
 from medical_assistant.library.pages import DOCUMENT, SECTIONS, Line, Page, Section, heading_means, text_means
@@ -22,7 +23,8 @@ OVERLAP_WEIGHT, MAX_OVERLAP = 0.2, 12.0
 HEADING_SAID = 3.0  # for a document's heading whose words are in the question, as log odds
 SHOW_FROM = 0.2  # of the probability of the best section, for another that is shown
 CANDIDATES = 20  # pages by BM25, of each kind
-SECOND_FROM = 0.6  # a second topic is named by words that are at least this telling, against the first's
+# A second topic has a score at most so far below the first's, and words of its own that are at least this telling.
+SECOND_LAG, SECOND_FROM = 4.0, 0.2
 # Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
 OF_MEDICINES = frozenset(SECTIONS["medicine"]) - {"In short", "Used for", "Get help now"}
 MEDICINE_FROM = 0.5  # probability that one of them is asked for
@@ -31,9 +33,9 @@ SHOWN_TOGETHER = {**dict.fromkeys(URGENCY, URGENCY), "High": ("Normal values",),
 ALWAYS_SHOWN = {"first-aid": ("What to do",)}
 NEAREST = 3
 NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
-REFERRING = frozenset(("it", "its", "them", "they", "these", "those"))
 EARLIER_FACTOR = 0.8  # the weight of a name one message earlier
-FOLLOWS_UP_WORDS = 12  # a shorter question without a topic of its own is read with the topic of the conversation
+# A question of at most so many words may be a follow-up, where that is so much more probable (log odds, probability).
+FOLLOWS_UP_WORDS, FOLLOWS_UP_LEAD, FOLLOWS_UP_FROM = 12, 1.0, 0.8
 
 
 class Decision:
@@ -67,16 +69,28 @@ class Decision:
         return self.names.topics(self.names.read(text))
 
     def find(self, question: str, earlier: Sequence[str] = ()) -> Found:
-        """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first."""
+        """Return what the library has on `question`; `earlier` holds the user's messages before it, oldest first.
+
+        A short question is also read with the topic of the conversation before it. That reading is taken where its
+        answer is clearly more probable than that of the question alone.
+        """
+        alone = self._find(question)
+        if not earlier or len(words_of(question)) > FOLLOWS_UP_WORDS:
+            return alone
+        before = self._earlier_topic(earlier)
+        if before is None:
+            return alone
+        followed = self._find(f"{before.title}: {question}")
+        clearly = log_odds(followed.probability) - log_odds(alone.probability) >= FOLLOWS_UP_LEAD
+        if followed.probability < FOLLOWS_UP_FROM or not clearly:
+            return alone
+        return replace(followed, parts=tuple(replace(part, guessed=True) for part in followed.parts))
+
+    def _find(self, question: str) -> Found:
         reading = self.names.read(question)
-        topics = self.names.topics(reading)
-        before = self._earlier_topic(question, reading, topics, earlier)
-        if before:
-            topics = [before]
-            reading = self.names.read(f"{before.page.title}: {question}")
         ranked = self.ranked(reading)
-        ordered = self.ordered(reading, topics, ranked)
-        chosen = self._choose(reading, [topic for topic, _ in ordered])
+        ordered = self.ordered(reading, self.names.topics(reading), ranked)
+        chosen = self._choose(reading, ordered)
         parts = tuple(self._part(reading, topic) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked, [score for _, score in ordered])
         probability = self.trained.gate.probability(signals)
@@ -102,22 +116,16 @@ class Decision:
         ]
         return [passage for _, passage in sorted(weighed, key=lambda entry: -entry[0])]
 
-    def _earlier_topic(
-        self, question: str, reading: Reading, topics: Sequence[Topic], earlier: Sequence[str]
-    ) -> Topic | None:
-        """Return the conversation's topic where the question is short, and names none or says "it" of a symptom."""
-        words = words_of(question)
-        refers = REFERRING & set(words) and all(topic.page.kind == "symptom" for topic in topics)
-        if len(words) > FOLLOWS_UP_WORDS or not (refers or not topics):
-            return None
-        # Words of its own that no page is named by ("stiff person syndrome") are a new topic, not a follow-up.
-        if not refers and len(reading.stems) > 1:
-            return None
+    def _earlier_topic(self, earlier: Sequence[str]) -> Page | None:
+        """Return the page that the conversation is about: one that it names, the last messages before the others."""
         named = [self._topics(before)[:1] for before in reversed(earlier)]
         weighed = [
             (topic.weight * EARLIER_FACTOR**age, -age, topic) for age, found in enumerate(named) for topic in found
         ]
-        return max(weighed, key=lambda entry: entry[:2])[2] if weighed else None
+        if weighed:
+            return max(weighed, key=lambda entry: entry[:2])[2].page
+        last = self._find(earlier[-1])
+        return last.parts[0].topic if last.parts and last.coverage != "not" else None
 
     def ordered(
         self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
@@ -153,17 +161,22 @@ class Decision:
             found.append((topic, signals))
         return found
 
-    def _choose(self, reading: Reading, order: Sequence[Topic]) -> list[Topic]:
+    def _weight(self, stems: Collection[str]) -> float:
+        return math.fsum(self.names.weight(stem) for stem in stems if stem not in FUNCTION_WORDS)
+
+    def _choose(self, reading: Reading, ordered: Sequence[tuple[Topic, float]]) -> list[Topic]:
         """Return the topics to answer on: the best, and another that other words of the question name as clearly.
 
         Where the question asks what is asked of a medicine, the medicine that it names alone answers, not what it is
         for.
         """
-        chosen = list(order[:1])
-        for topic in order[1:]:
-            clear = topic.words and topic.weight >= SECOND_FROM * chosen[0].weight
-            if len(chosen) < MAX_PARTS and chosen[0].words and clear and not topic.words & chosen[0].words:
-                chosen.append(topic)
+        order = [topic for topic, _ in ordered]
+        chosen = order[:1]
+        for topic, score in ordered[1:]:
+            if len(chosen) < MAX_PARTS and chosen[0].words and ordered[0][1] - score <= SECOND_LAG:
+                own, of_first = (self._weight(a.words - b.words) for a, b in ((topic, chosen[0]), (chosen[0], topic)))
+                if of_first and own >= SECOND_FROM * self._weight(chosen[0].words):
+                    chosen.append(topic)
         medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
         if medicines:
             asked = self._asked(reading, medicines[0].words, "medicine")
@@ -283,3 +296,9 @@ class Decision:
             before in strange and word in topic.words
             for before, word in zip(reading.sequence, reading.sequence[1:], strict=False)
         )
+
+
+def log_odds(probability: float) -> float:
+    """Return log(p / (1 - p)), for 0 and 1 as well."""
+    kept = min(max(probability, 1e-6), 1.0 - 1e-6)
+    return math.log(kept / (1.0 - kept))

@@ -15,7 +15,8 @@ from typing import Any
 
 import bm25s
 
-from medical_assistant.library.understand import Names, Reading, Topic
+from medical_assistant.library.pages import Page
+from medical_assistant.library.understand import Names, Reading, Topic, is_for_others
 
 NAME_K = 3.0  # the weight of a name that counts half
 PRIOR, PRIOR_ROWS = 0.6, 3.0  # how often a name means its page before any question was seen, as if seen so often
@@ -23,7 +24,7 @@ BM25_A_WORD = 5.0  # a score of this times the weight of the question's words co
 ASKED_FOR = 30  # pages, by the words in which they were asked for
 SIGNALS = (
     "name", "strength", "reliable", "strong_reliable", "title", "guessed", "name_share", "partial", "body_best",
-    "body", "asked_for_best", "asked_for", "held", "section",
+    "body", "asked_for_best", "asked_for", "held", "section", "for_others",
 )  # fmt: skip
 
 
@@ -52,8 +53,8 @@ class AskedFor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """`weights`: of each of `SIGNALS`. `reliability`: of a name, its stems sorted and with blanks between, how often
-    (0-1) it meant its page. `asked_for`: the stems in which each page was asked for.
+    """`weights`: of each of `SIGNALS`. `reliability`: how often (0-1) a name in a question meant its page, by
+    `name_key`. `asked_for`: the stems in which each page was asked for.
     """
 
     weights: Mapping[str, float]
@@ -92,7 +93,7 @@ class Ranking:
 
         named = bool(candidate.words)
         strength = candidate.weight / (candidate.weight + NAME_K)
-        reliable = self.reliability.get(" ".join(sorted(candidate.words)), PRIOR) if named else 0.0
+        reliable = self.reliability.get(name_key(page, candidate.words), PRIOR) if named else 0.0
         body_best, body_score = relative(body)
         asked_best, asked_score = relative(asked_for)
         return {
@@ -110,7 +111,13 @@ class Ranking:
             "asked_for": asked_score,
             "held": math.fsum(weight for stem, weight in weights.items() if stem in held or stem in expanded) / total,
             "section": section,
+            "for_others": float(is_for_others(page, reading.person)),
         }
+
+
+def name_key(page: Page, words: Collection[str]) -> str:
+    """Return how a name of a page stands in `Ranking.reliability`."""
+    return f"{page.id}: {' '.join(sorted(words))}"
 
 
 def ranking_of(content: Mapping[str, Any]) -> Ranking:

@@ -7,6 +7,7 @@ corrected towards the words of names alone: towards ordinary words, "COVID" once
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 import unicodedata
@@ -145,7 +146,6 @@ class Names:
         for key in self._names:
             for stem in key:
                 self._by_word[stem].append(key)
-        self._person_of = [_person_in_title(page) for page in pages]
         return name_words
 
     def stems(self, words: Iterable[str]) -> list[str]:
@@ -211,11 +211,11 @@ class Names:
         found: dict[int, Topic] = {}
         # Sorted, and with sums that do not depend on an order: sets come in another order in each process.
         for name in sorted(candidates, key=sorted):
-            weight = math.fsum(self.weight(stem) for stem in name)
+            weight = math.fsum(self.weight(stem) for stem in name if stem not in FUNCTION_WORDS)
             weight *= 1.0 if _stand_together(name, reading.sequence) else SCATTERED_FACTOR
             for number, text in self._names[name]:
                 page = self._pages[number]
-                fits = weight * self._person_factor(number, reading.person)
+                fits = weight * (OTHER_PERSON_FACTOR if is_for_others(page, reading.person) else 1.0)
                 fits *= 1.0 if text == page.title else ALIAS_FACTOR
                 if number not in found or found[number].weight < fits:
                     found[number] = Topic(page, text, name, fits, bool(name & reading.corrected))
@@ -229,14 +229,6 @@ class Names:
                 whole = math.fsum(self.weight(stem) for stem in name)
                 best = max(best, math.fsum(self.weight(stem) for stem in name & stems) / whole)
         return best
-
-    def _person_factor(self, number: int, person: str) -> float:
-        """Return a factor below 1 where the page's title says whom it is about and the question means another."""
-        meant = self._person_of[number]
-        if not meant or meant == person or (meant == "adult" and not person):
-            return 1.0
-        return OTHER_PERSON_FACTOR
-
 
 def ordinary_words(pages: Iterable[Page]) -> set[str]:
     """Return the words of the pages' lines that are, in capitals, another name of a page: "add" is not "ADD"."""
@@ -262,7 +254,14 @@ def _consonants(word: str) -> str:
     return word[:1] + re.sub(r"(.)\1+", r"\1", re.sub("[aeiouyh]", "", word[1:]))
 
 
-def _person_in_title(page: Page) -> str:
-    title = page.title.lower()
-    match = re.search(r"\bin (?:a |an |your )?(bab|child|adult)", title)
+@functools.lru_cache(maxsize=4096)
+def person_in(title: str) -> str:
+    """Return whom a page is about, by its title: "baby", "child", "adult" or nobody's ("")."""
+    match = re.search(r"\bin (?:a |an |your )?(bab|child|adult)", title.lower())
     return {"bab": "baby", "child": "child", "adult": "adult"}[match[1]] if match else ""
+
+
+def is_for_others(page: Page, person: str) -> bool:
+    """Return whether the page's title says whom it is about, and the question means another."""
+    meant = person_in(page.title)
+    return bool(meant) and meant != person and not (meant == "adult" and not person)

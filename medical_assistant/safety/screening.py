@@ -13,10 +13,14 @@ from medical_assistant.safety.triage import Triage, assess
 
 @dataclass(frozen=True)
 class Screening:
-    """The two layers' findings. In an emergency the misuse rules are not asked: help comes first."""
+    """The two layers' findings. In an emergency the misuse rules are not asked: help comes first.
+
+    `in_english`: the message reads as English, or as nothing else that the rules know.
+    """
 
     triage: Triage
     misuse: Misuse = Misuse()
+    in_english: bool = True
 
     @property
     def answer(self) -> str:
@@ -34,4 +38,5 @@ def screen(message: str | PreparedText, history: Sequence[Message] = (), country
     text = PreparedText.of(message)
     earlier = [PreparedText.of(before["content"]) for before in history if before["role"] == "user"]
     triage = assess(text, earlier, country)
-    return Screening(triage) if triage.level == "emergency" else Screening(triage, assess_misuse(text, earlier))
+    misuse = Misuse() if triage.level == "emergency" else assess_misuse(text, earlier)
+    return Screening(triage, misuse, text.in_english)

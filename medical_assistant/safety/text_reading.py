@@ -93,6 +93,14 @@ class PreparedText:
             for rules, count in zip(load_languages(), counts, strict=True)
         )
 
+    @cached_property
+    def in_english(self) -> bool:
+        """Whether most letters are Latin ones, and no other language has more function words in it than English."""
+        letters = [letter for letter in self.raw if letter.isalpha()]
+        latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+        english, *others = (reading.function_words for reading in self.readings)
+        return 2 * latin >= len(letters) and english >= max(others, default=0)
+
     def reading(self, rules: Rules) -> Reading:
         """Return the findings by `rules`, in whatever language the text is."""
         if rules.language not in self._readings:

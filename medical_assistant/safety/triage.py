@@ -80,8 +80,16 @@ def assess_by_rules(
         (_assess(reading, earlier, rules, country), reading)
         for rules, reading in zip(load_languages(), PreparedText.of(message).readings, strict=True)
     ]
+    # "malaria" is Swahili too: no advice in a language of which the message has no other word.
+    advised = [pair for pair in found if pair[0].language == "en" or _counts(*pair)]
     # "convulsion" is a word of three languages.
-    return min(found, key=lambda pair: (LEVELS.index(pair[0].level), -pair[1].function_words, -len(pair[0].reasons)))[0]
+    return min(advised, key=lambda pair: (LEVELS.index(pair[0].level), -pair[1].function_words, -len(pair[0].reasons)))[
+        0
+    ]
+
+
+def _counts(triage: Triage, reading: Reading) -> bool:
+    return triage.level in ("emergency", "urgent") or reading.function_words > 0
 
 
 def _assess(current: Reading, history: Sequence[PreparedText], rules: Rules, country: str) -> Triage:

@@ -7,6 +7,7 @@ A chatbot only shows it: nothing is read back from what is shown.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ KEPT_CHARACTERS = 2 * MAX_QUESTION_CHARACTERS
 EMPTY_ANSWER = "\u2026"  # shown until the first words arrive
 STOPPED_NOTE = "Stopped."
 SEARCHED_TITLE = "Show what was searched"
+_CITATION = re.compile(r" \[(\d+(?:, \d+)*)\](?=\s|$)")
 _TEXT_FIELDS = ("text", "footer", "advice", "confidence", "warning", "library")
 
 
@@ -173,23 +175,35 @@ def _shown_reply(reply: Reply) -> list[dict[str, Any]]:
 
     The parts are the advice, the library's lines with their sources, a model's warning and words, and the lines below.
     """
-    lines = [*reply.notes, reply.waiting, reply.footer, reply.confidence]
+    said = [reply.footer, reply.confidence]
+    if reply.origin == "library":
+        said = [" \u00b7 ".join(line for line in said if line)]
+    lines = [*reply.notes, reply.waiting, *said]
     # The model's name and the words of an error come from whoever made the model.
     below = "\n\n".join(f"*{safe_markdown(' '.join(line.split()))}*" for line in lines if line)
     parts = [f"**{safe_markdown(reply.advice)}**"] if reply.advice else []
     sources = [safe_markdown(f"**Sources**\n\n{source_list(reply.sources)}")] if reply.sources else []
     if reply.library:
-        parts += [safe_markdown(f"**{FROM_LIBRARY}**\n\n{reply.library}"), *sources]
+        parts += [f"**{FROM_LIBRARY}**\n\n{_shown_text(reply.library)}", *sources]
         sources = []
     if reply.warning:
         parts.append(f"**{safe_markdown(reply.warning)}**")
-    parts += [safe_markdown(reply.text) or EMPTY_ANSWER, *sources, below]
+    text = _shown_text(reply.text) if reply.origin == "library" else safe_markdown(reply.text)
+    parts += [text or EMPTY_ANSWER, *sources, below]
     messages: list[dict[str, Any]] = [{"role": "assistant", "content": parts}]
     if reply.searched is not None:
         title = {"title": SEARCHED_TITLE, "status": "done"}
         searched = shown_search(reply.searched, reply.sources)
         messages.append({"role": "assistant", "content": searched, "metadata": title})
     return messages
+
+
+def _shown_text(text: str) -> str:
+    """Return the library's lines as Markdown; source numbers become emphasis, which assets/style.css makes small.
+
+    A number in brackets that a page holds itself has a backslash before it.
+    """
+    return _CITATION.sub("\u00a0*_[\\1]_*", safe_markdown(text))
 
 
 def shown_search(searched: Searched, sources: Sequence[NumberedSource] = ()) -> str:

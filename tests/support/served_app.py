@@ -44,8 +44,10 @@ class ServedApp:
 
 
 @contextmanager
-def serve(engine: StubEngine, problem: str | None = None, queue: Any = None, login: Any = None) -> Iterator[ServedApp]:
-    """Serve the page with `engine`, and `login` where given, for as long as the block runs."""
+def serve(
+    engine: StubEngine, problem: str | None = None, queue: Any = None, login: Any = None, library: Any = None
+) -> Iterator[ServedApp]:
+    """Serve the page with `engine`, and `login` and `library` where given, for as long as the block runs."""
     pytest.importorskip("gradio")
     from medical_assistant.chat.assistant import Assistant
     from medical_assistant.web import server
@@ -53,7 +55,7 @@ def serve(engine: StubEngine, problem: str | None = None, queue: Any = None, log
     from medical_assistant.web.requests import RequestTracker
 
     server.keep_text_out_of_errors()
-    tracker, assistant = RequestTracker(queue=queue), Assistant(engine, problem)
+    tracker, assistant = RequestTracker(queue=queue), Assistant(engine, problem, library=library)
     page = build_page(assistant, tracker)
     if login:
         login.add_button(page)

@@ -10,12 +10,12 @@ import pytest
 gr = pytest.importorskip("gradio")
 
 from medical_assistant.chat.assistant import BASE, FROM_LIBRARY, LIBRARY, MODEL_WARNING, Assistant  # noqa: E402
-from medical_assistant.library.index import open_library  # noqa: E402
 from medical_assistant.library.pages import Line, Page, Section, Source  # noqa: E402
 from medical_assistant.library.passages import Found, Part, Passage  # noqa: E402
 from medical_assistant.web.history import SEARCHED_TITLE  # noqa: E402
 from medical_assistant.web.page import build_page  # noqa: E402
 from medical_assistant.web.queue import AnswerQueue  # noqa: E402
+from tests.support.answering_library import answering_library  # noqa: E402
 from tests.web.test_turns import EMERGENCY, Tab  # noqa: E402
 
 CLIENT = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"), headers={})
@@ -23,7 +23,7 @@ CLIENT = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"), headers={})
 
 @pytest.fixture(scope="module")
 def library():
-    return open_library()
+    return answering_library()
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def test_an_answer_shows_its_own_sources_and_what_was_searched(tab):
     _, malaria, searched, _, gout, _ = tab.shown[0]
     assert tab.engine.requests == []
     text, sources, below = malaria["content"]
-    assert "fever, chills and sweating [" in text and "](https://www.nhs.uk/conditions/malaria/)" in sources
-    assert "In the sources" in below and FROM_LIBRARY in below
+    assert "fever, chills and sweating\u00a0*_[" in text and "](https://www.nhs.uk/conditions/malaria/)" in sources
+    assert below == f"*{FROM_LIBRARY} \u00b7 1 page \u00b7 In the sources*"
     assert searched["metadata"]["title"] == SEARCHED_TITLE and "Topics: Malaria" in searched["content"]
     assert "gout" in gout["content"][1] and "malaria" not in gout["content"][1]
 

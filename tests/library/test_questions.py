@@ -1,0 +1,46 @@
+"""The questions of a message, and when they are searched apart."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medical_assistant.library.passages import Found
+from medical_assistant.library.questions import MAX_QUESTIONS, find_each, questions_of
+
+
+def texts(message):
+    return [(question.before, question.text) for question in questions_of(message)]
+
+
+def test_questions_are_sentences_with_what_was_said_before_them():
+    assert texts("My son is 3.5 years old. He fell.\nIs it bad? ??? Should I wait?! No. IS IT BAD?") == [
+        ("My son is 3.5 years old. He fell.", "Is it bad?"),
+        ("", "Should I wait?!"),
+    ]
+
+
+@given(st.text(alphabet="ab?.!\n ", max_size=80))
+def test_any_text_is_read(text):
+    for question in questions_of(text):
+        assert "?" in question.text and question.text in text
+
+
+class Searches:
+    """A library that covers nothing and remembers what was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def find(self, question, earlier=()):
+        self.asked.append(question)
+        return Found(question, "not", 0.0)
+
+
+def test_one_question_is_searched_once_and_many_are_not_all():
+    library = Searches()
+    assert find_each(library, "What is gout? I have it.").query == "What is gout? I have it."
+    assert len(library.asked) == 1
+    library = Searches()
+    find_each(library, " ".join(f"What is {number}a?" for number in range(80)))
+    assert len(library.asked) == 1 + MAX_QUESTIONS
