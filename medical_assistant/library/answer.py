@@ -13,11 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medical_assistant.library.pages import DOCUMENT, Line, Page, Section, Source
+from medical_assistant.library.pages import DOCUMENT, URGENCY, Line, Page, Section, Source
 from medical_assistant.library.passages import Found, Part, excerpt
 
 FROM_LIBRARY = "From the library"
-URGENCY = ("Get help now", "See a doctor today", "See someone soon")
 URGENT = URGENCY[0]
 WHOLE_PARTS = 2  # of more topics only the section that was most probably asked for is shown
 SHOWN_OF_QUESTION = 120  # characters

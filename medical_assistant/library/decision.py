@@ -11,7 +11,7 @@ from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 
 from medical_assistant.library.classifier import NOTHING, features, softmax
-from medical_assistant.library.pages import DOCUMENT, SECTIONS, Line, Page, Section, heading_means, text_means
+from medical_assistant.library.pages import DOCUMENT, SECTIONS, URGENCY, Line, Page, Section, heading_means, text_means
 from medical_assistant.library.passages import QUOTED_LINES, Found, Part, Passage, excerpt
 from medical_assistant.library.ranking import NAME_K
 from medical_assistant.library.trained import Trained
@@ -28,7 +28,6 @@ SECOND_LAG, SECOND_FROM = 4.0, 0.2
 # Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
 OF_MEDICINES = frozenset(SECTIONS["medicine"]) - {"In short", "Used for", "Get help now"}
 MEDICINE_FROM = 0.5  # probability that one of them is asked for
-URGENCY = ("Get help now", "See a doctor today", "See someone soon")
 SHOWN_TOGETHER = {**dict.fromkeys(URGENCY, URGENCY), "High": ("Normal values",), "Low": ("Normal values",)}
 ALWAYS_SHOWN = {"first-aid": ("What to do",)}
 NEAREST = 3
@@ -189,9 +188,14 @@ class Decision:
 
         A document may have any.
         """
-        scores = self.trained.sections.scores(features(reading.sequence, name, kind))
+        scores = self._scores(reading, name, kind)
         headings = scores if kind == DOCUMENT else (*SECTIONS[kind], NOTHING)
         return softmax({heading: scores[heading] for heading in headings})
+
+    def _scores(self, reading: Reading, name: frozenset[str], kind: str) -> dict[str, float]:
+        """Return the log odds of each section. A document, of which no question was trained, counts as a condition."""
+        kind = "condition" if kind == DOCUMENT else kind
+        return self.trained.sections.scores(features(reading.sequence, name, kind))
 
     def _part(self, reading: Reading, topic: Topic) -> Part:
         page = topic.page
@@ -212,7 +216,7 @@ class Decision:
     def _section_scores(self, reading: Reading, topic: Topic) -> dict[str, float]:
         """Return how well each section of the page fits what is asked, as log odds."""
         page = topic.page
-        general = self.trained.sections.scores(features(reading.sequence, topic.words, page.kind))
+        general = self._scores(reading, topic.words, page.kind)
         rest = set(reading.stems) - topic.words
         scores = {}
         for section in page.sections:
@@ -238,7 +242,7 @@ class Decision:
         if page.kind != DOCUMENT or len(section.lines) <= QUOTED_LINES:
             return section.lines
         rest = set(reading.stems) - topic.words
-        general = self.trained.sections.scores(features(reading.sequence, topic.words, page.kind))
+        general = self._scores(reading, topic.words, page.kind)
         asked = {max(general, key=lambda name: general[name])} - heading_means(section.heading)
 
         def weight(line: Line) -> float:

@@ -99,6 +99,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     DOCUMENT: (),
 }
+URGENCY = ("Get help now", "See a doctor today", "See someone soon")  # by how soon
 # What the headings of documents have in them, by the section that they stand for; one may stand for several.
 _HEADINGS = {
     "Signs": r"symptom|\bsigns?\b|problems caused",
@@ -129,7 +130,7 @@ _HEADINGS = {
     "What to do": r"first.?aid|what to do\b",
 }
 _HEADING_PATTERNS = {name: re.compile(pattern) for name, pattern in _HEADINGS.items()}
-SECTION_NAMES = frozenset(name.lower() for names in SECTIONS.values() for name in names)
+SECTION_NAMES = {name.lower(): name for names in SECTIONS.values() for name in names}
 _INTRODUCES = re.compile(
     r"what (?:is|are)\b|overview|summary|\babout\b|introduction|definition|information|background|key (?:facts|points)"
 )
@@ -202,7 +203,11 @@ class Page:
 @functools.lru_cache(maxsize=8192)
 def heading_means(heading: str) -> frozenset[str]:
     """Return the sections (names in `SECTIONS`) that a document's heading stands for."""
-    return text_means(heading) or frozenset(("In short",) if _INTRODUCES.search(heading.lower()) else ())
+    means = text_means(heading)
+    if means:
+        return means
+    name = SECTION_NAMES.get(re.split(r" \(\d+\)$|: ", heading.lower())[0])  # also of a part, or with more below it
+    return frozenset((name,) if name else ("In short",) if _INTRODUCES.search(heading.lower()) else ())
 
 
 def text_means(text: str) -> frozenset[str]:

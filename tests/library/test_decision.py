@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from medical_assistant.library.answer import quoted_answer
 from medical_assistant.library.classifier import NOTHING
-from medical_assistant.library.decision import MAX_PARTS, MAX_SECTIONS, NEAREST, OF_MEDICINES, URGENCY
+from medical_assistant.library.decision import MAX_PARTS, MAX_SECTIONS, NEAREST, OF_MEDICINES
 from medical_assistant.library.index import EmbeddedLibrary
-from medical_assistant.library.pages import DOCUMENT, SECTIONS, Line, Page, Section, Source
+from medical_assistant.library.pages import DOCUMENT, SECTIONS, URGENCY, Line, Page, Section, Source
 from medical_assistant.library.passages import QUOTED_LINES, Found, Part
 from tests.support.paths import ROOT
 from tests.support.timing import growth

@@ -48,7 +48,7 @@ def test_a_page_that_is_named_by_its_title(small):
 
 
 def test_a_name_that_seldom_meant_its_page_is_less_reliable(small):
-    ranking = replace(small.trained.ranking, reliability={"gout": 0.1})
+    ranking = replace(small.trained.ranking, reliability={"gout: gout": 0.1})
     library = EmbeddedLibrary(small.pages, replace(small.trained, ranking=ranking))
     assert signals(library, "what causes gout")["gout"]["reliable"] == 0.1
     assert signals(library, "what is malaria")["malaria"]["reliable"] == PRIOR  # no question was seen
