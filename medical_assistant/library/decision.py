@@ -235,7 +235,9 @@ class Decision:
         score = max((general[name] for name in means), default=min(general.values()))
         about = {*topic.words, *self.names.stems(words_of(topic.page.title))}
         stems = {*self.names.stems(word for word in words_of(section.heading) if word not in FUNCTION_WORDS)} - about
-        return score + (HEADING_SAID if stems and stems <= reading.all_stems else 0.0)
+        if not stems or not stems <= reading.all_stems:
+            return score
+        return max(score, general[NOTHING]) + HEADING_SAID  # nothing known is asked for, but what this heading says
 
     def _lines(self, page: Page, section: Section, reading: Reading, topic: Topic) -> tuple[Line, ...]:
         """Return the lines to quote: all, but of a long section of a document those about the question."""
