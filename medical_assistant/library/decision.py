@@ -80,14 +80,14 @@ class Decision:
         parts = tuple(self._part(reading, topic) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked, [score for _, score in ordered])
         probability = self.trained.gate.probability(signals)
-        nearest = dict.fromkeys([*(part.topic for part in parts), *(topic.page for topic, _ in ordered)])
+        nearest = {page.id: page for page in (*(part.topic for part in parts), *(topic.page for topic, _ in ordered))}
         near = signals["shown"] >= NEAR_FROM  # what shares no telling word with the question is not near it
         return Found(
             reading.text,
             self.trained.gate.coverage(probability),
             probability,
             parts,
-            tuple(nearest)[:NEAREST] if near else (),
+            tuple(nearest.values())[:NEAREST] if near else (),
             tuple(sorted(signals.items())),
         )
 

@@ -137,7 +137,7 @@ def end_on_sigterm(engine: Engine, tracker: RequestTracker, drain_s: float = DRA
 def keep_no_settings(sessions: Any) -> None:
     """Make Gradio's `StateHolder` keep no copy of the page's settings for each visitor and each API call.
 
-    Gradio 6.31 works one out (5 ms of CPU, 0.1 MB) for links to a conversation alone; `SecurityMiddleware` closes those.
+    Gradio 6.31 works one out (5 ms of CPU, 0.1 MB) for links to a conversation alone, which are closed here.
     """
     # All that a new session reads of the page; a session without settings adds those that change, as it needs them.
     sessions.blocks = SimpleNamespace(default_config=sessions.blocks.default_config, blocks={})
