@@ -26,6 +26,17 @@ SIGNALS = (
 )  # fmt: skip
 
 
+def best_documents(index: bm25s.BM25, stems: Sequence[str], limit: int) -> list[tuple[int, float]]:
+    """Return (number, score) of the documents that hold any of these stems, the best first, equal ones by number.
+
+    `stems` are in the index. Its own `retrieve` sorts among all documents: four times as long.
+    """
+    scores = index.get_scores(list(stems))
+    found = scores.nonzero()[0]
+    best = found[(-scores[found]).argsort(kind="stable")[:limit]]
+    return list(zip(best.tolist(), scores[best].tolist(), strict=True))
+
+
 class AskedFor:
     """BM25 over the stems of the words in which each page was asked for."""
 
@@ -43,9 +54,7 @@ class AskedFor:
         known = [stem for stem in stems if stem in self._known]
         if not known:
             return {}
-        found, scores = self._index.retrieve([known], k=min(ASKED_FOR, len(self._ids)), show_progress=False)
-        pairs = zip(found[0], scores[0], strict=True)
-        return {self._ids[int(number)]: float(score) for number, score in pairs if score > 0}
+        return {self._ids[number]: score for number, score in best_documents(self._index, known, ASKED_FOR)}
 
 
 @dataclass(frozen=True)
