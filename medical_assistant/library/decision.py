@@ -144,9 +144,7 @@ class Decision:
         found = []
         for topic in candidates.values():
             probable = asked[topic.words, topic.page.kind]
-            section = math.fsum(
-                probable[heading] for heading in SECTIONS[topic.page.kind] if topic.page.section(heading)
-            )
+            section = math.fsum(probable[heading] for heading in topic.page.standard_headings)
             signals = self.trained.ranking.signals(
                 reading, self.names, topic, body, asked_for, self._stems_of[topic.page.id], section
             )
@@ -239,8 +237,7 @@ class Decision:
         scores: Sequence[float],
     ) -> dict[str, float]:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
-        stems = set(reading.stems)
-        weights = {stem: self.names.weight(stem) for stem in stems}
+        weights = reading.weights
         total = math.fsum(weights.values()) or 1.0
 
         def share(some: Collection[str]) -> float:
@@ -249,7 +246,7 @@ class Decision:
         expanded = self.trained.ranking.asked_for.stems
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
         asked_for = frozenset[str]().union(*(expanded.get(topic.page.id, frozenset()) for topic in chosen))
-        known = [stem for stem in stems if stem in self._known]
+        known = [stem for stem in weights if stem in self._known]
         bm25 = [score for _, score in ranked]
         first = chosen[0] if chosen else None
         return {
@@ -257,11 +254,11 @@ class Decision:
             "asked_for": share(shown | asked_for),
             "known_held": share(shown | asked_for) / (share(known) or 1.0),
             "unknown": 1.0 - share(known),
-            "strange": float(len(self.names.strange(reading.text))),
+            "strange": float(reading.strange),
             "short": 1.0 / (1.0 + len(reading.stems)),
             "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
             "has_name": float(any(topic.words for topic in chosen)),
-            "partial": self.names.partial(first.page, stems) if first else 0.0,
+            "partial": self.names.partial(first.page, weights.keys()) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "asked": max((part.passages[0].score for part in parts), default=0.0),
             "nothing": self._asked(reading, first.words, first.page.kind)[NOTHING] if first else 1.0,

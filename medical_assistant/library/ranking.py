@@ -85,8 +85,7 @@ class Ranking:
         `body` and `asked_for`: BM25 scores of pages. `held`: the stems of the page. `section`: how probable it is that
         one of its sections is asked for, 0 to 1.
         """
-        page, stems = candidate.page, frozenset(reading.stems)
-        weights = {stem: names.weight(stem) for stem in stems}
+        page, weights = candidate.page, reading.weights
         total = math.fsum(weights.values()) or 1.0
         expanded = self.asked_for.stems.get(page.id, frozenset())
 
@@ -110,7 +109,7 @@ class Ranking:
             "title": float(named and candidate.matched == page.title),
             "guessed": float(named and candidate.guessed),
             "name_share": share(candidate.words),
-            "partial": names.partial(page, stems),
+            "partial": names.partial(page, weights.keys()),
             "body_best": body_best,
             "body": body_score,
             "asked_for_best": asked_best,
