@@ -16,6 +16,7 @@ import Stemmer
 from medical_assistant.errors import UserError
 from medical_assistant.library.decision import Decision
 from medical_assistant.library.pages import Page, Section, read_library
+from medical_assistant.library.ranking import best_documents
 from medical_assistant.library.trained import FOLDER, Trained, load_trained
 from medical_assistant.library.understand import SILENT, Names, Reading, words_of
 
@@ -56,12 +57,10 @@ class EmbeddedLibrary(Decision):
         stems = [stem for stem in reading.stems if stem in self._known]
         if not stems:
             return []
-        numbers, scores = self._index.retrieve([stems], k=min(SEARCHED, len(self._sections)), show_progress=False)
         best: dict[str, tuple[Page, float]] = {}
-        for number, score in zip(numbers[0], scores[0], strict=True):
-            page = self._sections[int(number)][0]
-            if score > 0 and page.id not in best:
-                best[page.id] = (page, float(score))
+        for number, score in best_documents(self._index, stems, SEARCHED):
+            page = self._sections[number][0]
+            best.setdefault(page.id, (page, score))
         return list(best.values())
 
 

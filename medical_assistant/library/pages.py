@@ -186,6 +186,11 @@ class Page:
     checked: str = ""
     path: str = field(default="", compare=False)
 
+    @functools.cached_property
+    def standard_headings(self) -> frozenset[str]:
+        """Those of `SECTIONS` under which `section` finds something."""
+        return frozenset(heading for heading in SECTIONS[self.kind] if self.section(heading))
+
     def section(self, heading: str) -> Section | None:
         """Return the section under `heading`, None where the page has none.
 

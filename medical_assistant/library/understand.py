@@ -75,15 +75,18 @@ class Topic:
 class Reading:
     """A question as it is searched: its words, misspelt names corrected, and whom it is about.
 
-    `sequence`: the stem of each word, in order. `stems`: those of them that say something of the topic.
-    `corrected`: the stems that another spelling was corrected to. `person`: "baby", "child", "adult" or empty.
+    `sequence`: the stem of each word, in order. `stems`: those of them that say something of the topic; `weights`: how
+    telling each is. `corrected`: the stems that another spelling was corrected to. `strange`: how many words are
+    neither in a page nor ordinary English: other names, or badly misspelt. `person`: "baby", "child", "adult" or empty.
     """
 
     text: str
     sequence: tuple[str, ...]
     stems: tuple[str, ...]
+    weights: Mapping[str, float]
     all_stems: frozenset[str]
     corrected: frozenset[str]
+    strange: int
     person: str
 
 
@@ -165,19 +168,17 @@ class Names:
         all_stems = set(self.stems(words))
         if person:
             all_stems.add(PERSON_STEMS[person])
+        stems = tuple(self.stems(word for word in telling if word not in ASKING_WORDS and not word.isdigit()))
         return Reading(
             question,
             tuple(self.stems(words)),
-            tuple(self.stems(word for word in telling if word not in ASKING_WORDS and not word.isdigit())),
+            stems,
+            {stem: self.weight(stem) for stem in stems},
             frozenset(all_stems),
             frozenset(corrected),
+            sum(len(word) >= MIN_CORRECTED_LETTERS and not self._is_right(word) for word in words),
             person,
         )
-
-    def strange(self, text: str) -> list[str]:
-        """Return the words that are neither in a page nor ordinary English: other names, or badly misspelt."""
-        words, _ = self._correct(words_of(text))
-        return [word for word in words if len(word) >= MIN_CORRECTED_LETTERS and not self._is_right(word)]
 
     def _is_right(self, word: str) -> bool:
         known = word in SILENT or self.stems([word])[0] in self._weights
@@ -225,9 +226,10 @@ class Names:
         """Return how much (0-1) of that name of the page that fits best is among `stems`, by weight."""
         best = 0.0
         for name in self._of_page[page.id]:
-            if name & stems:
+            shared = name & stems
+            if shared:
                 whole = math.fsum(self.weight(stem) for stem in name)
-                best = max(best, math.fsum(self.weight(stem) for stem in name & stems) / whole)
+                best = max(best, math.fsum(self.weight(stem) for stem in shared) / whole)
         return best
 
 def ordinary_words(pages: Iterable[Page]) -> set[str]:

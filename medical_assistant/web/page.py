@@ -24,8 +24,8 @@ from medical_assistant.web.turns import SEND, STEP_ONE, Panel, read_options, rea
 # Gradio gives a thread to each answer that runs or waits: more than `web.queue.MAX_WAITING` and the slots need, for
 # the safety rules answer in one too, and at once.
 MAX_THREADS = 160
-# Gradio 6.31 copies the page's settings for each visitor and API call, 0.1 MB, and keeps the last 10,000 copies.
-# Of ours, only a question between its two steps is in them: where that copy has gone, the question is read again.
+# Gradio 6.31 has a session for each visitor and API call and keeps the last 10,000. Of ours, only a question between
+# its two steps is in them: where that session has gone, the question is read again.
 SESSIONS_KEPT = 100
 
 BASE_ALONE = "Only the base model is available."
@@ -37,7 +37,7 @@ def build_page(assistant: Assistant, tracker: RequestTracker | None = None) -> g
     tracker = tracker or RequestTracker()
 
     def forget(request: gr.Request) -> None:
-        """Drop what Gradio keeps of a visitor who has left, for an hour else: a copy of the page's settings."""
+        """Drop what Gradio keeps of a visitor who has left, for an hour else."""
         page.state_holder.session_data.pop(request.session_hash, None)
 
     def country_of_browser(request: gr.Request) -> str:
