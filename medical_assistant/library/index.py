@@ -35,7 +35,7 @@ class EmbeddedLibrary(Decision):
         names = {page.id: stemmer.telling(names_text(page)) for page in self.pages}
         bodies = [stemmer.telling(section_text(section)) for _, section in self._sections]
         body_stems = {
-            (page.id, section.heading): frozenset(body)
+            (page.id, section.heading): tuple(dict.fromkeys(body))  # half the memory of a set
             for (page, section), body in zip(self._sections, bodies, strict=True)
         }
         stems_of = {page.id: set(names[page.id]) for page in self.pages}
@@ -89,7 +89,7 @@ class TextStemmer:
     def telling(self, text: str) -> list[str]:
         """Return the stems of a text's words but for those that say nothing of a topic."""
         words = words_of(text)
-        new = [word for word in words if word not in self.stem_of]
+        new = list(set(words).difference(self.stem_of))
         self.stem_of.update(zip(new, self._stemmer.stemWords(new), strict=True))
         return [self.stem_of[word] for word in words if word not in SILENT]
 

@@ -14,6 +14,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN_PLUS
@@ -57,7 +58,7 @@ def words_of(text: str) -> list[str]:
     if not plain.isascii():
         plain = "".join(letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter))
     words: list[str] = _WORD.findall(plain)
-    return [_POSSESSION.sub("", word) for word in words] if "'" in plain else words
+    return [_POSSESSION.sub("", word) if "'" in word else word for word in words] if "'" in plain else words
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,9 @@ class Names:
                 if bare or all(word in ASKING_WORDS for word in telling):
                     telling = words  # "out of breath" is not named by "breath", nor "feeling down" by "feeling"
                 if len(telling) > 1 or not SILENT.issuperset(telling):
-                    self._names[frozenset(self.stems(telling))].append((number, name))
-                    self._of_page[page.id].append(frozenset(self.stems(telling)))
+                    key = frozenset(self.stems(telling))
+                    self._names[key].append((number, name))
+                    self._of_page[page.id].append(key)
         self._by_word: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
         for key in self._names:
             for stem in key:
@@ -236,8 +238,8 @@ def ordinary_words(pages: Iterable[Page]) -> set[str]:
     """Return the words of the pages' lines that are, in capitals, another name of a page: "add" is not "ADD"."""
     pages = list(pages)
     capitals = {name.lower() for page in pages for name in page.also_called if name.isupper()}
-    texts = (line.text for page in pages for section in page.sections for line in section.lines)
-    return {word for text in texts for word in text.split() if word in capitals}
+    lines = (section.lines for page in pages for section in page.sections)
+    return capitals.intersection(" ".join(line.text for line in chain.from_iterable(lines)).split())
 
 
 def _stand_together(name: frozenset[str], sequence: Sequence[str]) -> bool:
