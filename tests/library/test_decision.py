@@ -170,6 +170,15 @@ def test_a_documents_own_headings_are_understood(small, question, heading):
     assert heading in sections(library.find(question))["doc-1"]
 
 
+def test_a_document_may_be_asked_for_any_section(small):
+    """It has none of its kind's; once that made each of its questions one that no section answers."""
+    library = EmbeddedLibrary([document({"Treatments": ["Rest heals floxitis."]})], small.trained)
+    assert dict(library.find("how is floxitis treated").signals)["nothing"] < 0.9
+    reading = library.names.read("how is floxitis treated")
+    ((_, signals),) = library.page_signals(reading, library.names.topics(reading), [])
+    assert signals["section"] > 0.3
+
+
 def test_of_a_long_section_of_a_document_the_lines_about_the_question_are_quoted(small):
     lines = [f"Line {n} is here." for n in range(40)]
     lines[33] = "Walnuts make floxitis worse."
