@@ -234,6 +234,7 @@ class Names:
                 best = max(best, math.fsum(self.weight(stem) for stem in shared) / whole)
         return best
 
+
 def ordinary_words(pages: Iterable[Page]) -> set[str]:
     """Return the words of the pages' lines that are, in capitals, another name of a page: "add" is not "ADD"."""
     pages = list(pages)
