@@ -18,6 +18,7 @@ in its environment; the command line wins.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         demo = page.build_page(assistant, tracker)
         if login:
             login.add_button(demo)
+        gc.collect()
+        gc.freeze()  # all this stays: later collections would hold every answer up for 0.2 s to look through it
         server.keep_text_out_of_errors()
         server.end_on_sigterm(engine, tracker)
         demo.launch(

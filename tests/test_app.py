@@ -180,8 +180,11 @@ def test_help_names_the_settings_and_loads_no_large_library():
     environment = {**os.environ, "MODEL": "tinyllama-1.1b"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
-    for word in ("--model", "--adapter", "--engine", "--port", "tinyllama-1.1b", "/chat"):
+    for word in ("--model", "--adapter", "--engine", "--port", "tinyllama-1.1b", "/chat", "--library"):
         assert word in result.stdout
+    shown = " ".join(result.stdout.split())
+    for word in ("'shipped'", "a folder of Markdown pages", "`data_prep.py library`", "data set of the Hub", "'none'"):
+        assert word in shown
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "yaml" in imported and not imported & {"torch", "transformers", "gradio", "numpy"}
 
@@ -193,7 +196,7 @@ def test_a_wrong_port_in_the_environment_is_one_line_and_status_2():
 
 @pytest.fixture
 def app(monkeypatch):
-    for name in ("MODEL", "ADAPTER", "ENGINE", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
+    for name in ("MODEL", "ADAPTER", "ENGINE", "LIBRARY", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.delitem(sys.modules, "app", raising=False)
@@ -265,9 +268,26 @@ def test_libraries_are_chosen_by_folder(app, tmp_path):
     assert len(both.pages) > 100 and both.find("What is blorptitis?").parts[0].topic.title == "Blorptitis"
 
 
+def test_a_space_names_its_library_in_the_environment(app, monkeypatch):
+    monkeypatch.setenv("LIBRARY", "shipped,org/my-library")
+    monkeypatch.delitem(sys.modules, "app")
+    import app as started
+
+    assert started.AppSettings().library == "shipped,org/my-library"
+
+
 def test_a_wrong_library_is_one_clear_line(app, tmp_path):
     page_file(tmp_path / "one"), page_file(tmp_path / "two"), (tmp_path / "empty").mkdir()
+    page_file(tmp_path / "link"), page_file(tmp_path / "bare"), (tmp_path / "old").mkdir()
+    for folder, old, new in (("link", "https://p.example/t", "ftp://p.example/t"), ("bare", "- publisher: P\n", "")):
+        path = tmp_path / folder / "blorptitis.md"
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    (tmp_path / "old" / "library.json").write_text('{"format": 99, "version": 1}', encoding="utf-8")
     for folders, words in (
+        (f"{tmp_path}/old", r"format 99, not \d+: build it again with: python data_prep.py library"),
+        (f"shipped,{tmp_path}/link", "is not a web address"),
+        (f"{tmp_path}/bare", "sources|front matter"),
+        ("shipped,none", "none is not a folder"),
         (f"{tmp_path}/missing", "is not a folder"),
         (f"{tmp_path}/empty", "holds no pages"),
         (f"{tmp_path}/one,{tmp_path}/two", "have the same name"),

@@ -9,7 +9,7 @@ on questions whose authors saw no page.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,15 +58,16 @@ class TextClassifier:
     columns: np.ndarray
     values: np.ndarray
 
-    def scores(self, found: Iterable[str]) -> dict[str, float]:
+    def scores(self, found: Set[str]) -> dict[str, float]:
         """Return the log odds of each label for a question with these features."""
-        numbers = sorted(self.number_of[feature] for feature in found if feature in self.number_of)
+        known = self.number_of.keys() & found
+        numbers = np.array(sorted(map(self.number_of.__getitem__, known)), dtype=np.intp)
         totals = np.array(self.bias)
-        if numbers:
-            spans = [slice(self.starts[number], self.starts[number + 1]) for number in numbers]
-            columns = np.concatenate([self.columns[span] for span in spans])
-            values = np.concatenate([self.values[span] for span in spans])
-            totals += np.bincount(columns, values, len(self.labels)) / math.sqrt(len(numbers))
+        if known:
+            starts, lengths = self.starts[numbers], self.starts[numbers + 1] - self.starts[numbers]
+            ends = lengths.cumsum()
+            weights = np.arange(ends[-1]) + (starts - ends + lengths).repeat(lengths)  # their numbers
+            totals += np.bincount(self.columns[weights], self.values[weights], len(self.labels)) / math.sqrt(len(known))
         return dict(zip(self.labels, totals.tolist(), strict=True))
 
 

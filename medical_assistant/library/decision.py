@@ -93,14 +93,14 @@ class Decision:
         parts = tuple(self._part(reading, topic) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked, [score for _, score in ordered])
         probability = self.trained.gate.probability(signals)
-        nearest = dict.fromkeys([*(part.topic for part in parts), *(topic.page for topic, _ in ordered)])
+        nearest = {page.id: page for page in (*(part.topic for part in parts), *(topic.page for topic, _ in ordered))}
         near = signals["shown"] >= NEAR_FROM  # what shares no telling word with the question is not near it
         return Found(
             reading.text,
             self.trained.gate.coverage(probability),
             probability,
             parts,
-            tuple(nearest)[:NEAREST] if near else (),
+            tuple(nearest.values())[:NEAREST] if near else (),
             tuple(sorted(signals.items())),
         )
 
@@ -151,9 +151,7 @@ class Decision:
         found = []
         for topic in candidates.values():
             probable = asked[topic.words, topic.page.kind]
-            section = math.fsum(
-                share for heading, share in probable.items() if heading != NOTHING and topic.page.section(heading)
-            )
+            section = math.fsum(probable[heading] for heading in topic.page.standard_headings)
             signals = self.trained.ranking.signals(
                 reading, self.names, topic, body, asked_for, self._stems_of[topic.page.id], section
             )
@@ -262,8 +260,7 @@ class Decision:
         scores: Sequence[float],
     ) -> dict[str, float]:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
-        stems = set(reading.stems)
-        weights = {stem: self.names.weight(stem) for stem in stems}
+        weights = reading.weights
         total = math.fsum(weights.values()) or 1.0
 
         def share(some: Collection[str]) -> float:
@@ -272,7 +269,7 @@ class Decision:
         expanded = self.trained.ranking.asked_for.stems
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
         asked_for = frozenset[str]().union(*(expanded.get(topic.page.id, frozenset()) for topic in chosen))
-        known = [stem for stem in stems if stem in self._known]
+        known = [stem for stem in weights if stem in self._known]
         bm25 = [score for _, score in ranked]
         first = chosen[0] if chosen else None
         return {
@@ -280,11 +277,11 @@ class Decision:
             "asked_for": share(shown | asked_for),
             "known_held": share(shown | asked_for) / (share(known) or 1.0),
             "unknown": 1.0 - share(known),
-            "strange": float(len(self.names.strange(reading.text))),
+            "strange": float(reading.strange),
             "short": 1.0 / (1.0 + len(reading.stems)),
             "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
             "has_name": float(any(topic.words for topic in chosen)),
-            "partial": self.names.partial(first.page, stems) if first else 0.0,
+            "partial": self.names.partial(first.page, weights.keys()) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "asked": max((part.passages[0].score for part in parts), default=0.0),
             "nothing": self._asked(reading, first.words, first.page.kind)[NOTHING] if first else 1.0,

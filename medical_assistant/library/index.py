@@ -16,6 +16,7 @@ import Stemmer
 from medical_assistant.errors import UserError
 from medical_assistant.library.decision import Decision
 from medical_assistant.library.pages import Page, Section, read_library
+from medical_assistant.library.ranking import best_documents
 from medical_assistant.library.trained import FOLDER, Trained, load_trained
 from medical_assistant.library.understand import SILENT, Names, Reading, words_of
 
@@ -34,7 +35,7 @@ class EmbeddedLibrary(Decision):
         names = {page.id: stemmer.telling(names_text(page)) for page in self.pages}
         bodies = [stemmer.telling(section_text(section)) for _, section in self._sections]
         body_stems = {
-            (page.id, section.heading): frozenset(body)
+            (page.id, section.heading): tuple(dict.fromkeys(body))  # half the memory of a set
             for (page, section), body in zip(self._sections, bodies, strict=True)
         }
         stems_of = {page.id: set(names[page.id]) for page in self.pages}
@@ -56,12 +57,10 @@ class EmbeddedLibrary(Decision):
         stems = [stem for stem in reading.stems if stem in self._known]
         if not stems:
             return []
-        numbers, scores = self._index.retrieve([stems], k=min(SEARCHED, len(self._sections)), show_progress=False)
         best: dict[str, tuple[Page, float]] = {}
-        for number, score in zip(numbers[0], scores[0], strict=True):
-            page = self._sections[int(number)][0]
-            if score > 0 and page.id not in best:
-                best[page.id] = (page, float(score))
+        for number, score in best_documents(self._index, stems, SEARCHED):
+            page = self._sections[number][0]
+            best.setdefault(page.id, (page, score))
         return list(best.values())
 
 
@@ -90,7 +89,7 @@ class TextStemmer:
     def telling(self, text: str) -> list[str]:
         """Return the stems of a text's words but for those that say nothing of a topic."""
         words = words_of(text)
-        new = [word for word in words if word not in self.stem_of]
+        new = list(set(words).difference(self.stem_of))
         self.stem_of.update(zip(new, self._stemmer.stemWords(new), strict=True))
         return [self.stem_of[word] for word in words if word not in SILENT]
 

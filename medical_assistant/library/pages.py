@@ -136,13 +136,12 @@ _INTRODUCES = re.compile(
 )
 # Every value is a text; libyaml's loader is eight times as fast as the one in Python.
 LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-_HEADING = re.compile(r"## (.+)")
-_ITEM = re.compile(r"- (.+)")
-_STATEMENT = re.compile(r"(?P<text>.+?)\s*\[(?P<sources>\d+(?:,\s*\d+)*)\](?=\s|$)")
+_HEADING, _ITEM = "## ", "- "
+_CITED = re.compile(r"\[(\d+(?:,\s*\d+)*)\](?=\s|$)")
 _FIELDS = ("title", "kind", "also_called", "sources", "written", "checked")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where a statement comes from. `address` is http(s); `date` is that page's own date, empty if it has none.
 
@@ -156,7 +155,7 @@ class Source:
     licence: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """One statement as it is shown: `text` without its source numbers, `sources` as indices into the page's sources.
 
@@ -169,7 +168,7 @@ class Line:
     leads: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Section:
     heading: str
     lines: tuple[Line, ...]
@@ -186,6 +185,11 @@ class Page:
     written: str = ""
     checked: str = ""
     path: str = field(default="", compare=False)
+
+    @functools.cached_property
+    def standard_headings(self) -> frozenset[str]:
+        """Those of `SECTIONS` under which `section` finds something."""
+        return frozenset(heading for heading in SECTIONS[self.kind] if self.section(heading))
 
     def section(self, heading: str) -> Section | None:
         """Return the section under `heading`, None where the page has none.
@@ -284,10 +288,10 @@ def _sections(body: str, path: Path, first_line: int, n_sources: int) -> Iterato
         text = text.strip()
         if not text:
             continue
-        if match := _HEADING.fullmatch(text):
+        if text.startswith(_HEADING):
             if heading:
                 yield _section(heading, lines, path)
-            heading, lines = match[1], []
+            heading, lines = text.removeprefix(_HEADING), []
         elif not heading:
             raise UserError(f"{path}, line {number}: text before the first '## ' heading.")
         else:
@@ -307,17 +311,20 @@ def _section(heading: str, lines: list[Line], path: Path) -> Section:
 
 
 def _lines(text: str, where: str, n_sources: int) -> Iterator[Line]:
-    item = _ITEM.fullmatch(text)
-    text = item[1] if item else text
+    item = text.startswith(_ITEM)
+    text = text.removeprefix(_ITEM)
     if text.endswith(":") and not item:
         yield Line(text, leads=True)
         return
     end = 0
-    for match in _STATEMENT.finditer(text):
-        numbers = tuple(int(number) - 1 for number in match["sources"].split(","))
+    for match in _CITED.finditer(text):
+        statement = text[end : match.start()].strip()
+        if not statement:
+            break
+        numbers = tuple(int(number) - 1 for number in match[1].split(","))
         if not all(0 <= number < n_sources for number in numbers):
-            raise UserError(f"{where}: {match.group()!r} names a source that the page does not have.")
-        yield Line(match["text"].strip(), numbers, item is not None)
+            raise UserError(f"{where}: {statement + match[0]!r} names a source that the page does not have.")
+        yield Line(statement, numbers, item)
         end = match.end()
     if text[end:].strip():
         raise UserError(f"{where}: {text[end:].strip()!r} has no source: end it with its number, such as [1].")

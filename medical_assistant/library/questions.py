@@ -11,6 +11,11 @@ from medical_assistant.library.passages import Coverage, Found, Library, Part, P
 
 MAX_QUESTIONS = 5
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?!\s|$)[^.!?\n]*)*[.!?]*")
+# "What causes a UTI and how is it treated": words that begin a question, after one that joins two.
+_JOINED_QUESTIONS = re.compile(
+    r",?\s+(?:and|or|also|but)\s+(?=(?:how|what|when|why|where|who|which|can|could|should|do|does|is|are|will)\b)",
+    re.IGNORECASE,
+)
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -26,7 +31,7 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
     """Return what the library has on a message, as `Library.find`; of several questions what it has on each.
 
     The message is searched as a whole first. Its first `MAX_QUESTIONS` questions are answered apart only where at least
-    two are covered and one of them is about a page that the whole did not find: "Is it serious?" alone is no question.
+    two are covered and one of them asks for what the whole did not find: "Is it serious?" alone is no question.
     """
     whole = library.find(message, earlier)
     questions = questions_of(message)
@@ -37,8 +42,9 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
         found.append(_find(library, question, before))
         before += [question.before, question.text]
     answered = [one for one in found if one.coverage != "not" and one.parts]
-    known = {part.topic.id for part in whole.parts} if whole.coverage != "not" else set()
-    if len(answered) < 2 or known.issuperset(part.topic.id for one in answered for part in one.parts):
+    known = {(part.topic.id, passage.section.heading) for part in whole.parts for passage in part.passages}
+    best = {(part.topic.id, part.passages[0].section.heading) for one in answered for part in one.parts}
+    if len(answered) < 2 or (whole.coverage != "not" and known >= best):
         return whole
     parts = _joined([part for one in answered for part in one.parts])
     left_out = len(questions) - MAX_QUESTIONS
@@ -56,7 +62,11 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
 
 
 def questions_of(message: str) -> list[Asked]:
-    """Return the sentences of a message that end with a question mark, each text once, in order."""
+    """Return the questions of a message, each text once, in order.
+
+    A question is a sentence that ends with a question mark, or a part of one that another question follows ("what
+    causes gout and how is it treated").
+    """
     questions: dict[str, Asked] = {}
     before: list[str] = []
     for match in _SENTENCE.finditer(message):

@@ -28,6 +28,17 @@ SIGNALS = (
 )  # fmt: skip
 
 
+def best_documents(index: bm25s.BM25, stems: Sequence[str], limit: int) -> list[tuple[int, float]]:
+    """Return (number, score) of the documents that hold any of these stems, the best first, equal ones by number.
+
+    `stems` are in the index. Its own `retrieve` sorts among all documents: four times as long.
+    """
+    scores = index.get_scores(list(stems))
+    found = scores.nonzero()[0]
+    best = found[(-scores[found]).argsort(kind="stable")[:limit]]
+    return list(zip(best.tolist(), scores[best].tolist(), strict=True))
+
+
 class AskedFor:
     """BM25 over the stems of the words in which each page was asked for."""
 
@@ -46,9 +57,7 @@ class AskedFor:
         known = [stem for stem in stems if stem in self._known]
         if not known:
             return {}
-        found, scores = self._index.retrieve([known], k=min(ASKED_FOR, len(self._ids)), show_progress=False)
-        pairs = zip(found[0], scores[0], strict=True)
-        return {self._ids[int(number)]: float(score) for number, score in pairs if score > 0}
+        return {self._ids[number]: score for number, score in best_documents(self._index, known, ASKED_FOR)}
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,7 @@ class Ranking:
         `body` and `asked_for`: BM25 scores of pages. `held`: the stems of the page. `section`: how probable it is that
         one of its sections is asked for, 0 to 1.
         """
-        page, stems = candidate.page, frozenset(reading.stems)
-        weights = {stem: names.weight(stem) for stem in stems}
+        page, weights = candidate.page, reading.weights
         total = math.fsum(weights.values()) or 1.0
         expanded = self.asked_for.stems.get(page.id, frozenset())
 
@@ -104,7 +112,7 @@ class Ranking:
             "title": float(named and candidate.matched == page.title),
             "guessed": float(named and candidate.guessed),
             "name_share": share(candidate.words),
-            "partial": names.partial(page, stems),
+            "partial": names.partial(page, weights.keys()),
             "body_best": body_best,
             "body": body_score,
             "asked_for_best": asked_best,

@@ -14,6 +14,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN_PLUS
@@ -57,7 +58,7 @@ def words_of(text: str) -> list[str]:
     if not plain.isascii():
         plain = "".join(letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter))
     words: list[str] = _WORD.findall(plain)
-    return [_POSSESSION.sub("", word) for word in words] if "'" in plain else words
+    return [_POSSESSION.sub("", word) if "'" in word else word for word in words] if "'" in plain else words
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,18 @@ class Topic:
 class Reading:
     """A question as it is searched: its words, misspelt names corrected, and whom it is about.
 
-    `sequence`: the stem of each word, in order. `stems`: those of them that say something of the topic.
-    `corrected`: the stems that another spelling was corrected to. `person`: "baby", "child", "adult" or empty.
+    `sequence`: the stem of each word, in order. `stems`: those of them that say something of the topic; `weights`: how
+    telling each is. `corrected`: the stems that another spelling was corrected to. `strange`: how many words are
+    neither in a page nor ordinary English: other names, or badly misspelt. `person`: "baby", "child", "adult" or empty.
     """
 
     text: str
     sequence: tuple[str, ...]
     stems: tuple[str, ...]
+    weights: Mapping[str, float]
     all_stems: frozenset[str]
     corrected: frozenset[str]
+    strange: int
     person: str
 
 
@@ -140,8 +144,9 @@ class Names:
                 if bare or all(word in ASKING_WORDS for word in telling):
                     telling = words  # "out of breath" is not named by "breath", nor "feeling down" by "feeling"
                 if len(telling) > 1 or not SILENT.issuperset(telling):
-                    self._names[frozenset(self.stems(telling))].append((number, name))
-                    self._of_page[page.id].append(frozenset(self.stems(telling)))
+                    key = frozenset(self.stems(telling))
+                    self._names[key].append((number, name))
+                    self._of_page[page.id].append(key)
         self._by_word: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
         for key in self._names:
             for stem in key:
@@ -165,19 +170,17 @@ class Names:
         all_stems = set(self.stems(words))
         if person:
             all_stems.add(PERSON_STEMS[person])
+        stems = tuple(self.stems(word for word in telling if word not in ASKING_WORDS and not word.isdigit()))
         return Reading(
             question,
             tuple(self.stems(words)),
-            tuple(self.stems(word for word in telling if word not in ASKING_WORDS and not word.isdigit())),
+            stems,
+            {stem: self.weight(stem) for stem in stems},
             frozenset(all_stems),
             frozenset(corrected),
+            sum(len(word) >= MIN_CORRECTED_LETTERS and not self._is_right(word) for word in words),
             person,
         )
-
-    def strange(self, text: str) -> list[str]:
-        """Return the words that are neither in a page nor ordinary English: other names, or badly misspelt."""
-        words, _ = self._correct(words_of(text))
-        return [word for word in words if len(word) >= MIN_CORRECTED_LETTERS and not self._is_right(word)]
 
     def _is_right(self, word: str) -> bool:
         known = word in SILENT or self.stems([word])[0] in self._weights
@@ -225,9 +228,10 @@ class Names:
         """Return how much (0-1) of that name of the page that fits best is among `stems`, by weight."""
         best = 0.0
         for name in self._of_page[page.id]:
-            if name & stems:
+            shared = name & stems
+            if shared:
                 whole = math.fsum(self.weight(stem) for stem in name)
-                best = max(best, math.fsum(self.weight(stem) for stem in name & stems) / whole)
+                best = max(best, math.fsum(self.weight(stem) for stem in shared) / whole)
         return best
 
 
@@ -235,8 +239,8 @@ def ordinary_words(pages: Iterable[Page]) -> set[str]:
     """Return the words of the pages' lines that are, in capitals, another name of a page: "add" is not "ADD"."""
     pages = list(pages)
     capitals = {name.lower() for page in pages for name in page.also_called if name.isupper()}
-    texts = (line.text for page in pages for section in page.sections for line in section.lines)
-    return {word for text in texts for word in text.split() if word in capitals}
+    lines = (section.lines for page in pages for section in page.sections)
+    return capitals.intersection(" ".join(line.text for line in chain.from_iterable(lines)).split())
 
 
 def _stand_together(name: frozenset[str], sequence: Sequence[str]) -> bool:

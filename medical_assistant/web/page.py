@@ -24,8 +24,8 @@ from medical_assistant.web.turns import SEND, STEP_ONE, Panel, read_options, rea
 # Gradio gives a thread to each answer that runs or waits: more than `web.queue.MAX_WAITING` and the slots need, for
 # the safety rules answer in one too, and at once.
 MAX_THREADS = 160
-# Gradio 6.31 copies the page's settings for each visitor and API call, 0.1 MB, and keeps the last 10,000 copies.
-# Of ours, only a question between its two steps is in them: where that copy has gone, the question is read again.
+# Gradio 6.31 has a session for each visitor and API call and keeps the last 10,000. Of ours, only a question between
+# its two steps is in them: where that session has gone, the question is read again.
 SESSIONS_KEPT = 100
 
 BASE_ALONE = "Only the base model is available."
@@ -37,7 +37,7 @@ def build_page(assistant: Assistant, tracker: RequestTracker | None = None) -> g
     tracker = tracker or RequestTracker()
 
     def forget(request: gr.Request) -> None:
-        """Drop what Gradio keeps of a visitor who has left, for an hour else: a copy of the page's settings."""
+        """Drop what Gradio keeps of a visitor who has left, for an hour else."""
         page.state_holder.session_data.pop(request.session_hash, None)
 
     def country_of_browser(request: gr.Request) -> str:
@@ -244,34 +244,41 @@ def _api_endpoint(assistant: Assistant, tracker: RequestTracker) -> Callable[...
         country: str = "",
         max_new_tokens: int = Options().max_new_tokens,
     ) -> Iterator[str]:
-        try:
-            if not isinstance(message, str):
-                raise UserError("The message is not a text: send a string.")
-            options = Options(max_new_tokens=int(max_new_tokens))
-            question = prepare(message, country=country)
-            for reply in tracker.watch(assistant.answer(question, model, options), request):
-                yield reply.plain_text()
-            if reply.failed:
-                raise UserError(reply.notes[-1])
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        options = Options(max_new_tokens=int(max_new_tokens))
+        for reply in _answer_program(assistant, tracker, request, message, model, country, options):
+            yield reply.plain_text()
 
     return chat
 
 
 def _library_endpoint(assistant: Assistant, tracker: RequestTracker) -> Callable[..., dict[str, Any]]:
     def library(request: gr.Request, message: str, country: str = "") -> dict[str, Any]:
-        try:
-            if not isinstance(message, str):
-                raise UserError("The message is not a text: send a string.")
-            *_, reply = tracker.watch(assistant.answer(prepare(message, country=country), LIBRARY), request)
-            if reply.failed:
-                raise UserError(reply.notes[-1])
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        *_, reply = _answer_program(assistant, tracker, request, message, LIBRARY, country)
         return library_json(reply)
 
     return library
+
+
+def _answer_program(
+    assistant: Assistant,
+    tracker: RequestTracker,
+    request: gr.Request,
+    message: Any,
+    model: str,
+    country: str,
+    options: Options | None = None,
+) -> Iterator[Reply]:
+    """Yield the answer to a program, which may send anything. What cannot be answered is a `gr.Error` that says why."""
+    try:
+        if not isinstance(message, str):
+            raise UserError("The message is not a text: send a string.")
+        question = prepare(message, country=country)
+        for reply in tracker.watch(assistant.answer(question, model, options), request):
+            yield reply
+        if reply.failed:
+            raise UserError(reply.notes[-1])
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def library_json(reply: Reply) -> dict[str, Any]:

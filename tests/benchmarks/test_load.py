@@ -22,7 +22,8 @@ def test_percentiles_are_values_that_were_measured() -> None:
 def test_a_lost_question_is_shown() -> None:
     benchmark = load("load")
     waits = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
-    row = {"users": 50, "lost": 2, "tokens_per_s": 80.0, "tokens_per_s_and_user": 1.6}
+    row = {"endpoint": "/chat", "users": 50, "lost": 2, "tokens_per_s": 80.0, "tokens_per_s_and_user": 1.6}
+    row["app_cpu_ms"] = 16.0
     report = {
         "rows": [
             {**row, "first_text_s": waits, "whole_answer_s": waits},
@@ -37,7 +38,13 @@ def test_a_lost_question_is_shown() -> None:
 
 def test_one_user_is_no_load() -> None:
     with pytest.raises(UserError, match="--users"):
-        load("load").main(["--users", "1"])
+        load("load").main(["--who", "library", "--users", "1"])
+
+
+def test_each_user_asks_something_else() -> None:
+    benchmark = load("load")
+    for who in benchmark.MODELS:
+        assert len(set(benchmark.questions(who, 50))) == 50
 
 
 def test_the_safety_benchmark_leaves_out_rows_that_accept_both() -> None:

@@ -49,6 +49,7 @@ def test_a_page_keeps_lines_lists_and_sources(tmp_path):
             "not a web address",
         ),
         (page_text("X", "condition", "", "## In short\n\nX is."), "no source"),
+        (page_text("X", "condition", "", "## In short\n\nX is. [1] [1]"), "no source"),
         (page_text("X", "condition", "", "## In short\n\nX is. [2]"), "does not have"),
         (page_text("X", "condition", "", "X is. [1]"), "before the first"),
         (page_text("X", "condition", "", ""), "no sections"),

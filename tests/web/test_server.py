@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("gradio")
+import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
+from gradio.state_holder import StateHolder
 
 from medical_assistant.chat.assistant import Assistant
 from medical_assistant.chat.question import prepare
@@ -42,6 +44,8 @@ PAGE = (
 def small_app(engine=None, tracker=None, **options):
     """An app that stands for Gradio's: it adds its middleware after the constructor, as Gradio does."""
     app = FastAPI(**server.app_kwargs(engine or StubEngine(), tracker or RequestTracker(ClientLimits()), **options))
+    app.state_holder = StateHolder()
+    app.state_holder.set_blocks(gr.Blocks())
     app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"])
 
     @app.get("/")
@@ -307,6 +311,13 @@ def test_gradio_serves_no_file_takes_no_upload_and_answers_programs(served_app):
     assert "requests_total" in request("GET", f"{served_app.url}/metrics").text
     asked = gradio_client.Client(served_app.url, verbose=False).submit("What is anaemia?", "Base", api_name="/chat")
     assert "base answer" in asked.result(timeout=20)
+
+
+def test_no_visitor_and_no_call_has_a_copy_of_the_pages_settings(served_app):
+    sessions = served_app.page.state_holder
+    assert sessions["somebody"].config_values == {}
+    assert sessions["somebody"].blocks_config.blocks.keys() == served_app.page.blocks.keys()
+    sessions.session_data.pop("somebody")
 
 
 def test_gradios_preflights_and_compressed_files_have_the_headers(served_app):
