@@ -189,7 +189,9 @@ class Page:
     @functools.cached_property
     def standard_headings(self) -> frozenset[str]:
         """Those of `SECTIONS` under which `section` finds something."""
-        return frozenset(heading for heading in SECTIONS[self.kind] if self.section(heading))
+        if self.kind == DOCUMENT:
+            return frozenset().union(*(heading_means(section.heading) for section in self.sections))
+        return frozenset(section.heading for section in self.sections).intersection(SECTIONS[self.kind])
 
     def section(self, heading: str) -> Section | None:
         """Return the section under `heading`, None where the page has none.
