@@ -247,7 +247,7 @@ class Decision:
 
         def weight(line: Line) -> float:
             hits = rest & {*self.names.stems(words_of(line.text))} if rest else ()
-            return math.fsum(self.names.weight(stem) for stem in hits) + len(asked & text_means(line.text))
+            return math.fsum(self.names.weight(stem) for stem in hits) + len(text_means(line.text, asked))
 
         return excerpt(section.lines, [weight(line) for line in section.lines])
 
