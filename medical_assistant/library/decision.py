@@ -133,7 +133,13 @@ class Decision:
         ranking = self.trained.ranking
         found = self.page_signals(reading, topics, ranked)
         scored = [(topic, ranking.score(signals)) for topic, signals in found]
-        return sorted(scored, key=lambda entry: (-entry[1], entry[0].page.id))
+        ordered = sorted(scored, key=lambda entry: (-entry[1], entry[0].page.id))
+        for_whom = self.names.for_person(ordered[0][0].page, reading.person) if ordered else None
+        if for_whom is not None:  # "fever" of a child is the page on fever in children, whatever names it
+            first, score = ordered[0]
+            rest = [entry for entry in ordered if entry[0].page is not for_whom and entry[0] is not first]
+            ordered = [(replace(first, page=for_whom), score), *rest]
+        return ordered
 
     def page_signals(
         self, reading: Reading, topics: Sequence[Topic], ranked: Sequence[tuple[Page, float]]
@@ -247,7 +253,7 @@ class Decision:
 
         def weight(line: Line) -> float:
             hits = rest & {*self.names.stems(words_of(line.text))} if rest else ()
-            return math.fsum(self.names.weight(stem) for stem in hits) + len(asked & text_means(line.text))
+            return math.fsum(self.names.weight(stem) for stem in hits) + len(text_means(line.text, asked))
 
         return excerpt(section.lines, [weight(line) for line in section.lines])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -216,10 +216,10 @@ def heading_means(heading: str) -> frozenset[str]:
     return frozenset((name,) if name else ("In short",) if _INTRODUCES.search(heading.lower()) else ())
 
 
-def text_means(text: str) -> frozenset[str]:
-    """Return the sections in which a text with these words would stand."""
+def text_means(text: str, sections: Collection[str] = _HEADING_PATTERNS.keys()) -> frozenset[str]:
+    """Return those of `sections` in which a text with these words would stand."""
     lowered = text.lower()
-    return frozenset(name for name, pattern in _HEADING_PATTERNS.items() if pattern.search(lowered))
+    return frozenset(name for name in _HEADING_PATTERNS.keys() & sections if _HEADING_PATTERNS[name].search(lowered))
 
 
 def read_library(*folders: Path) -> list[Page]:

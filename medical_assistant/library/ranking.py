@@ -16,7 +16,7 @@ from typing import Any
 import bm25s
 
 from medical_assistant.library.pages import Page
-from medical_assistant.library.understand import Names, Reading, Topic, is_for_others
+from medical_assistant.library.understand import Names, Reading, Topic
 
 NAME_K = 3.0  # the weight of a name that counts half
 PRIOR, PRIOR_ROWS = 0.6, 3.0  # how often a name means its page before any question was seen, as if seen so often
@@ -24,7 +24,7 @@ BM25_A_WORD = 5.0  # a score of this times the weight of the question's words co
 ASKED_FOR = 30  # pages, by the words in which they were asked for
 SIGNALS = (
     "name", "strength", "reliable", "strong_reliable", "title", "guessed", "name_share", "partial", "body_best",
-    "body", "asked_for_best", "asked_for", "held", "section", "for_others",
+    "body", "asked_for_best", "asked_for", "held", "section",
 )  # fmt: skip
 
 
@@ -119,7 +119,6 @@ class Ranking:
             "asked_for": asked_score,
             "held": math.fsum(weight for stem, weight in weights.items() if stem in held or stem in expanded) / total,
             "section": section,
-            "for_others": float(is_for_others(page, reading.person)),
         }
 
 

@@ -48,8 +48,11 @@ _PEOPLE = (
               rf"|{_AGE.format('(?:[1-9]|1[0-5])', _YEARS)}|{_AGE.format('[0-9a-z]+', _MONTHS)}"),
     ("adult", r"\b(?:adults?|grown|wife|husband|mum|dad|nan|pregnant)\b"),
 )  # fmt: skip
+_WHOM = re.compile(r"\bin (?:a |an |your )?(bab|child|adult)")  # in the title of a page
 _PEOPLE_PATTERNS = tuple((person, re.compile(pattern)) for person, pattern in _PEOPLE)
 PERSON_STEMS = {"baby": "babi", "child": "child", "adult": "adult"}
+# Whose page answers for a person, the best first; "" is a page that is for all.
+OF_PERSON = {"baby": ("baby", "child"), "child": ("child",), "adult": ("adult", ""), "": ()}
 
 
 def words_of(text: str) -> list[str]:
@@ -147,6 +150,7 @@ class Names:
                     key = frozenset(self.stems(telling))
                     self._names[key].append((number, name))
                     self._of_page[page.id].append(key)
+        self._for_whom = {(subject_of(page.title), person_in(page.title)): page for page in pages}
         self._by_word: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
         for key in self._names:
             for stem in key:
@@ -224,6 +228,14 @@ class Names:
                     found[number] = Topic(page, text, name, fits, bool(name & reading.corrected))
         return sorted(found.values(), key=lambda topic: (-topic.weight, topic.page.id))
 
+    def for_person(self, page: Page, person: str) -> Page | None:
+        """Return the page on the same subject for this person, where there is one and `page` is not it."""
+        for whom in OF_PERSON[person]:
+            found = self._for_whom.get((subject_of(page.title), whom))
+            if found:
+                return None if found is page else found
+        return None
+
     def partial(self, page: Page, stems: Set[str]) -> float:
         """Return how much (0-1) of that name of the page that fits best is among `stems`, by weight."""
         best = 0.0
@@ -262,8 +274,13 @@ def _consonants(word: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def person_in(title: str) -> str:
     """Return whom a page is about, by its title: "baby", "child", "adult" or nobody's ("")."""
-    match = re.search(r"\bin (?:a |an |your )?(bab|child|adult)", title.lower())
+    match = _WHOM.search(title.lower())
     return {"bab": "baby", "child": "child", "adult": "adult"}[match[1]] if match else ""
+
+
+def subject_of(title: str) -> str:
+    """Return what a page is about without whom: "fever" for "Fever in children"."""
+    return _WHOM.split(title.lower())[0].strip()
 
 
 def is_for_others(page: Page, person: str) -> bool:
