@@ -32,6 +32,7 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
 
     The message is searched as a whole first. Its first `MAX_QUESTIONS` questions are answered apart only where at least
     two are covered and one of them asks for what the whole did not find: "Is it serious?" alone is no question.
+    What only the whole found stays.
     """
     whole = library.find(message, earlier)
     questions = questions_of(message)
@@ -42,13 +43,19 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
         found.append(_find(library, question, before))
         before += [question.before, question.text]
     answered = [one for one in found if one.coverage != "not" and one.parts]
-    known = {(part.topic.id, passage.section.heading) for part in whole.parts for passage in part.passages}
+    of_whole = whole.parts if whole.coverage != "not" else ()
+    known = {part.topic.id for part in of_whole}
+    shown = {(part.topic.id, passage.section.heading) for part in of_whole for passage in part.passages}
     best = {(part.topic.id, part.passages[0].section.heading) for one in answered for part in one.parts}
-    if len(answered) < 2 or (whole.coverage != "not" and known >= best):
+    if len(answered) < 2 or shown >= best:
         return whole
-    parts = _joined([part for one in answered for part in one.parts])
-    left_out = len(questions) - MAX_QUESTIONS
-    unanswered = tuple(question.text for question, one in zip(questions, found, strict=False) if one not in answered)
+    parts = _joined([*(part for one in answered for part in one.parts), *of_whole])
+    left_out = max(0, len(questions) - MAX_QUESTIONS) + max(0, len(parts) - MAX_QUESTIONS)
+    unanswered = tuple(
+        question.text
+        for question, one in zip(questions, found, strict=False)
+        if one not in answered and known.isdisjoint(part.topic.id for part in one.parts)
+    )
     covered: Coverage = "covered" if all(one.coverage == "covered" for one in found) else "partly"
     return replace(
         min(answered, key=lambda one: one.probability),
@@ -57,7 +64,7 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
         parts=parts[:MAX_QUESTIONS],
         nearest=(),
         unanswered=unanswered,
-        left_out=max(0, left_out),
+        left_out=left_out,
     )
 
 

@@ -103,3 +103,18 @@ def test_one_place_of_the_app_asks_the_engine_and_one_screens():
         "screen": ["question.py"], "validate_question": ["question.py"],
         "build_messages": ["assistant.py"], "engine.stream": ["assistant.py"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "language", "in_english"),
+    [
+        ("What is malaria?", "en", True),  # "malaria" is a word of the Swahili rules too
+        ("malaria symptoms", "en", True),
+        ("\u00bfCu\u00e1les son los s\u00edntomas de la malaria?", "en", False),  # no rule of Spanish fires
+        ("mtoto wangu ana homa", "sw", False),
+    ],
+)
+def test_advice_is_not_in_a_language_of_which_the_message_has_no_other_word(message, language, in_english):
+    screening = prepare(message).screening
+    assert (screening.triage.language, screening.in_english) == (language, in_english)
+    assert bool(screening.triage.notice) == (language == "sw")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.library.passages import Found
+from medical_assistant.library.pages import Line, Page, Section
+from medical_assistant.library.passages import Found, Part
 from medical_assistant.library.questions import MAX_QUESTIONS, find_each, questions_of
 
 
@@ -44,3 +47,20 @@ def test_one_question_is_searched_once_and_many_are_not_all():
     library = Searches()
     find_each(library, " ".join(f"What is {number}a?" for number in range(80)))
     assert len(library.asked) == 1 + MAX_QUESTIONS
+
+
+def page(name):
+    return Page(name, name, "condition", (), (), (Section("In short", (Line(name),)),))
+
+
+def test_what_only_the_whole_message_names_stays():
+    def find(question, earlier=()):
+        named = [name for name in ("gout", "flu", "mumps") if name in question]
+        parts = tuple(Part(page(name), name, False, (), ()) for name in named[-1:])
+        return Found(
+            question, "covered" if parts and question.count("?") != named.count("mumps") else "not", 0.5, parts
+        )
+
+    found = find_each(SimpleNamespace(find=find), "Is it gout? Is it flu? Is it zumps? Is it mumps?")
+    assert [part.topic.id for part in found.parts] == ["gout", "flu", "mumps"]
+    assert (found.coverage, found.unanswered) == ("partly", ("Is it zumps?",))

@@ -93,8 +93,8 @@ UNREADABLE = """() => {
 }"""
 
 
-QUESTION_IN_VIEW = """() => document.querySelector("#chat .user-row").getBoundingClientRect().top
-    >= document.querySelector("#chat .bubble-wrap").getBoundingClientRect().top"""
+QUESTION_IN_VIEW = """(chat) => document.querySelector(`${chat} .user-row`).getBoundingClientRect().top
+    >= document.querySelector(`${chat} .bubble-wrap`).getBoundingClientRect().top"""
 
 
 def test_an_answer_with_sources_opens_what_was_searched_and_stays_when_asked_again(page):
@@ -106,7 +106,7 @@ def test_an_answer_with_sources_opens_what_was_searched_and_stays_when_asked_aga
     assert "Get help now" in first.locator("blockquote").inner_text()
     links = first.locator("ol a").evaluate_all("links => links.map(link => [link.href, link.target, link.rel])")
     assert links and all(href.startswith("https://") and target == "_blank" for href, target, _ in links)
-    page.wait_for_function(QUESTION_IN_VIEW)
+    page.wait_for_function(QUESTION_IN_VIEW, arg="#chat")
     assert page.evaluate(UNREADABLE) == []
     first.locator(".thought-group .title").click()
     searched = first.locator(".thought-group .content, .thought-group")
@@ -157,6 +157,8 @@ def test_compare_sets_the_library_beside_both_models(page):
     wait_for_text(page, "Sources", "#compare-0")
     wait_for_text(page, "the fine-tuned answer", "#compare-1")
     wait_for_text(page, "the base answer", "#compare-2")
+    page.wait_for_timeout(2_200)  # Gradio scrolls with each update, the page back
+    assert page.evaluate(QUESTION_IN_VIEW, "#compare-0")
     assert MODEL_WARNING not in page.inner_text("#compare-0")
     assert all(MODEL_WARNING in page.inner_text(f"#compare-{number}") for number in (1, 2))
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
