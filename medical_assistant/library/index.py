@@ -41,10 +41,13 @@ class EmbeddedLibrary(Decision):
         stems_of = {page.id: set(names[page.id]) for page in self.pages}
         for (page, _), body in zip(self._sections, bodies, strict=True):
             stems_of[page.id].update(body)
-        weights = word_weights(Counter(stem for stems in stems_of.values() for stem in stems), len(self.pages))
+        asked_for = trained.ranking.asked_for.stems  # "diagnosed" is in no page, and tells nothing of a topic
+        counts = Counter(stem for name, stems in stems_of.items() for stem in stems.union(asked_for.get(name, ())))
+        weights = word_weights(counts, len(self.pages))
         named = Names(self.pages, stemmer.stem_of, weights, uncorrected=trained.uncorrected)
         self._by_id = {page.id: page for page in self.pages}
         super().__init__(trained, named, frozenset(weights), stems_of, body_stems)
+        self._indexed = frozenset[str]().union(*stems_of.values())
         self._index = bm25s.BM25()
         documents = [names[page.id] + body for (page, _), body in zip(self._sections, bodies, strict=True)]
         self._index.index(documents, show_progress=False)
@@ -54,7 +57,7 @@ class EmbeddedLibrary(Decision):
 
     def ranked(self, reading: Reading) -> list[tuple[Page, float]]:
         """Return the pages by the BM25 score of their best section."""
-        stems = [stem for stem in reading.stems if stem in self._known]
+        stems = [stem for stem in reading.stems if stem in self._indexed]
         if not stems:
             return []
         best: dict[str, tuple[Page, float]] = {}

@@ -34,7 +34,7 @@ from medical_assistant.library.trained import FOLDER, Trained
 from medical_assistant.library.understand import MIN_CORRECTED_LETTERS
 
 QUESTIONS = ROOT / "training_data" / "library"
-PENALTY, GATE_PENALTY = 5.0, 3.0  # the inverse of the L2 penalty on the weights
+PENALTY, SCOPE_PENALTY, GATE_PENALTY = 5.0, 1.0, 3.0  # the inverse of the L2 penalty on the weights
 ALSO_WEIGHT = 0.5  # of a section that also answers
 TITLE_WEIGHT = 0.05  # of a page's bare title, which asks what it is
 MIN_ROWS, MIN_WEIGHT = 3, 0.2  # a feature in fewer rows, or a smaller weight, is not stored
@@ -49,7 +49,8 @@ NOT_FITTED = TextClassifier(HEADINGS, np.zeros(len(HEADINGS)), {}, np.zeros(1, i
 NO_GATE = Gate(dict.fromkeys(coverage.SIGNALS, 0.0), 0.0, 0.0, 0.0)
 NO_RANKING = Ranking(dict.fromkeys(ranking.SIGNALS, 1.0), {}, AskedFor({}))
 RANKING_PENALTY = 1.0
-MIN_SHARE = 5e-7  # of a word among all words of English, for an ordinary word that is never corrected
+DESCRIBED_SHARE = 0.3
+MIN_SHARE = 2e-7  # of a word among all words of English, for an ordinary word that is never corrected
 
 Row = dict[str, Any]
 Example = tuple[set[str], str, float]  # features, heading, weight
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ids = {page.id for page in pages}
     rows = [row for row in read_rows(arguments.questions, "covered") if row["page"] in ids]
     rows += read_rows(arguments.questions, "uncovered")
-    gate = cross_fit(library, rows)
+    library, gate = cross_fit(library, rows)
     write_whole(arguments.output / "ordinary_words.txt", "\n".join(words) + "\n")
     write_classifier(arguments.output / "section_classifier.json", library.trained.sections, len(rows))
     write_classifier(arguments.output / "scope_classifier.json", library.trained.scope, len(rows))
@@ -109,7 +110,7 @@ def fit_sections(library: EmbeddedLibrary, rows: Sequence[Row]) -> TextClassifie
     for page in library.pages:
         heading = "Normal values" if page.kind == "test" else "In short"
         found.append((features(["x"], {"x"}, page.kind), heading, TITLE_WEIGHT))
-    return fit_classifier(found, HEADINGS)
+    return fit_classifier(found, HEADINGS, PENALTY)
 
 
 def fit_scope(library: EmbeddedLibrary, rows: Sequence[Row]) -> TextClassifier:
@@ -120,16 +121,16 @@ def fit_scope(library: EmbeddedLibrary, rows: Sequence[Row]) -> TextClassifier:
         for row in rows
         for label, weight in [(COVERED, 1 - share) if "page" in row else (NOTHING, share)]
     ]
-    return fit_classifier(found, (COVERED, NOTHING))
+    return fit_classifier(found, (COVERED, NOTHING), SCOPE_PENALTY)
 
 
-def fit_classifier(found: Sequence[Example], labels: Sequence[str]) -> TextClassifier:
+def fit_classifier(found: Sequence[Example], labels: Sequence[str], penalty: float) -> TextClassifier:
     from scipy.sparse import csc_matrix
     from sklearn.linear_model import LogisticRegression
 
     counts = Counter(feature for names, _, _ in found for feature in names)
     number_of = {name: at for at, name in enumerate(sorted(name for name in counts if counts[name] >= MIN_ROWS))}
-    model = LogisticRegression(C=PENALTY, max_iter=200, tol=1e-3)
+    model = LogisticRegression(C=penalty, max_iter=200, tol=1e-3)
     model.fit(
         matrix([names for names, _, _ in found], number_of),
         [label for _, label, _ in found],
@@ -193,36 +194,36 @@ def write_classifier(path: Path, classifier: TextClassifier, rows: int) -> None:
     write_whole(path, json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n")
 
 
-def cross_fit(library: EmbeddedLibrary, rows: Sequence[Row]) -> dict[str, Any]:
-    """Fit sections, ranking and gate, leave the first two in `library.trained`, and return coverage.json's content.
+def cross_fit(library: EmbeddedLibrary, rows: Sequence[Row]) -> tuple[EmbeddedLibrary, dict[str, Any]]:
+    """Return the library with what was learned, but for the gate, and coverage.json's content.
 
     The signals of the questions of a fold come from a section classifier, and from words in which pages were asked for,
     that did not see them; the order of pages that the gate sees from a ranking that did not either.
     """
     data, parts = [], []
     for fold in range(FOLDS):
-        others = [row for row in rows if fold_of(row) != fold]
-        learn(library, others)
-        parts.append((library.trained, [row for row in rows if fold_of(row) == fold]))
-        data += [(fold, row, ranked_pages(library, row)) for row in parts[-1][1] if "page" in row]
+        learned = learn(library, [row for row in rows if fold_of(row) != fold])
+        parts.append((learned, [row for row in rows if fold_of(row) == fold]))
+        data += [(fold, row, ranked_pages(learned, row)) for row in parts[-1][1] if "page" in row]
     gate_rows = []
-    for fold, (trained, own) in enumerate(parts):
-        weights = fit_ranking([(row, found) for other, row, found in data if other != fold])
-        library.trained = replace(trained, ranking=replace(trained.ranking, weights=weights))
+    for fold, (learned, own) in enumerate(parts):
+        set_weights(learned, fit_ranking([(row, found) for other, row, found in data if other != fold]))
         for row in own:
-            found = library.find(row["question"])
+            found = learned.find(row["question"])
             first = found.parts[0].topic.id if found.parts else ""
-            if "page" in row and first not in pages_of(row):
-                continue
-            gate_rows.append((fold, dict(found.signals), "page" in row))
-    learn(library, rows)
-    weights = fit_ranking([(row, found) for _, row, found in data])
+            if "page" not in row or first in pages_of(row):
+                gate_rows.append((fold, dict(found.signals), row))
+    learned = learn(library, rows)
+    set_weights(learned, fit_ranking([(row, found) for _, row, found in data]))
+    return learned, fit_gate(gate_rows)
+
+
+def set_weights(library: EmbeddedLibrary, weights: dict[str, float]) -> None:
     library.trained = replace(library.trained, ranking=replace(library.trained.ranking, weights=weights))
-    return fit_gate(gate_rows)
 
 
-def learn(library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
-    """Fit the two classifiers, the names' reliability and the words in which pages are asked for, into `library`."""
+def learn(library: EmbeddedLibrary, rows: Sequence[Row]) -> EmbeddedLibrary:
+    """Return a library with the two classifiers, the names' reliability and the words in which pages are asked for."""
     telling = [row for row in rows if row.get("why") not in ONLY_BY_NAME]
     sections, scope = fit_sections(library, telling), fit_scope(library, telling)
     meant: defaultdict[str, list[bool]] = defaultdict(list)
@@ -236,7 +237,7 @@ def learn(library: EmbeddedLibrary, rows: Sequence[Row]) -> None:
         name: round((sum(found) + PRIOR * PRIOR_ROWS) / (len(found) + PRIOR_ROWS), 3) for name, found in meant.items()
     }
     learned = Ranking(library.trained.ranking.weights, reliability, AskedFor(asked_for))
-    library.trained = replace(library.trained, sections=sections, scope=scope, ranking=learned)
+    return EmbeddedLibrary(library.pages, replace(library.trained, sections=sections, scope=scope, ranking=learned))
 
 
 def ranked_pages(library: EmbeddedLibrary, row: Row) -> dict[str, dict[str, float]]:
@@ -250,15 +251,16 @@ def fit_ranking(data: Sequence[tuple[Row, dict[str, dict[str, float]]]]) -> dict
     """Return the weights by which the page of a row goes before the others that came into question."""
     from sklearn.linear_model import LogisticRegression
 
-    differences = []
+    differences, shares = [], []
     for row, found in data:
         right = [found[name] for name in (row["page"], *row.get("also_ok", ())) if name in found][:1]
         for name, signals in found.items():
             if right and name not in pages_of(row):
                 differences.append([right[0][key] - signals[key] for key in ranking.SIGNALS])
+                shares.append(share_of(row))
     x = np.array(differences)
     model = LogisticRegression(C=RANKING_PENALTY, fit_intercept=False, max_iter=500)
-    model.fit(np.vstack([x, -x]), np.repeat([1, 0], len(x)))
+    model.fit(np.vstack([x, -x]), np.repeat([1, 0], len(x)), sample_weight=[*shares, *shares])
     return {name: round(float(weight), 3) for name, weight in zip(ranking.SIGNALS, model.coef_[0], strict=True)}
 
 
@@ -271,23 +273,30 @@ def write_ranking(path: Path, learned: Ranking) -> None:
     write_whole(path, json.dumps(content, indent=0) + "\n")
 
 
-def fit_gate(rows: Sequence[tuple[int, dict[str, float], bool]]) -> dict[str, Any]:
+def share_of(row: Row) -> float:
+    """Return how much a question counts: one that was written to name nothing is rarer than its rows."""
+    return DESCRIBED_SHARE if row.get("described") else 1.0
+
+
+def fit_gate(rows: Sequence[tuple[int, dict[str, float], Row]]) -> dict[str, Any]:
     """Return the content of coverage.json: weights, two thresholds and the risk-coverage curve that they come from.
 
-    `rows`: fold, signals, and whether the library covers the question. A question whose page did not come first is
+    `rows`: fold, signals, and the question's row. A question whose page did not come first is
     left out. Each probability on the curve is from a gate that did not see the question.
     """
     from sklearn.linear_model import LogisticRegression
 
     x = np.array([[signals[name] for name in coverage.SIGNALS] for _, signals, _ in rows])
-    y, folds = np.array([covered for *_, covered in rows]), np.array([fold for fold, *_ in rows])
+    y, folds = np.array(["page" in row for *_, row in rows]), np.array([fold for fold, *_ in rows])
+    shares = np.array([share_of(row) for *_, row in rows])
     probability = np.zeros(len(y))
     for fold in range(FOLDS):
         rest = folds != fold
-        model = LogisticRegression(C=GATE_PENALTY, max_iter=2000, class_weight="balanced").fit(x[rest], y[rest])
+        model = LogisticRegression(C=GATE_PENALTY, max_iter=2000, class_weight="balanced")
+        model.fit(x[rest], y[rest], sample_weight=shares[rest])
         probability[~rest] = model.predict_proba(x[~rest])[:, 1]
-    curve = risk_coverage(probability, y)
-    model = LogisticRegression(C=GATE_PENALTY, max_iter=2000, class_weight="balanced").fit(x, y)
+    curve = risk_coverage(probability, y, shares)
+    model = LogisticRegression(C=GATE_PENALTY, max_iter=2000, class_weight="balanced").fit(x, y, sample_weight=shares)
     weights = zip(coverage.SIGNALS, model.coef_[0], strict=True)
     return {
         "weights": {name: round(float(weight), 3) for name, weight in weights},
@@ -312,12 +321,12 @@ def first_below(curve: Sequence[dict[str, float]], let_through: float) -> float:
     return next(point["from"] for point in curve if point["let_through"] <= let_through)
 
 
-def risk_coverage(probability: Any, covered: Any) -> list[dict[str, float]]:
+def risk_coverage(probability: Any, covered: Any, shares: Any) -> list[dict[str, float]]:
     """Return for thresholds from 0.02 to 0.98 the share of covered questions kept and of uncovered ones let through."""
     return [
         {
             "from": at / 100,
-            "kept": round(float((probability[covered] >= at / 100).mean()), 4),
+            "kept": round(float(np.average(probability[covered] >= at / 100, weights=shares[covered])), 4),
             "let_through": round(float((probability[~covered] >= at / 100).mean()), 4),
         }
         for at in range(2, 99, 2)
