@@ -28,7 +28,7 @@ from medical_assistant.library import coverage, ranking
 from medical_assistant.library.classifier import NOTHING, WEIGHT_SCALE, TextClassifier, features
 from medical_assistant.library.coverage import Gate
 from medical_assistant.library.index import EmbeddedLibrary
-from medical_assistant.library.pages import SECTIONS, read_library
+from medical_assistant.library.pages import SECTIONS, Page, read_library
 from medical_assistant.library.ranking import PRIOR, PRIOR_ROWS, AskedFor, Ranking, name_key
 from medical_assistant.library.trained import FOLDER, Trained
 from medical_assistant.library.understand import MIN_CORRECTED_LETTERS
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     library = EmbeddedLibrary(pages, Trained(NOT_FITTED, NOT_FITTED, NO_RANKING, NO_GATE, frozenset(words)))
     ids = {page.id for page in pages}
     rows = [row for row in read_rows(arguments.questions, "covered") if row["page"] in ids]
-    rows += read_rows(arguments.questions, "uncovered")
+    rows += [*read_rows(arguments.questions, "uncovered"), *plain_questions(pages)]
     gate = cross_fit(library, rows)
     write_whole(arguments.output / "ordinary_words.txt", "\n".join(words) + "\n")
     write_classifier(arguments.output / "section_classifier.json", library.trained.sections, len(rows))
@@ -81,6 +81,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_whole(arguments.output / "coverage.json", json.dumps(gate, indent=1) + "\n")
     sys.stdout.write(json.dumps({**gate, "curve": "..."}, indent=1) + "\n")
     return 0
+
+
+# Ways to ask for a section in few words, {} for a page's name.
+PLAIN = {
+    "In short": ("what is {}", "tell me about {}", "{}"),
+    "Signs": ("what are the signs of {}", "symptoms of {}", "how do i know if i have {}"),
+    "Causes": ("what causes {}", "why do people get {}", "cause of {}"),
+    "Treatment": ("how is {} treated", "treatment for {}", "what helps {}"),
+    "Prevention": ("how do i prevent {}", "how to avoid {}"),
+    "What you can do": ("what can i do about {}", "what helps with {} at home"),
+    "How long it lasts": ("how long does {} last",),
+    "How it is found": ("how do they test for {}", "how is {} diagnosed"),
+    "Used for": ("what is {} for", "what is {} used for"),
+    "Side effects": ("side effects of {}", "does {} have side effects"),
+    "How to take it": ("how do i take {}",),
+    "Do not mix with": ("what does {} not mix with", "can i drink alcohol with {}"),
+    "Missed dose": ("i missed a dose of {}",),
+    "Pregnancy and breastfeeding": ("can i take {} when pregnant",),
+    "What it measures": ("what does {} show", "what is {}"),
+    "Normal values": ("what is a normal {}", "normal range for {}"),
+    "Getting ready": ("how do i get ready for {}",),
+    "Who should have it": ("who should have {}",),
+    "What to do": ("what to do for {}", "first aid for {}"),
+}
+PLAIN_OF_A_PAGE = 2
+
+
+def plain_questions(pages: Sequence[Page]) -> list[Row]:
+    """Return questions in few words on each page ("what is gout"): those that people wrote are seldom so short.
+
+    Without them the gate learns that a short question is not covered.
+    """
+    rows = []
+    for page in pages:
+        ways = [(section.heading, way) for section in page.sections for way in PLAIN.get(section.heading, ())]
+        ways.sort(key=lambda way: hashlib.sha256(f"{page.id} {way}".encode()).digest())
+        for n, (heading, way) in enumerate(ways[:PLAIN_OF_A_PAGE]):
+            question = way.format(page.title.lower())
+            rows.append({"id": f"plain-{page.id}-{n}", "question": question, "page": page.id, "section": heading})
+    return rows
 
 
 def ordinary_words() -> list[str]:

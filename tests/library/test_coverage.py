@@ -53,3 +53,11 @@ def test_the_thresholds_are_those_of_the_curve():
 )
 def test_what_the_library_does_not_have_is_not_answered(shipped, question):
     assert shipped.find(question).coverage == "not"
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["What is gout?", "what is malaria", "How is malaria treated?", "symptoms of dengue", "side effects of metformin"],
+)
+def test_a_plain_question_in_few_words_is_answered(shipped, question):
+    assert shipped.find(question).coverage != "not"
