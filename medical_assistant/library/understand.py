@@ -27,6 +27,7 @@ MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 9  # one letter may be wrong from 
 ALIAS_FACTOR = 0.9  # a title says best what a page is about
 OTHER_PERSON_FACTOR = 0.6
 SCATTERED_FACTOR, MAX_BETWEEN = 0.6, 4  # a name whose words stand apart, with more than this many others between
+_SOUNDS = str.maketrans("zkq", "scc")  # letters that misspellings put for each other
 _WORD = re.compile(r"[a-z0-9][a-z0-9']*")
 _POSSESSION = re.compile(r"'s?$")
 # The words of asking itself: they belong to a name that holds them, but say nothing of the topic on their own.
@@ -118,6 +119,8 @@ class Names:
         self._uncorrected = uncorrected
         self._ordinary = ordinary_words(pages) if ordinary is None else ordinary
         found = self._index(pages)
+        medicines = (name for page in pages if page.kind == "medicine" for name in (page.title, *page.also_called))
+        self._medicine_words = {word for name in medicines for word in words_of(name)}
         self._letters = sorted(word for word in found.union(name_words) if len(word) >= MIN_CORRECTED_LETTERS)
 
     def of(self, pages: Sequence[Page]) -> Names:
@@ -200,11 +203,20 @@ class Names:
                 found = process.extractOne(
                     word, self._letters, scorer=DamerauLevenshtein.distance, score_cutoff=allowed
                 )
-                if found and DamerauLevenshtein.distance(_consonants(word), _consonants(found[0])) <= 1:
+                if found and self._may_be(word, found[0]):
                     new = found[0]
                     changed.update(self.stems([new]))
             read.append(new)
         return read, changed
+
+    def _may_be(self, word: str, name: str) -> bool:
+        """Return whether a word may be a misspelling of a name's word.
+
+        It begins as the name does, or leaves its first letter out ("soriasis"). At most one consonant differs; none in
+        a word of a medicine's names, where another consonant is another medicine.
+        """
+        differs = DamerauLevenshtein.distance(_consonants(word), _consonants(name))
+        return word[0] in name[:2] and differs <= (0 if name in self._medicine_words else 1)
 
     def topics(self, reading: Reading) -> list[Topic]:
         """Return the pages that a question names, the most telling name first."""
@@ -267,8 +279,8 @@ def _stand_together(name: frozenset[str], sequence: Sequence[str]) -> bool:
 
 
 def _consonants(word: str) -> str:
-    """Return what of a word misspellings keep: its first letter, and its consonants without doubles."""
-    return word[:1] + re.sub(r"(.)\1+", r"\1", re.sub("[aeiouyh]", "", word[1:]))
+    """Return what of a word misspellings keep: its consonants by sound, without doubles."""
+    return re.sub(r"(.)\1+", r"\1", re.sub("[aeiouyh]", "", word.replace("ph", "f").translate(_SOUNDS)))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -94,6 +94,14 @@ def test_thresholds_come_from_the_curve(trained):
     assert content["questions"]["not"] == len(UNCOVERED)
 
 
+def test_questions_in_few_words_ask_for_sections_that_their_pages_have(shipped):
+    rows = training.plain_questions(shipped.pages)
+    pages = {page.id: page for page in shipped.pages}
+    assert {row["page"] for row in rows} == set(pages) and len({row["id"] for row in rows}) == len(rows)
+    assert all(pages[row["page"]].section(row["section"]) for row in rows)
+    assert rows == training.plain_questions(shipped.pages)
+
+
 def test_risk_coverage_and_the_first_threshold_below():
     curve = training.risk_coverage(np.array([0.9, 0.7, 0.5, 0.1]), np.array([True, True, False, False]))
     at = {point["from"]: point for point in curve}
