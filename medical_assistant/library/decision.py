@@ -23,8 +23,9 @@ OVERLAP_WEIGHT, MAX_OVERLAP = 0.2, 12.0
 HEADING_SAID = 3.0  # for a document's heading whose words are in the question, as log odds
 SHOW_FROM = 0.2  # of the probability of the best section, for another that is shown
 CANDIDATES = 20  # pages by BM25, of each kind
-# A second topic has a score at most so far below the first's, and words of its own that are at least this telling.
-SECOND_LAG, SECOND_FROM = 4.0, 0.2
+# A second topic has a score at most so far below the first's, words of its own that are at least this telling against
+# the first's, and a name that meant its page this often.
+SECOND_LAG, SECOND_FROM, SECOND_RELIABLE = 5.0, 0.2, 0.6
 # Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
 OF_MEDICINES = frozenset(SECTIONS["medicine"]) - {"In short", "Used for", "Get help now"}
 MEDICINE_FROM = 0.5  # probability that one of them is asked for
@@ -178,7 +179,8 @@ class Decision:
         for topic, score in ordered[1:]:
             if len(chosen) < MAX_PARTS and chosen[0].words and ordered[0][1] - score <= SECOND_LAG:
                 own, of_first = (self._weight(a.words - b.words) for a, b in ((topic, chosen[0]), (chosen[0], topic)))
-                if of_first and own >= SECOND_FROM * self._weight(chosen[0].words):
+                reliable = self.trained.ranking.reliable(topic.page, topic.words) >= SECOND_RELIABLE
+                if reliable and of_first and own >= SECOND_FROM * self._weight(chosen[0].words):
                     chosen.append(topic)
         medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
         if medicines:
