@@ -25,7 +25,7 @@ SHOW_FROM = 0.2  # of the probability of the best section, for another that is s
 CANDIDATES = 20  # pages by BM25, of each kind
 # A second topic has a score at most so far below the first's, words of its own that are at least this telling against
 # the first's, and a name that meant its page this often.
-SECOND_LAG, SECOND_FROM, SECOND_RELIABLE = 5.0, 0.2, 0.6
+SECOND_LAG, SECOND_FROM, SECOND_RELIABLE = 5.0, 0.2, 0.3
 # Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
 OF_MEDICINES = frozenset(SECTIONS["medicine"]) - {"In short", "Used for", "Get help now"}
 MEDICINE_FROM = 0.5  # probability that one of them is asked for

@@ -350,15 +350,16 @@ def fit_lines(rows: Sequence[tuple[int, dict[str, float], Row]]) -> dict[str, An
     from sklearn.linear_model import LogisticRegression
 
     lines = {}
+    # Both are as ready to let a question through as one over all of them: each class has its whole weight.
+    total = {kind: sum(share_of(row) for *_, row in rows if ("page" in row) == kind) for kind in (True, False)}
     for name, named in coverage.LINES.items():
         own = [(signals, row) for _, signals, row in rows if bool(signals["has_name"]) == named]
+        if len({"page" in row for _, row in own}) < 2:  # too few to tell them apart
+            own = [(signals, row) for _, signals, row in rows]
         x = np.array([[signals[key] for key in coverage.SIGNALS] for signals, _ in own])
-        model = LogisticRegression(C=GATE_PENALTY, max_iter=3000)
-        # Both gates are as ready to let a question through as one over all of them: each class has its whole weight.
-        classes = np.array(["page" in row for _, row in own])
-        total = {kind: sum(share_of(row) for *_, row in rows if ("page" in row) == kind) for kind in (True, False)}
         shares = np.array([share_of(row) / total["page" in row] for _, row in own]) * len(rows) / 2
-        model.fit(x, classes, sample_weight=shares)
+        model = LogisticRegression(C=GATE_PENALTY, max_iter=3000)
+        model.fit(x, ["page" in row for _, row in own], sample_weight=shares)
         weights = zip(coverage.SIGNALS, model.coef_[0], strict=True)
         lines[name] = {
             "weights": {key: round(float(weight), 3) for key, weight in weights},

@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 
@@ -106,10 +106,12 @@ class Names:
         name_words: Collection[str] = (),
         ordinary: Collection[str] | None = None,
         uncorrected: Collection[str] = (),
+        in_pages: Container[str] | None = None,
     ) -> None:
         """`stems`: of every word of the pages. `weights`: how telling a stem is, by how few pages hold it.
 
-        `uncorrected`: words that are right as they are, though no page has them.
+        `uncorrected`: words that are right as they are, though no page has them. `in_pages`: stems that a page has,
+        where `weights` has others too.
         Of pages that are elsewhere: `name_words`, the words of their names, and `ordinary`, see `ordinary_words`.
         """
         self._stemmer = Stemmer.Stemmer("english")
@@ -117,6 +119,7 @@ class Names:
         self._weights = weights
         self._unknown_weight = max(weights.values(), default=1.0)
         self._uncorrected = uncorrected
+        self._in_pages = weights if in_pages is None else in_pages
         self._ordinary = ordinary_words(pages) if ordinary is None else ordinary
         found = self._index(pages)
         medicines = (name for page in pages if page.kind == "medicine" for name in (page.title, *page.also_called))
@@ -190,7 +193,7 @@ class Names:
         )
 
     def _is_right(self, word: str) -> bool:
-        known = word in SILENT or self.stems([word])[0] in self._weights
+        known = word in SILENT or self.stems([word])[0] in self._in_pages
         return known or word in self._uncorrected
 
     def _correct(self, words: Sequence[str]) -> tuple[list[str], set[str]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.library.coverage import SIGNALS, Gate, Line, gate_of
+from medical_assistant.library.coverage import LINES, SIGNALS, Gate, Line, gate_of
 from medical_assistant.library.trained import FOLDER
 
 LINE = Line(dict.fromkeys(SIGNALS, 1.0), -2.0)
@@ -40,7 +40,7 @@ def test_more_probable_is_never_less_covered(probabilities):
 
 def test_the_thresholds_are_those_of_the_curve():
     content = json.loads((FOLDER / "coverage.json").read_text(encoding="utf-8"))
-    assert set(content["weights"]) == set(SIGNALS)
+    assert all(set(content[line]["weights"]) == set(SIGNALS) for line in LINES)
     at = {point["from"]: point for point in content["curve"]}
     assert at[content["partly_from"]]["let_through"] <= 0.07
     assert content["covered_from"] >= content["partly_from"]

@@ -107,7 +107,7 @@ def test_pages_come_back_as_they_were(shipped, stored, clinic):
 def test_the_answer_is_that_of_the_embedded_library(shipped, stored, question):
     ours, theirs = stored.find(question), shipped.find(question)
     assert answered(ours) == answered(theirs)
-    assert ours.probability == pytest.approx(theirs.probability, abs=0.1)  # a threshold may lie between
+    assert ours.probability == pytest.approx(theirs.probability, abs=0.2)  # it weighs words by its own pages alone
 
 
 def test_a_follow_up_takes_its_topic_from_the_conversation(stored):
