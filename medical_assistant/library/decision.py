@@ -32,6 +32,8 @@ MEDICINE_FROM = 0.5  # probability that one of them is asked for
 SHOWN_TOGETHER = {**dict.fromkeys(URGENCY, URGENCY), "High": ("Normal values",), "Low": ("Normal values",)}
 ALWAYS_SHOWN = {"first-aid": ("What to do",)}
 NEAREST = 3
+NEAR_LAG = 3.0  # behind the score of the first
+OFF_TOPIC_FROM = 0.85  # probability that no section of a page answers
 NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
 EARLIER_FACTOR = 0.8  # the weight of a name one message earlier
 # A question of at most so many words may be a follow-up, where that is so much more probable (log odds, probability).
@@ -94,15 +96,19 @@ class Decision:
         parts = tuple(self._part(reading, topic) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked, [score for _, score in ordered])
         probability = self.trained.gate.probability(signals)
-        nearest = {page.id: page for page in (*(part.topic for part in parts), *(topic.page for topic, _ in ordered))}
-        near = signals["shown"] >= NEAR_FROM  # what shares no telling word with the question is not near it
+        near = [topic.page for topic, score in ordered if ordered[0][1] - score <= NEAR_LAG]
+        nearest = {page.id: page for page in (*(part.topic for part in parts), *near)}
+        if signals["shown"] < NEAR_FROM:  # what shares no telling word with the question is not near it
+            nearest = {}
+        coverage = self.trained.gate.coverage(probability)
         return Found(
             reading.text,
-            self.trained.gate.coverage(probability),
+            coverage,
             probability,
             parts,
-            tuple(nearest.values())[:NEAREST] if near else (),
+            tuple(nearest.values())[:NEAREST],
             tuple(sorted(signals.items())),
+            off_topic=coverage == "not" and signals["nothing"] >= OFF_TOPIC_FROM,
         )
 
     def passages(self, question: str) -> list[Passage]:
