@@ -93,7 +93,9 @@ class Decision:
         ranked = self.ranked(reading)
         ordered = self.ordered(reading, self.names.topics(reading), ranked)
         chosen = self._choose(reading, ordered)
-        parts = tuple(self._part(reading, topic) for topic in chosen)
+        # "A cold or flu" asks the same of both: the names of all topics are one sign.
+        words = frozenset[str]().union(*(topic.words for topic in chosen))
+        parts = tuple(self._part(reading, replace(topic, words=words)) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked, [score for _, score in ordered])
         probability = self.trained.gate.probability(signals)
         near = [topic.page for topic, score in ordered if ordered[0][1] - score <= NEAR_LAG]
