@@ -71,7 +71,12 @@ def test_early_stopping_stops(prepared_data: Path, tiny_model: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(["--use-rslora"], marks=pytest.mark.slow), ["--init-lora-weights", "pissa"], ["--use-dora"], []],
+    [
+        pytest.param(["--use-rslora"], marks=pytest.mark.slow),
+        pytest.param(["--init-lora-weights", "pissa"], marks=pytest.mark.slow),
+        ["--use-dora"],
+        [],
+    ],
 )
 def test_the_adapter_on_the_unchanged_base_is_what_was_trained(
     options: list[str], prepared_data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
