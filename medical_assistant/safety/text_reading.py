@@ -18,7 +18,6 @@ from medical_assistant.safety.phrase_rules import NUMBER_WORDS, Phrase, Rules, l
 MAX_SENTENCE_WORDS = 80
 _OVERLAP = 12  # words that two cuts of one long sentence share, so that no phrase is lost at the cut
 _MAX_CHARACTERS = 100_000  # after Unicode decomposition, which can make a text 18 times longer
-_MIN_FUNCTION_WORDS = 3  # that make a message English
 _NEAR, _FAR, _PAST = 4, 10, 6  # words that "no", "denies", "history of" reach forward
 
 _HOMOGLYPHS = str.maketrans(
@@ -81,15 +80,16 @@ class PreparedText:
     def readings(self) -> tuple[Reading, ...]:
         """The findings by the rules of each language, in the order of `load_languages`.
 
-        English reads everything: a forged frame may be in any language. The others read nothing in a message that is
-        clearly English and has no word of theirs: "pain" and "45 to 70" mean something else there.
+        English reads everything: a forged frame may be in any language. Each other language reads only what is in it: a
+        message with function words of it, no fewer than English ones, or with none of English. Borrowed and misspelt
+        words of an English message ("durring pregnency") look like findings of other languages.
         """
         words = re.findall(r"[a-z]+", self._lower_case)
         counts = [sum(word in rules.function_words for word in words) for rules in load_languages()]
         return tuple(
             replace(self.reading(rules), function_words=count)
-            if count or counts[0] < _MIN_FUNCTION_WORDS
-            else Reading()  # English itself has a count here
+            if count >= counts[0]
+            else Reading()
             for rules, count in zip(load_languages(), counts, strict=True)
         )
 
