@@ -94,8 +94,8 @@ class Decision:
         ordered = self.ordered(reading, self.names.topics(reading), ranked)
         chosen = self._choose(reading, ordered)
         # "A cold or flu" asks the same of both: the names of all topics are one sign.
-        words = frozenset[str]().union(*(topic.words for topic in chosen))
-        parts = tuple(self._part(reading, replace(topic, words=words)) for topic in chosen)
+        subject = frozenset[str]().union(*(topic.subject for topic in chosen))
+        parts = tuple(self._part(reading, replace(topic, subject=subject)) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked, [score for _, score in ordered])
         probability = self.trained.gate.probability(signals)
         near = [topic.page for topic, score in ordered if ordered[0][1] - score <= NEAR_LAG]
@@ -161,11 +161,12 @@ class Decision:
         for page in (*(page for page, _ in ranked[:CANDIDATES]), *filter(None, asked_pages)):
             candidates.setdefault(page.id, Topic(page, "", frozenset(), 0.0, True))
         asked = {
-            key: self._asked(reading, *key) for key in {(topic.words, topic.page.kind) for topic in candidates.values()}
+            key: self._asked(reading, *key)
+            for key in {(topic.subject, topic.page.kind) for topic in candidates.values()}
         }
         found = []
         for topic in candidates.values():
-            probable = asked[topic.words, topic.page.kind]
+            probable = asked[topic.subject, topic.page.kind]
             section = math.fsum(probable[heading] for heading in topic.page.standard_headings)
             signals = self.trained.ranking.signals(
                 reading, self.names, topic, body, asked_for, self._stems_of[topic.page.id], section
@@ -192,7 +193,7 @@ class Decision:
                     chosen.append(topic)
         medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
         if medicines:
-            asked = self._asked(reading, medicines[0].words, "medicine")
+            asked = self._asked(reading, medicines[0].subject, "medicine")
             if math.fsum(asked[heading] for heading in OF_MEDICINES) >= MEDICINE_FROM:
                 return medicines
         return chosen
@@ -230,8 +231,8 @@ class Decision:
     def _section_scores(self, reading: Reading, topic: Topic) -> dict[str, float]:
         """Return how well each section of the page fits what is asked, as log odds."""
         page = topic.page
-        general = self._scores(reading, topic.words, page.kind)
-        rest = set(reading.stems) - topic.words
+        general = self._scores(reading, topic.subject, page.kind)
+        rest = set(reading.stems) - topic.subject
         scores = {}
         for section in page.sections:
             shared = rest.intersection(self._body_stems[page.id, section.heading])
@@ -247,7 +248,7 @@ class Decision:
         """Return the score of a section whose heading is a document's own: by what it means, and by its own words."""
         means = heading_means(section.heading)
         score = max((general[name] for name in means), default=min(general.values()))
-        about = {*topic.words, *self.names.stems(words_of(topic.page.title))}
+        about = {*topic.subject, *self.names.stems(words_of(topic.page.title))}
         stems = {*self.names.stems(word for word in words_of(section.heading) if word not in FUNCTION_WORDS)} - about
         if not stems or not stems <= reading.all_stems:
             return score
@@ -257,8 +258,8 @@ class Decision:
         """Return the lines to quote: all, but of a long section of a document those about the question."""
         if page.kind != DOCUMENT or len(section.lines) <= QUOTED_LINES:
             return section.lines
-        rest = set(reading.stems) - topic.words
-        general = self._scores(reading, topic.words, page.kind)
+        rest = set(reading.stems) - topic.subject
+        general = self._scores(reading, topic.subject, page.kind)
         asked = {max(general, key=lambda name: general[name])} - heading_means(section.heading)
 
         def weight(line: Line) -> float:
@@ -300,7 +301,7 @@ class Decision:
             "partial": self.names.partial(first.page, weights.keys()) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "asked": max((part.passages[0].score for part in parts), default=0.0),
-            "nothing": self._asked(reading, first.words, first.page.kind)[NOTHING] if first else 1.0,
+            "nothing": self._asked(reading, first.subject, first.page.kind)[NOTHING] if first else 1.0,
             "scope": -self.trained.scope.scores(features(reading.sequence, frozenset(), ""))[NOTHING],
             "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
             "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,

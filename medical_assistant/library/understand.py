@@ -67,13 +67,18 @@ def words_of(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Topic:
-    """A page that a question names. `words`: the stems of the name. `weight`: how telling they are together."""
+    """A page that a question names. `words`: the stems of the name. `weight`: how telling they are together.
+
+    `subject`: those of the question's stems that say only what it is about. The other words of a name such as "foods to
+    avoid with gout" say what is asked.
+    """
 
     page: Page
     matched: str
     words: frozenset[str]
     weight: float
     guessed: bool
+    subject: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -240,8 +245,12 @@ class Names:
                 fits = weight * (OTHER_PERSON_FACTOR if is_for_others(page, reading.person) else 1.0)
                 fits *= 1.0 if text == page.title else ALIAS_FACTOR
                 if number not in found or found[number].weight < fits:
-                    found[number] = Topic(page, text, name, fits, bool(name & reading.corrected))
+                    subject = self._title_stems(page) & reading.all_stems or name
+                    found[number] = Topic(page, text, name, fits, bool(name & reading.corrected), subject)
         return sorted(found.values(), key=lambda topic: (-topic.weight, topic.page.id))
+
+    def _title_stems(self, page: Page) -> frozenset[str]:
+        return frozenset(self.stems(word for word in words_of(page.title) if word not in SILENT))
 
     def for_person(self, page: Page, person: str) -> Page | None:
         """Return the page on the same subject for this person, where there is one and `page` is not it."""
