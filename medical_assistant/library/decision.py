@@ -13,7 +13,7 @@ from dataclasses import replace
 from medical_assistant.library.classifier import NOTHING, features, softmax
 from medical_assistant.library.pages import DOCUMENT, SECTIONS, URGENCY, Line, Page, Section, heading_means, text_means
 from medical_assistant.library.passages import QUOTED_LINES, Found, Part, Passage, excerpt
-from medical_assistant.library.ranking import NAME_K
+from medical_assistant.library.ranking import NAME_K, name_key
 from medical_assistant.library.trained import Trained
 from medical_assistant.library.understand import FUNCTION_WORDS, Names, Reading, Topic, words_of
 
@@ -24,7 +24,7 @@ HEADING_SAID = 3.0  # for a document's heading whose words are in the question, 
 SHOW_FROM = 0.2  # of the probability of the best section, for another that is shown
 CANDIDATES = 20  # pages by BM25, of each kind
 # A second topic has a score at most so far below the first's, words of its own that are at least this telling against
-# the first's, and a name that meant its page this often.
+# the first's, and a name that meant its page this often; a title where no question was seen.
 SECOND_LAG, SECOND_FROM, SECOND_RELIABLE = 5.0, 0.2, 0.3
 # Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
 OF_MEDICINES = frozenset(SECTIONS["medicine"]) - {"In short", "Used for", "Get help now"}
@@ -188,7 +188,8 @@ class Decision:
         for topic, score in ordered[1:]:
             if len(chosen) < MAX_PARTS and chosen[0].words and ordered[0][1] - score <= SECOND_LAG:
                 own, of_first = (self._weight(a.words - b.words) for a, b in ((topic, chosen[0]), (chosen[0], topic)))
-                reliable = self.trained.ranking.reliable(topic.page, topic.words) >= SECOND_RELIABLE
+                seen = self.trained.ranking.reliability.get(name_key(topic.page, topic.words))
+                reliable = topic.matched == topic.page.title if seen is None else seen >= SECOND_RELIABLE
                 if reliable and of_first and own >= SECOND_FROM * self._weight(chosen[0].words):
                     chosen.append(topic)
         medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]

@@ -100,7 +100,6 @@ def test_pages_come_back_as_they_were(shipped, stored, clinic):
         "my 4yr old has a fever what can i do",
         "how are gout and malaria treated",
         "my resting pulse is 105",
-        "the price of flights to Mars",
         "is blorptitis contagious",
     ],
 )
