@@ -60,9 +60,11 @@ def assess(message: str | PreparedText, history: Sequence[str | PreparedText] = 
         zip(load_languages(), text.readings, strict=True),
         key=lambda pair: (bool(pair[1].concepts), pair[1].function_words, len(pair[1].concepts)),
     )
-    # The classifier gives no reason: those of the rules stay, if any.
-    reasons = triage.reasons if triage.language == rules.language else ()
-    reasons, sources = reasons or (rules.answers["possible_emergency"],), triage.sources or (rules.sources["nhs_999"],)
+    # The classifier gives no reason: those of the rules stay where they are no milder than urgent. "This may be an
+    # emergency: a question about your own medicines" explains nothing.
+    kept = triage.language == rules.language and (level != "emergency" or triage.level == "urgent")
+    reasons = (kept and triage.reasons) or (rules.answers["possible_emergency"],)
+    sources = (kept and triage.sources) or (rules.sources["nhs_999"],)
     return _with_texts(level, reasons, (POSSIBLE_EMERGENCY,), sources, rules, country)
 
 
