@@ -314,11 +314,12 @@ def judged_table() -> str:
     verdicts = ("right", "incomplete", "off_topic", "wrong", "abstained_wrong", "abstained_right", "let_through")
     counts = {
         (number, reader): Counter(row["verdicts"][reader] for row in rows if row["round"] == number)
-        for number in (1, 2)
+        for number in (1, 2, 3)
         for reader in (0, 1)
     }
     cells = [(name.replace("_", " "), *(counts[key][name] for key in counts)) for name in verdicts]
-    return table(("verdict", "first 100, reader A", "B", "second 100, reader A", "B"), cells)
+    heads = (f"{number} 100, reader {reader}" for number in ("first", "second", "third") for reader in "AB")
+    return table(("verdict", *heads), cells)
 
 
 def library_questions_table() -> str:

@@ -62,6 +62,7 @@ def test_options_reach_peft_and_trl(prepared_data: Path, tiny_model: Path, tmp_p
     assert rates == {2e-4, 32e-4}  # LoRA+: B learns 16 times as fast as A
 
 
+@pytest.mark.slow
 def test_early_stopping_stops(prepared_data: Path, tiny_model: Path, tmp_path: Path) -> None:
     # At a rate of almost zero no validation loss is better than the first.
     more = ["--max-steps", "-1", "--early-stopping-patience", "1", "--evaluations-per-epoch", "6"]
@@ -74,7 +75,7 @@ def test_early_stopping_stops(prepared_data: Path, tiny_model: Path, tmp_path: P
     [
         pytest.param(["--use-rslora"], marks=pytest.mark.slow),
         pytest.param(["--init-lora-weights", "pissa"], marks=pytest.mark.slow),
-        ["--use-dora"],
+        pytest.param(["--use-dora"], marks=pytest.mark.slow),
         [],
     ],
 )
