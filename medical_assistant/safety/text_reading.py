@@ -87,9 +87,7 @@ class PreparedText:
         words = re.findall(r"[a-z]+", self._lower_case)
         counts = [sum(word in rules.function_words for word in words) for rules in load_languages()]
         return tuple(
-            replace(self.reading(rules), function_words=count)
-            if count >= counts[0]
-            else Reading()
+            replace(self.reading(rules), function_words=count) if count >= counts[0] else Reading()
             for rules, count in zip(load_languages(), counts, strict=True)
         )
 
