@@ -60,6 +60,29 @@ def test_answer_fits_the_category(text, category, number):
     assert first_aid in triage.answer
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I hit my head on a cupboard door two hours ago and now I have a headache and feel a bit sick",
+        "he banged his head an hour ago, has a bad headache and vomited",
+    ],
+)
+def test_a_knock_on_the_head_is_called_a_head_injury_and_no_stroke(text):
+    assert assess(text).categories == ("head_injury",)
+
+
+@pytest.mark.parametrize(
+    ("text", "emergency"),
+    [
+        ("My grandmother gets confused in the evenings and forgets our names, but she is fine in the mornings", False),
+        ("my gran is usually sharp and now she is confused", True),
+        ("my gran is confused in the evenings, today she is confused and hot", True),
+    ],
+)
+def test_a_confusion_that_repeats_is_no_sudden_one(text, emergency):
+    assert (assess(text).level == "emergency") is emergency
+
+
 def test_only_emergencies_replace_the_answer():
     for text, level in [
         ("one calf is swollen, warm and painful", "urgent"),

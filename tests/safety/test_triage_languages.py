@@ -117,3 +117,21 @@ def test_rows_have_what_the_tests_read() -> None:
     for language in OTHERS:
         for row in safety_rows.rows(f"language_{language}"):
             assert {"text", "level", "category", "split"} <= row.keys()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "is amoxicilin safe durring pregnency",
+        "is la roche posay ok in pregnancy",
+        "can you get convulsion medicine for a migraine dolor",
+    ],
+)
+def test_borrowed_and_misspelt_words_do_not_make_an_english_message_another_one(text: str) -> None:
+    triage = assess(text)
+    assert triage.language == "en" and triage.level not in ("emergency", "urgent")
+
+
+def test_a_few_words_of_another_language_still_alarm() -> None:
+    found = [assess(text) for text in ("dor forte no peito e suor frio", "dolor fuerte en el pecho", "convulsiones")]
+    assert [triage.level for triage in found] == ["emergency"] * 3
