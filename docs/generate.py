@@ -308,6 +308,20 @@ def review_table() -> str:
     return f"{text}\n\n{table(('compared with', 'pages'), cells)}"
 
 
+def judged_table() -> str:
+    """Return what two readers thought of answers whose questions and rules had different authors."""
+    rows = rows_of("benchmarks/results/library_judged.jsonl")
+    verdicts = ("right", "incomplete", "off_topic", "wrong", "abstained_wrong", "abstained_right", "let_through")
+    counts = {
+        (number, reader): Counter(row["verdicts"][reader] for row in rows if row["round"] == number)
+        for number in (1, 2, 3)
+        for reader in (0, 1)
+    }
+    cells = [(name.replace("_", " "), *(counts[key][name] for key in counts)) for name in verdicts]
+    heads = (f"{number} 100, reader {reader}" for number in ("first", "second", "third") for reader in "AB")
+    return table(("verdict", *heads), cells)
+
+
 def library_questions_table() -> str:
     """Return how many questions there are to train and to measure the library."""
     cells = []

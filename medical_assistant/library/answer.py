@@ -29,6 +29,10 @@ HELP_WITH_MANY = (
     "Call your local emergency number if somebody is very ill or quickly gets worse. For the warning signs, ask about "
     "one of these alone."
 )
+OFF_TOPIC = (
+    "I have nothing on this: my sources are about people's health. If it is about your health or that of someone else, "
+    "please ask in other words, or ask a doctor, a nurse or a pharmacist."
+)
 LEFT_OUT = "There was more in your message: {n} more question{s}. Please ask again, one thing at a time."
 MORE = "There is more on this in the source."
 _WEB_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
@@ -198,6 +202,8 @@ def _urgent(part: Part, heading: str) -> tuple[Section, tuple[Line, ...]] | None
 
 
 def _nothing(found: Found) -> str:
+    if found.off_topic:
+        return OFF_TOPIC
     blocks = ["I have nothing on this in my sources, so I do not guess."]
     if found.nearest:
         titles = _listed([f"**{_plain(page.title)}**" for page in found.nearest])

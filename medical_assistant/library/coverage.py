@@ -1,4 +1,4 @@
-"""Does the library answer a question? A logistic regression over a handful of signals, and two thresholds.
+"""Does the library answer a question? Logistic regressions over a handful of signals, and two thresholds.
 
 Fitted by `medical_assistant.library.training` on questions that are and are not covered. coverage.json holds the
 weights and the thresholds, which come from a measured risk-coverage curve on questions that did not fit it.
@@ -27,17 +27,31 @@ SIGNALS = (
 )  # fmt: skip
 
 
+LINES = {"named": True, "unnamed": False}  # what a question with, and one without the name of a topic is judged by
+
+
 @dataclass(frozen=True)
-class Gate:
+class Line:
+    """A logistic regression: a weight for each of `SIGNALS`, and a bias."""
+
     weights: Mapping[str, float]
     bias: float
+
+    def probability(self, signals: Mapping[str, float]) -> float:
+        score = self.bias + math.fsum(self.weights[name] * signals[name] for name in SIGNALS)
+        return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, score))))
+
+
+@dataclass(frozen=True)
+class Gate:
+    named: Line
+    unnamed: Line
     covered_from: float
     partly_from: float
 
     def probability(self, signals: Mapping[str, float]) -> float:
         """Return how probable (0-1) it is that the passages answer the question."""
-        score = self.bias + sum(self.weights[name] * signals[name] for name in SIGNALS)
-        return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, score))))
+        return (self.named if signals["has_name"] else self.unnamed).probability(signals)
 
     def coverage(self, probability: float) -> Coverage:
         """Return "covered", "partly" or "not"."""
@@ -48,5 +62,8 @@ class Gate:
 
 def gate_of(content: Mapping[str, Any]) -> Gate:
     """Return the gate of coverage.json's content. Raises `KeyError`, `ValueError` or `TypeError` where it is broken."""
-    weights = {name: float(content["weights"][name]) for name in SIGNALS}
-    return Gate(weights, float(content["bias"]), float(content["covered_from"]), float(content["partly_from"]))
+    named, unnamed = (
+        Line({name: float(content[line]["weights"][name]) for name in SIGNALS}, float(content[line]["bias"]))
+        for line in LINES
+    )
+    return Gate(named, unnamed, float(content["covered_from"]), float(content["partly_from"]))

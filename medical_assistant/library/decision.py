@@ -13,7 +13,7 @@ from dataclasses import replace
 from medical_assistant.library.classifier import NOTHING, features, softmax
 from medical_assistant.library.pages import DOCUMENT, SECTIONS, URGENCY, Line, Page, Section, heading_means, text_means
 from medical_assistant.library.passages import QUOTED_LINES, Found, Part, Passage, excerpt
-from medical_assistant.library.ranking import NAME_K
+from medical_assistant.library.ranking import NAME_K, name_key
 from medical_assistant.library.trained import Trained
 from medical_assistant.library.understand import FUNCTION_WORDS, Names, Reading, Topic, words_of
 
@@ -23,14 +23,17 @@ OVERLAP_WEIGHT, MAX_OVERLAP = 0.2, 12.0
 HEADING_SAID = 3.0  # for a document's heading whose words are in the question, as log odds
 SHOW_FROM = 0.2  # of the probability of the best section, for another that is shown
 CANDIDATES = 20  # pages by BM25, of each kind
-# A second topic has a score at most so far below the first's, and words of its own that are at least this telling.
-SECOND_LAG, SECOND_FROM = 4.0, 0.2
+# A second topic has a score at most so far below the first's, words of its own that are at least this telling against
+# the first's, and a name that meant its page this often; a title where no question was seen.
+SECOND_LAG, SECOND_FROM, SECOND_RELIABLE = 5.0, 0.2, 0.3
 # Sections that only medicines have: a question for one is about the medicine that it names, not what it is taken for.
 OF_MEDICINES = frozenset(SECTIONS["medicine"]) - {"In short", "Used for", "Get help now"}
 MEDICINE_FROM = 0.5  # probability that one of them is asked for
 SHOWN_TOGETHER = {**dict.fromkeys(URGENCY, URGENCY), "High": ("Normal values",), "Low": ("Normal values",)}
 ALWAYS_SHOWN = {"first-aid": ("What to do",)}
 NEAREST = 3
+NEAR_LAG = 3.0  # behind the score of the first
+OFF_TOPIC_FROM = 0.85  # probability that no section of a page answers
 NEAR_FROM = 0.3  # share of the telling words of the question that stand in the best page
 EARLIER_FACTOR = 0.8  # the weight of a name one message earlier
 # A question of at most so many words may be a follow-up, where that is so much more probable (log odds, probability).
@@ -90,18 +93,24 @@ class Decision:
         ranked = self.ranked(reading)
         ordered = self.ordered(reading, self.names.topics(reading), ranked)
         chosen = self._choose(reading, ordered)
-        parts = tuple(self._part(reading, topic) for topic in chosen)
+        # "A cold or flu" asks the same of both: the names of all topics are one sign.
+        subject = frozenset[str]().union(*(topic.subject for topic in chosen))
+        parts = tuple(self._part(reading, replace(topic, subject=subject)) for topic in chosen)
         signals = self._signals(reading, chosen, parts, ranked, [score for _, score in ordered])
         probability = self.trained.gate.probability(signals)
-        nearest = {page.id: page for page in (*(part.topic for part in parts), *(topic.page for topic, _ in ordered))}
-        near = signals["shown"] >= NEAR_FROM  # what shares no telling word with the question is not near it
+        near = [topic.page for topic, score in ordered if ordered[0][1] - score <= NEAR_LAG]
+        nearest = {page.id: page for page in (*(part.topic for part in parts), *near)}
+        if signals["shown"] < NEAR_FROM:  # what shares no telling word with the question is not near it
+            nearest = {}
+        coverage = self.trained.gate.coverage(probability)
         return Found(
             reading.text,
-            self.trained.gate.coverage(probability),
+            coverage,
             probability,
             parts,
-            tuple(nearest.values())[:NEAREST] if near else (),
+            tuple(nearest.values())[:NEAREST],
             tuple(sorted(signals.items())),
+            off_topic=coverage == "not" and signals["nothing"] >= OFF_TOPIC_FROM,
         )
 
     def passages(self, question: str) -> list[Passage]:
@@ -152,11 +161,12 @@ class Decision:
         for page in (*(page for page, _ in ranked[:CANDIDATES]), *filter(None, asked_pages)):
             candidates.setdefault(page.id, Topic(page, "", frozenset(), 0.0, True))
         asked = {
-            key: self._asked(reading, *key) for key in {(topic.words, topic.page.kind) for topic in candidates.values()}
+            key: self._asked(reading, *key)
+            for key in {(topic.subject, topic.page.kind) for topic in candidates.values()}
         }
         found = []
         for topic in candidates.values():
-            probable = asked[topic.words, topic.page.kind]
+            probable = asked[topic.subject, topic.page.kind]
             section = math.fsum(probable[heading] for heading in topic.page.standard_headings)
             signals = self.trained.ranking.signals(
                 reading, self.names, topic, body, asked_for, self._stems_of[topic.page.id], section
@@ -178,11 +188,13 @@ class Decision:
         for topic, score in ordered[1:]:
             if len(chosen) < MAX_PARTS and chosen[0].words and ordered[0][1] - score <= SECOND_LAG:
                 own, of_first = (self._weight(a.words - b.words) for a, b in ((topic, chosen[0]), (chosen[0], topic)))
-                if of_first and own >= SECOND_FROM * self._weight(chosen[0].words):
+                seen = self.trained.ranking.reliability.get(name_key(topic.page, topic.words))
+                reliable = topic.matched == topic.page.title if seen is None else seen >= SECOND_RELIABLE
+                if reliable and of_first and own >= SECOND_FROM * self._weight(chosen[0].words):
                     chosen.append(topic)
         medicines = [topic for topic in order if topic.words and topic.page.kind == "medicine"][:MAX_PARTS]
         if medicines:
-            asked = self._asked(reading, medicines[0].words, "medicine")
+            asked = self._asked(reading, medicines[0].subject, "medicine")
             if math.fsum(asked[heading] for heading in OF_MEDICINES) >= MEDICINE_FROM:
                 return medicines
         return chosen
@@ -220,8 +232,8 @@ class Decision:
     def _section_scores(self, reading: Reading, topic: Topic) -> dict[str, float]:
         """Return how well each section of the page fits what is asked, as log odds."""
         page = topic.page
-        general = self._scores(reading, topic.words, page.kind)
-        rest = set(reading.stems) - topic.words
+        general = self._scores(reading, topic.subject, page.kind)
+        rest = set(reading.stems) - topic.subject
         scores = {}
         for section in page.sections:
             shared = rest.intersection(self._body_stems[page.id, section.heading])
@@ -237,7 +249,7 @@ class Decision:
         """Return the score of a section whose heading is a document's own: by what it means, and by its own words."""
         means = heading_means(section.heading)
         score = max((general[name] for name in means), default=min(general.values()))
-        about = {*topic.words, *self.names.stems(words_of(topic.page.title))}
+        about = {*topic.subject, *self.names.stems(words_of(topic.page.title))}
         stems = {*self.names.stems(word for word in words_of(section.heading) if word not in FUNCTION_WORDS)} - about
         if not stems or not stems <= reading.all_stems:
             return score
@@ -247,8 +259,8 @@ class Decision:
         """Return the lines to quote: all, but of a long section of a document those about the question."""
         if page.kind != DOCUMENT or len(section.lines) <= QUOTED_LINES:
             return section.lines
-        rest = set(reading.stems) - topic.words
-        general = self._scores(reading, topic.words, page.kind)
+        rest = set(reading.stems) - topic.subject
+        general = self._scores(reading, topic.subject, page.kind)
         asked = {max(general, key=lambda name: general[name])} - heading_means(section.heading)
 
         def weight(line: Line) -> float:
@@ -290,7 +302,7 @@ class Decision:
             "partial": self.names.partial(first.page, weights.keys()) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "asked": max((part.passages[0].score for part in parts), default=0.0),
-            "nothing": self._asked(reading, first.words, first.page.kind)[NOTHING] if first else 1.0,
+            "nothing": self._asked(reading, first.subject, first.page.kind)[NOTHING] if first else 1.0,
             "scope": -self.trained.scope.scores(features(reading.sequence, frozenset(), ""))[NOTHING],
             "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
             "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,

@@ -44,10 +44,10 @@ class EmbeddedLibrary(Decision):
         asked_for = trained.ranking.asked_for.stems  # "diagnosed" is in no page, and tells nothing of a topic
         counts = Counter(stem for name, stems in stems_of.items() for stem in stems.union(asked_for.get(name, ())))
         weights = word_weights(counts, len(self.pages))
-        named = Names(self.pages, stemmer.stem_of, weights, uncorrected=trained.uncorrected)
+        self._indexed = frozenset[str]().union(*stems_of.values())
+        named = Names(self.pages, stemmer.stem_of, weights, uncorrected=trained.uncorrected, in_pages=self._indexed)
         self._by_id = {page.id: page for page in self.pages}
         super().__init__(trained, named, frozenset(weights), stems_of, body_stems)
-        self._indexed = frozenset[str]().union(*stems_of.values())
         self._index = bm25s.BM25()
         documents = [names[page.id] + body for (page, _), body in zip(self._sections, bodies, strict=True)]
         self._index.index(documents, show_progress=False)

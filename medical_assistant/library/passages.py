@@ -48,7 +48,8 @@ class Found:
     `query`: the question as it was searched, with the topic of the conversation where it names none. `coverage` comes
     from `probability` (that the passages answer the question, 0 to 1) and two thresholds. `nearest`: pages to offer
     where the question is not covered. `signals`: what `probability` was computed from, by name. Of a message with
-    several questions, `unanswered`: those that nothing covers; `left_out`: how many were not looked at.
+    several questions, `unanswered`: those that nothing covers; `left_out`: how many were not looked at. `off_topic`:
+    the question is not covered and is, by its words, none that a page on health answers.
     """
 
     query: str
@@ -59,6 +60,7 @@ class Found:
     signals: tuple[tuple[str, float], ...] = ()
     unanswered: tuple[str, ...] = ()
     left_out: int = 0
+    off_topic: bool = False
 
 
 def excerpt(lines: Sequence[Line], weights: Sequence[float]) -> tuple[Line, ...]:

@@ -46,11 +46,15 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
     of_whole = whole.parts if whole.coverage != "not" else ()
     known = {part.topic.id for part in of_whole}
     shown = {(part.topic.id, passage.section.heading) for part in of_whole for passage in part.passages}
-    best = {(part.topic.id, part.passages[0].section.heading) for one in answered for part in one.parts}
+    best = {
+        (part.topic.id, next((passage.section.heading for passage in part.passages), ""))
+        for one in answered
+        for part in one.parts
+    }
     if len(answered) < 2 or shown >= best:
         return whole
     parts = _joined([*(part for one in answered for part in one.parts), *of_whole])
-    left_out = max(0, len(questions) - MAX_QUESTIONS) + max(0, len(parts) - MAX_QUESTIONS)
+    left_out = max(len(questions), len(parts)) - MAX_QUESTIONS
     unanswered = tuple(
         question.text
         for question, one in zip(questions, found, strict=False)
@@ -64,7 +68,7 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
         parts=parts[:MAX_QUESTIONS],
         nearest=(),
         unanswered=unanswered,
-        left_out=left_out,
+        left_out=max(0, left_out),
     )
 
 

@@ -70,6 +70,10 @@ class Ranking:
     reliability: Mapping[str, float]
     asked_for: AskedFor
 
+    def reliable(self, page: Page, words: Collection[str]) -> float:
+        """Return how often (0-1) these words in a question meant the page."""
+        return self.reliability.get(name_key(page, words), PRIOR)
+
     def score(self, signals: Mapping[str, float]) -> float:
         return math.fsum(self.weights[name] * value for name, value in signals.items())
 
@@ -101,7 +105,7 @@ class Ranking:
 
         named = bool(candidate.words)
         strength = candidate.weight / (candidate.weight + NAME_K)
-        reliable = self.reliability.get(name_key(page, candidate.words), PRIOR) if named else 0.0
+        reliable = self.reliable(page, candidate.words) if named else 0.0
         body_best, body_score = relative(body)
         asked_best, asked_score = relative(asked_for)
         return {

@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 
@@ -27,6 +27,7 @@ MIN_CORRECTED_LETTERS, LONG_WORD_LETTERS = 5, 9  # one letter may be wrong from 
 ALIAS_FACTOR = 0.9  # a title says best what a page is about
 OTHER_PERSON_FACTOR = 0.6
 SCATTERED_FACTOR, MAX_BETWEEN = 0.6, 4  # a name whose words stand apart, with more than this many others between
+_SOUNDS = str.maketrans("zkq", "scc")  # letters that misspellings put for each other
 _WORD = re.compile(r"[a-z0-9][a-z0-9']*")
 _POSSESSION = re.compile(r"'s?$")
 # The words of asking itself: they belong to a name that holds them, but say nothing of the topic on their own.
@@ -66,13 +67,18 @@ def words_of(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Topic:
-    """A page that a question names. `words`: the stems of the name. `weight`: how telling they are together."""
+    """A page that a question names. `words`: the stems of the name. `weight`: how telling they are together.
+
+    `subject`: those of the question's stems that say only what it is about. The other words of a name such as "foods to
+    avoid with gout" say what is asked.
+    """
 
     page: Page
     matched: str
     words: frozenset[str]
     weight: float
     guessed: bool
+    subject: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,12 @@ class Names:
         name_words: Collection[str] = (),
         ordinary: Collection[str] | None = None,
         uncorrected: Collection[str] = (),
+        in_pages: Container[str] | None = None,
     ) -> None:
         """`stems`: of every word of the pages. `weights`: how telling a stem is, by how few pages hold it.
 
-        `uncorrected`: words that are right as they are, though no page has them.
+        `uncorrected`: words that are right as they are, though no page has them. `in_pages`: stems that a page has,
+        where `weights` has others too.
         Of pages that are elsewhere: `name_words`, the words of their names, and `ordinary`, see `ordinary_words`.
         """
         self._stemmer = Stemmer.Stemmer("english")
@@ -116,8 +124,11 @@ class Names:
         self._weights = weights
         self._unknown_weight = max(weights.values(), default=1.0)
         self._uncorrected = uncorrected
+        self._in_pages = weights if in_pages is None else in_pages
         self._ordinary = ordinary_words(pages) if ordinary is None else ordinary
         found = self._index(pages)
+        medicines = (name for page in pages if page.kind == "medicine" for name in (page.title, *page.also_called))
+        self._medicine_words = {word for name in medicines for word in words_of(name)}
         self._letters = sorted(word for word in found.union(name_words) if len(word) >= MIN_CORRECTED_LETTERS)
 
     def of(self, pages: Sequence[Page]) -> Names:
@@ -187,7 +198,7 @@ class Names:
         )
 
     def _is_right(self, word: str) -> bool:
-        known = word in SILENT or self.stems([word])[0] in self._weights
+        known = word in SILENT or self.stems([word])[0] in self._in_pages
         return known or word in self._uncorrected
 
     def _correct(self, words: Sequence[str]) -> tuple[list[str], set[str]]:
@@ -200,11 +211,20 @@ class Names:
                 found = process.extractOne(
                     word, self._letters, scorer=DamerauLevenshtein.distance, score_cutoff=allowed
                 )
-                if found and DamerauLevenshtein.distance(_consonants(word), _consonants(found[0])) <= 1:
+                if found and self._may_be(word, found[0]):
                     new = found[0]
                     changed.update(self.stems([new]))
             read.append(new)
         return read, changed
+
+    def _may_be(self, word: str, name: str) -> bool:
+        """Return whether a word may be a misspelling of a name's word.
+
+        It begins as the name does, or leaves its first letter out ("soriasis"). At most one consonant differs; none in
+        a word of a medicine's names, where another consonant is another medicine.
+        """
+        differs = DamerauLevenshtein.distance(_consonants(word), _consonants(name))
+        return word[0] in name[:2] and differs <= (0 if name in self._medicine_words else 1)
 
     def topics(self, reading: Reading) -> list[Topic]:
         """Return the pages that a question names, the most telling name first."""
@@ -225,8 +245,12 @@ class Names:
                 fits = weight * (OTHER_PERSON_FACTOR if is_for_others(page, reading.person) else 1.0)
                 fits *= 1.0 if text == page.title else ALIAS_FACTOR
                 if number not in found or found[number].weight < fits:
-                    found[number] = Topic(page, text, name, fits, bool(name & reading.corrected))
+                    subject = self._title_stems(page) & reading.all_stems or name
+                    found[number] = Topic(page, text, name, fits, bool(name & reading.corrected), subject)
         return sorted(found.values(), key=lambda topic: (-topic.weight, topic.page.id))
+
+    def _title_stems(self, page: Page) -> frozenset[str]:
+        return frozenset(self.stems(word for word in words_of(page.title) if word not in SILENT))
 
     def for_person(self, page: Page, person: str) -> Page | None:
         """Return the page on the same subject for this person, where there is one and `page` is not it."""
@@ -267,8 +291,8 @@ def _stand_together(name: frozenset[str], sequence: Sequence[str]) -> bool:
 
 
 def _consonants(word: str) -> str:
-    """Return what of a word misspellings keep: its first letter, and its consonants without doubles."""
-    return word[:1] + re.sub(r"(.)\1+", r"\1", re.sub("[aeiouyh]", "", word[1:]))
+    """Return what of a word misspellings keep: its consonants by sound, without doubles."""
+    return re.sub(r"(.)\1+", r"\1", re.sub("[aeiouyh]", "", word.replace("ph", "f").translate(_SOUNDS)))
 
 
 @functools.lru_cache(maxsize=4096)

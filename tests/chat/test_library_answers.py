@@ -75,7 +75,7 @@ def test_a_follow_up_takes_its_topic_from_the_users_messages(assistant):
         {"role": "assistant", "content": "Gout is a kind of arthritis."},
     ]
     (reply,) = assistant.answer(prepare("How is it treated?", history), LIBRARY)
-    assert reply.searched.topics == ("Malaria",) and "treated with medicines that kill the parasite" in reply.text
+    assert reply.searched.topics == ("Malaria",) and "that kill the parasite" in reply.text
 
 
 @pytest.mark.parametrize("model", [FINE_TUNED, BASE])

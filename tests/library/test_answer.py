@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from medical_assistant.library.answer import HELP_WITH_MANY, URGENT, WHOM_TO_ASK, quoted_answer, source_list
+from medical_assistant.library.answer import HELP_WITH_MANY, OFF_TOPIC, URGENT, WHOM_TO_ASK, quoted_answer, source_list
 from medical_assistant.library.pages import Line, Page, Section, Source
 from medical_assistant.library.passages import Found, Part, Passage
 
@@ -117,8 +117,10 @@ def test_the_numbers_of_a_line_are_in_order():
 
 
 def test_what_is_not_covered_says_whom_to_ask(small):
-    answer = quoted_answer(small.find("the price of flights to Mars"))
+    found = dataclasses.replace(small.find("what is stiff person syndrome"), coverage="not", off_topic=False)
+    answer = quoted_answer(found)
     assert WHOM_TO_ASK in answer.text and not answer.sources and not answer.lines
+    assert quoted_answer(dataclasses.replace(found, off_topic=True)).text == OFF_TOPIC
 
 
 def test_sources_are_listed_with_link_and_date(small):

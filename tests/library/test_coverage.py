@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medical_assistant.library.coverage import SIGNALS, Gate, gate_of
+from medical_assistant.library.coverage import LINES, SIGNALS, Gate, Line, gate_of
 from medical_assistant.library.trained import FOLDER
 
-GATE = Gate(dict.fromkeys(SIGNALS, 1.0), -2.0, 0.6, 0.4)
+LINE = Line(dict.fromkeys(SIGNALS, 1.0), -2.0)
+GATE = Gate(LINE, LINE, 0.6, 0.4)
 
 
 @given(st.fixed_dictionaries({name: st.floats(-1e6, 1e6) for name in SIGNALS}))
@@ -39,7 +40,7 @@ def test_more_probable_is_never_less_covered(probabilities):
 
 def test_the_thresholds_are_those_of_the_curve():
     content = json.loads((FOLDER / "coverage.json").read_text(encoding="utf-8"))
-    assert set(content["weights"]) == set(SIGNALS)
+    assert all(set(content[line]["weights"]) == set(SIGNALS) for line in LINES)
     at = {point["from"]: point for point in content["curve"]}
     assert at[content["partly_from"]]["let_through"] <= 0.07
     assert content["covered_from"] >= content["partly_from"]
@@ -53,3 +54,11 @@ def test_the_thresholds_are_those_of_the_curve():
 )
 def test_what_the_library_does_not_have_is_not_answered(shipped, question):
     assert shipped.find(question).coverage == "not"
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["What is gout?", "what is malaria", "How is malaria treated?", "symptoms of dengue", "side effects of metformin"],
+)
+def test_a_plain_question_in_few_words_is_answered(shipped, question):
+    assert shipped.find(question).coverage != "not"

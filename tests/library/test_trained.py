@@ -25,7 +25,9 @@ def copy(tmp_path):
 
 def test_what_ships_fits_the_code(shipped):
     trained = load_trained()
-    assert set(trained.ranking.weights) == set(ranking.SIGNALS) and set(trained.gate.weights) == set(coverage.SIGNALS)
+    assert set(trained.ranking.weights) == set(ranking.SIGNALS) and set(trained.gate.named.weights) == set(
+        coverage.SIGNALS
+    )
     headings = {heading for headings in SECTIONS.values() for heading in headings}
     assert set(trained.sections.labels) == {*headings, NOTHING}
     assert all(0 <= share <= 1 for share in trained.ranking.reliability.values())

@@ -75,7 +75,9 @@ def trained(tmp_path_factory):
 def test_what_is_written_opens_and_finds_questions_that_it_did_not_see(trained):
     pages, output = trained
     learned = load_trained(output)
-    assert set(learned.ranking.weights) == set(ranking.SIGNALS) and set(learned.gate.weights) == set(coverage.SIGNALS)
+    assert set(learned.ranking.weights) == set(ranking.SIGNALS) and set(learned.gate.named.weights) == set(
+        coverage.SIGNALS
+    )
     assert learned.uncorrected == {"happy", "later"}
     assert "scurvy" not in learned.ranking.asked_for.stems  # no page of the library
     library = EmbeddedLibrary(read_library(pages), learned)
@@ -94,8 +96,16 @@ def test_thresholds_come_from_the_curve(trained):
     assert content["questions"]["not"] == len(UNCOVERED)
 
 
+def test_questions_in_few_words_ask_for_sections_that_their_pages_have(shipped):
+    rows = training.plain_questions(shipped.pages)
+    pages = {page.id: page for page in shipped.pages}
+    assert {row["page"] for row in rows} == set(pages) and len({row["id"] for row in rows}) == len(rows)
+    assert all(pages[row["page"]].section(row["section"]) for row in rows)
+    assert rows == training.plain_questions(shipped.pages)
+
+
 def test_risk_coverage_and_the_first_threshold_below():
-    curve = training.risk_coverage(np.array([0.9, 0.7, 0.5, 0.1]), np.array([True, True, False, False]))
+    curve = training.risk_coverage(np.array([0.9, 0.7, 0.5, 0.1]), np.array([True, True, False, False]), np.ones(4))
     at = {point["from"]: point for point in curve}
     assert at[0.4] == {"from": 0.4, "kept": 1.0, "let_through": 0.5}
     assert at[0.8] == {"from": 0.8, "kept": 0.5, "let_through": 0.0}
@@ -104,7 +114,7 @@ def test_risk_coverage_and_the_first_threshold_below():
 
 def test_a_classifier_is_the_same_after_it_was_written(tmp_path):
     examples = [({"x", "y"}, "a", 1.0), ({"y", "z"}, NOTHING, 1.0)] * 4
-    fitted = training.fit_classifier(examples, ("a", "never seen", NOTHING))
+    fitted = training.fit_classifier(examples, ("a", "never seen", NOTHING), 5.0)
     training.write_classifier(tmp_path / "classifier.json", fitted, len(examples))
     read = classifier_of(json.loads((tmp_path / "classifier.json").read_text(encoding="utf-8")))
     assert fitted.scores({"x"}) == pytest.approx(read.scores({"x"}), abs=0.02)

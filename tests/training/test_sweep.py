@@ -73,6 +73,7 @@ def test_the_best_is_not_chosen_by_training_loss() -> None:
     assert gain(rows[1:], "validation_loss") is None
 
 
+@pytest.mark.slow
 def test_again_skips_what_is_finished_and_trains_what_is_missing(
     swept: Path, prepared_data: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_options_reach_peft_and_trl(prepared_data: Path, tiny_model: Path, tmp_p
     assert rates == {2e-4, 32e-4}  # LoRA+: B learns 16 times as fast as A
 
 
+@pytest.mark.slow
 def test_early_stopping_stops(prepared_data: Path, tiny_model: Path, tmp_path: Path) -> None:
     # At a rate of almost zero no validation loss is better than the first.
     more = ["--max-steps", "-1", "--early-stopping-patience", "1", "--evaluations-per-epoch", "6"]
@@ -71,7 +72,12 @@ def test_early_stopping_stops(prepared_data: Path, tiny_model: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(["--use-rslora"], marks=pytest.mark.slow), ["--init-lora-weights", "pissa"], ["--use-dora"], []],
+    [
+        pytest.param(["--use-rslora"], marks=pytest.mark.slow),
+        pytest.param(["--init-lora-weights", "pissa"], marks=pytest.mark.slow),
+        pytest.param(["--use-dora"], marks=pytest.mark.slow),
+        [],
+    ],
 )
 def test_the_adapter_on_the_unchanged_base_is_what_was_trained(
     options: list[str], prepared_data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

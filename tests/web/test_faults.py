@@ -100,6 +100,7 @@ def test_an_engine_that_hangs_or_is_killed_is_said_and_answers_the_next_message(
     assert engine.restarts >= max(1, restarts) and engine.child_pid() != child
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_while_nobody_asks_is_restarted_unseen(engine: LlamaCppEngine) -> None:
     list(answer(engine, Options(max_new_tokens=8)))  # it runs, whatever came before
     child = engine._child.process
