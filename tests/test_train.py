@@ -108,6 +108,7 @@ def test_a_truncated_adapter_is_refused(trained: Path, tiny_model: Path, tmp_pat
         load_adapter(folder, find_preset(str(tiny_model)))
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_is_finished_by_publish(
     prepared_data: Path, tiny_model: Path, tmp_path: Path, hub_server: HubServer, signed_in: None, capsys
 ) -> None:

@@ -25,6 +25,7 @@ def test_the_answer_loss_is_the_trainers_evaluation_loss(
     )
 
 
+@pytest.mark.slow
 def test_notebook_rows_are_padded_and_learn_the_prompt(
     benchmark, prepared_data: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
