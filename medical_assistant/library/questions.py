@@ -11,11 +11,9 @@ from medical_assistant.library.passages import Coverage, Found, Library, Part, P
 
 MAX_QUESTIONS = 5
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?!\s|$)[^.!?\n]*)*[.!?]*")
-# "What causes a UTI and how is it treated": words that begin a question, after one that joins two.
-_JOINED_QUESTIONS = re.compile(
-    r",?\s+(?:and|or|also|but)\s+(?=(?:how|what|when|why|where|who|which|can|could|should|do|does|is|are|will)\b)",
-    re.IGNORECASE,
-)
+_ASKS = r"(?:how|what|when|why|where|who|which|can|could|should|do|does|is|are|will)\b"
+_BEGINS_TO_ASK = re.compile(_ASKS, re.IGNORECASE)
+_NEXT_QUESTION = re.compile(rf",?\s+(?:and|or|also|but)\s+(?={_ASKS})", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -75,8 +73,8 @@ def find_each(library: Library, message: str, earlier: Sequence[str] = ()) -> Fo
 def questions_of(message: str) -> list[Asked]:
     """Return the questions of a message, each text once, in order.
 
-    A question is a sentence that ends with a question mark, or a part of one that another question follows ("what
-    causes gout and how is it treated").
+    A question is a sentence that ends with a question mark; one that begins as a question and goes on with another
+    ("what causes gout and how is it treated") is two.
     """
     questions: dict[str, Asked] = {}
     before: list[str] = []
@@ -84,11 +82,13 @@ def questions_of(message: str) -> list[Asked]:
         sentence = match[0].strip()
         if not _LETTER.search(sentence):
             continue
-        if sentence.rstrip("!.").endswith("?"):
-            questions.setdefault(sentence.casefold(), Asked(sentence, " ".join(before)))
-            before = []
-        else:
+        asked = _NEXT_QUESTION.split(sentence) if _BEGINS_TO_ASK.match(sentence) else [sentence]
+        if len(asked) == 1 and not sentence.rstrip("!.").endswith("?"):
             before.append(sentence)
+            continue
+        for question in asked:
+            questions.setdefault(question.casefold(), Asked(question, " ".join(before)))
+            before = []
     return list(questions.values())
 
 

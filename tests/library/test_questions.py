@@ -23,6 +23,17 @@ def test_questions_are_sentences_with_what_was_said_before_them():
     ]
 
 
+def test_two_questions_joined_in_one_sentence_are_two():
+    assert texts("What causes gout and how is it treated?") == [("", "What causes gout"), ("", "how is it treated?")]
+    assert texts("I fell. what is a sprain, and can I walk") == [("I fell.", "what is a sprain"), ("", "can I walk")]
+    assert texts("I have gout and can hardly walk.") == texts("what is black and white") == []
+
+
+def test_the_second_of_two_joined_questions_is_answered(shipped):
+    (part,) = find_each(shipped, "What causes a urinary tract infection and how is it treated?").parts
+    assert {"Causes", "Treatment"} <= {passage.section.heading for passage in part.passages}
+
+
 @given(st.text(alphabet="ab?.!\n ", max_size=80))
 def test_any_text_is_read(text):
     for question in questions_of(text):
