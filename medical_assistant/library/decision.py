@@ -13,7 +13,7 @@ from dataclasses import replace
 from medical_assistant.library.classifier import NOTHING, features, softmax
 from medical_assistant.library.pages import DOCUMENT, SECTIONS, URGENCY, Line, Page, Section, heading_means, text_means
 from medical_assistant.library.passages import QUOTED_LINES, Found, Part, Passage, excerpt
-from medical_assistant.library.ranking import NAME_K, name_key
+from medical_assistant.library.ranking import BM25_A_WORD, NAME_K, name_key
 from medical_assistant.library.trained import Trained
 from medical_assistant.library.understand import FUNCTION_WORDS, Names, Reading, Topic, words_of
 
@@ -65,6 +65,10 @@ class Decision:
     def _page(self, name: str) -> Page | None:
         """Return the page with this id, None where there is none."""
         raise NotImplementedError
+
+    def _distinct(self, ranked: Sequence[tuple[Page, float]]) -> list[float]:
+        """Return the scores by which it is judged how far the best page is ahead."""
+        return [score for _, score in ranked]
 
     def _topics(self, text: str) -> list[Topic]:
         """Return the pages that another message of the conversation names."""
@@ -278,34 +282,29 @@ class Decision:
         scores: Sequence[float],
     ) -> dict[str, float]:
         """Return what speaks for the chosen pages: see `coverage.SIGNALS`."""
-        weights = reading.weights
-        total = math.fsum(weights.values()) or 1.0
-
-        def share(some: Collection[str]) -> float:
-            return math.fsum(weight for stem, weight in weights.items() if stem in some) / total
-
+        share = reading.share
         expanded = self.trained.ranking.asked_for.stems
         shown = frozenset[str]().union(*(self._stems_of[topic.page.id] for topic in chosen))
         asked_for = frozenset[str]().union(*(expanded.get(topic.page.id, frozenset()) for topic in chosen))
-        known = [stem for stem in weights if stem in self._known]
-        bm25 = [score for _, score in ranked]
+        known = share(self._known)
+        bm25 = self._distinct(ranked)
         first = chosen[0] if chosen else None
         return {
             "shown": share(shown),
             "asked_for": share(shown | asked_for),
-            "known_held": share(shown | asked_for) / (share(known) or 1.0),
-            "unknown": 1.0 - share(known),
+            "known_held": share(shown | asked_for) / (known or 1.0),
+            "unknown": 1.0 - known,
             "strange": float(reading.strange),
             "short": 1.0 / (1.0 + len(reading.stems)),
             "strength": first.weight / (first.weight + NAME_K) if first else 0.0,
             "has_name": float(any(topic.words for topic in chosen)),
-            "partial": self.names.partial(first.page, weights.keys()) if first else 0.0,
+            "partial": self.names.partial(first.page, reading.weights.keys()) if first else 0.0,
             "modified": float(first is not None and self._is_modified(reading, first)),
             "asked": max((part.passages[0].score for part in parts), default=0.0),
             "nothing": self._asked(reading, first.subject, first.page.kind)[NOTHING] if first else 1.0,
             "scope": -self.trained.scope.scores(features(reading.sequence, frozenset(), ""))[NOTHING],
             "margin": 1.0 - (bm25[1] if len(bm25) > 1 else 0.0) / bm25[0] if bm25 else 0.0,
-            "bm25": min(1.0, bm25[0] / total / 5.0) if bm25 else 0.0,
+            "bm25": min(1.0, bm25[0] / reading.total / BM25_A_WORD) if bm25 else 0.0,
             "score": scores[0] if scores else 0.0,
             "ahead": scores[0] - scores[1] if len(scores) > 1 else 0.0,
         }

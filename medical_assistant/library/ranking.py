@@ -92,16 +92,12 @@ class Ranking:
         `body` and `asked_for`: BM25 scores of pages. `held`: the stems of the page. `section`: how probable it is that
         one of its sections is asked for, 0 to 1.
         """
-        page, weights = candidate.page, reading.weights
-        total = math.fsum(weights.values()) or 1.0
+        page = candidate.page
         expanded = self.asked_for.stems.get(page.id, frozenset())
-
-        def share(some: Collection[str]) -> float:
-            return math.fsum(weight for stem, weight in weights.items() if stem in some) / total
 
         def relative(scores: Mapping[str, float]) -> tuple[float, float]:
             score = scores.get(page.id, 0.0)
-            return score / max(scores.values(), default=1.0), min(1.0, score / total / BM25_A_WORD)
+            return score / max(scores.values(), default=1.0), min(1.0, score / reading.total / BM25_A_WORD)
 
         named = bool(candidate.words)
         strength = candidate.weight / (candidate.weight + NAME_K)
@@ -115,13 +111,13 @@ class Ranking:
             "strong_reliable": strength * reliable,
             "title": float(named and candidate.matched == page.title),
             "guessed": float(named and candidate.guessed),
-            "name_share": share(candidate.words),
-            "partial": names.partial(page, weights.keys()),
+            "name_share": reading.share(candidate.words),
+            "partial": names.partial(page, reading.weights.keys()),
             "body_best": body_best,
             "body": body_score,
             "asked_for_best": asked_best,
             "asked_for": asked_score,
-            "held": math.fsum(weight for stem, weight in weights.items() if stem in held or stem in expanded) / total,
+            "held": reading.share(expanded.union(stem for stem in reading.weights if stem in held)),
             "section": section,
         }
 

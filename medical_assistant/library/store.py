@@ -31,7 +31,7 @@ from medical_assistant.files import read_json
 from medical_assistant.library.decision import Decision
 from medical_assistant.library.index import TextStemmer, names_text, section_text, word_weights
 from medical_assistant.library.pages import Line, Page, Section, Source
-from medical_assistant.library.passages import Found, Part
+from medical_assistant.library.passages import Found
 from medical_assistant.library.trained import load_trained
 from medical_assistant.library.understand import PERSON_STEMS, Names, Reading, Topic, words_of
 
@@ -260,19 +260,12 @@ class StoredDecision(Decision):
         self._load(best)
         return [(self._pages[page], score) for page, score in best.items()]
 
-    def _signals(
-        self,
-        reading: Reading,
-        chosen: Sequence[Topic],
-        parts: Sequence[Part],
-        ranked: Sequence[tuple[Page, float]],
-        scores: Sequence[float],
-    ) -> dict[str, float]:
-        """Return as `Decision`; several sources on one subject do not make it less clear."""
-        of_title: dict[str, tuple[Page, float]] = {}
+    def _distinct(self, ranked: Sequence[tuple[Page, float]]) -> list[float]:
+        """Return one score for each title: several sources on one subject do not make it less clear."""
+        of_title: dict[str, float] = {}
         for page, score in ranked:
-            of_title.setdefault(page.title.casefold(), (page, score))
-        return super()._signals(reading, chosen, parts, list(of_title.values()), scores)
+            of_title.setdefault(page.title.casefold(), score)
+        return list(of_title.values())
 
 
 def _has(database: lancedb.DBConnection, name: str) -> bool:

@@ -99,6 +99,15 @@ class Reading:
     strange: int
     person: str
 
+    @functools.cached_property
+    def total(self) -> float:
+        """The sum of the weights; 1 where there are none, to divide by."""
+        return math.fsum(self.weights.values()) or 1.0
+
+    def share(self, some: Container[str]) -> float:
+        """Return how much (0-1) of the question's telling words is in `some`, by weight."""
+        return math.fsum(weight for stem, weight in self.weights.items() if stem in some) / self.total
+
 
 class Names:
     """The names of all pages, and which of them a question holds."""
