@@ -21,13 +21,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
-import Stemmer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.plain_bm25 import PlainBm25  # noqa: E402
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.files import git_commit  # noqa: E402
 from medical_assistant.library.answer import quoted_answer  # noqa: E402
@@ -38,6 +37,7 @@ from medical_assistant.safety.screening import screen  # noqa: E402
 
 QUESTIONS = ROOT / "benchmarks" / "library_questions"
 FIRST = 3
+PLAIN_SECTIONS = 60  # of plain BM25, to find three pages among
 START_CODE = """
 import resource, sys, time
 def kib(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])
@@ -96,7 +96,7 @@ def measure(library: EmbeddedLibrary, folder: Path, split: str, failures: bool =
         report[name] = {"rows": len(rows), "page_missing": len(rows) - len(present), **shares(outcomes)}
         report[name]["section_not_in_page"] = sum(not has_section(row, by_id) for row in present)
         if name == "covered":
-            report["plain_bm25"] = shares([plain.outcome(row) for row in present])
+            report["plain_bm25"] = shares([plain_outcome(plain, row) for row in present])
         if failures:
             for row, seen in zip(present, outcomes, strict=True):
                 if not all(seen[key] for key in ("first_3", "section", "answered")):
@@ -188,37 +188,16 @@ def mean(values: Iterable[bool]) -> float:
     return round(sum(found) / max(1, len(found)), 4)
 
 
-class PlainBm25:
-    """What `bm25s` finds without this project's search: BM25 over titles, other names and text of every section."""
-
-    def __init__(self, pages: Sequence[Page]) -> None:
-        self._sections = [(page.id, section.heading) for page in pages for section in page.sections]
-        texts = [
-            f"{page.title} {' '.join(page.also_called)} {section.heading} "
-            + " ".join(line.text for line in section.lines)
-            for page in pages
-            for section in page.sections
-        ]
-        self._stemmer = Stemmer.Stemmer("english")
-        self._index = bm25s.BM25()
-        self._index.index(self._tokens(texts), show_progress=False)
-
-    def _tokens(self, texts: list[str]) -> Any:
-        return bm25s.tokenize(texts, stopwords="en_plus", stemmer=self._stemmer, show_progress=False)
-
-    def outcome(self, row: Row) -> dict[str, Any]:
-        """Return what went right, as `outcome`; its best section counts as shown."""
-        pages, headings = accepted(row)
-        numbers, _ = self._index.retrieve(
-            self._tokens([row["question"]]), k=min(60, len(self._sections)), show_progress=False
-        )
-        best = [self._sections[int(number)] for number in numbers[0]]
-        order = list(dict.fromkeys(page for page, _ in best))
-        return {
-            "first": order[0] in pages,
-            "first_3": bool(pages & set(order[:FIRST])),
-            "section": best[0][0] in pages and best[0][1] in headings,
-        }
+def plain_outcome(plain: PlainBm25, row: Row) -> dict[str, Any]:
+    """Return what went right for plain BM25, as `outcome`; its best section counts as shown."""
+    pages, headings = accepted(row)
+    best = plain.search(row["question"], PLAIN_SECTIONS)
+    order = list(dict.fromkeys(page for page, _ in best))
+    return {
+        "first": order[0] in pages,
+        "first_3": bool(pages & set(order[:FIRST])),
+        "section": best[0][0] in pages and best[0][1] in headings,
+    }
 
 
 def urgent_shares(pages: Sequence[Page]) -> dict[str, Any]:

@@ -36,13 +36,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
-import Stemmer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.plain_bm25 import Key, PlainBm25  # noqa: E402
 from medical_assistant.errors import UserError, run_script  # noqa: E402
 from medical_assistant.files import git_commit, package_versions, write_json  # noqa: E402
 from medical_assistant.library.answer import quoted_answer  # noqa: E402
@@ -60,7 +59,6 @@ GOALS_MS = {"50,000": 30, "1,000,000": 100}
 _SYLLABLES = "ba ce di fo gu ka le mi no pu ra se ti vo zu".split()
 
 Row = dict[str, Any]
-Key = tuple[str, str]  # page id, heading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,7 +148,10 @@ def quality(library: StoredLibrary, pages: Sequence[Page], rows: Sequence[Row]) 
     ]
     asked = [(question, wanted) for question, wanted in asked if wanted]
     plain = PlainBm25(pages)
-    ways: dict[str, Callable[[str], list[Key]]] = {"plain_bm25s": plain.search, "store": lambda q: stored(library, q)}
+    ways: dict[str, Callable[[str], list[Key]]] = {
+        "plain_bm25s": lambda q: plain.search(q, DEPTH),
+        "store": lambda q: stored(library, q),
+    }
     report: dict[str, Any] = {"passages": sum(len(page.sections) for page in pages), "questions": len(asked)}
     for name, search in ways.items():
         figures = [measures(search(question), wanted) for question, wanted in asked]
@@ -169,28 +170,6 @@ def stored(library: StoredLibrary, question: str) -> list[Key]:
     shown = [passage for part in decision.find(question).parts for passage in part.passages[:1]]
     keys = [(passage.page.id, passage.section.heading) for passage in (*shown, *decision.passages(question))]
     return list(dict.fromkeys(keys))[:DEPTH]
-
-
-class PlainBm25:
-    """What `bm25s` finds over the same passages without this project's search."""
-
-    def __init__(self, pages: Sequence[Page]) -> None:
-        self._keys = [(page.id, section.heading) for page in pages for section in page.sections]
-        texts = [
-            " ".join((page.title, *page.also_called, section.heading, *(line.text for line in section.lines)))
-            for page in pages
-            for section in page.sections
-        ]
-        self._stemmer = Stemmer.Stemmer("english")
-        self._index = bm25s.BM25()
-        self._index.index(self._tokens(texts), show_progress=False)
-
-    def _tokens(self, texts: list[str]) -> Any:
-        return bm25s.tokenize(texts, stopwords="en_plus", stemmer=self._stemmer, show_progress=False)
-
-    def search(self, question: str) -> list[Key]:
-        numbers, _ = self._index.retrieve(self._tokens([question]), k=min(DEPTH, len(self._keys)), show_progress=False)
-        return [self._keys[int(number)] for number in numbers[0]]
 
 
 def measures(found: Sequence[Key], relevant: set[Key]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.plain_bm25 import PlainBm25
 from medical_assistant.library.passages import Found
 from tests.library.conftest import small  # noqa: F401 - a fixture
 from tests.support.paths import load_script
@@ -28,7 +29,7 @@ def test_what_counts_as_right(benchmark, small):  # noqa: F811
 
 
 def test_plain_bm25_is_measured_alike(benchmark, small):  # noqa: F811
-    assert benchmark.PlainBm25(small.pages).outcome(ROW)["first"]
+    assert benchmark.plain_outcome(PlainBm25(small.pages), ROW)["first"]
 
 
 def test_splits_are_apart(benchmark):
